@@ -1,0 +1,20 @@
+"""The one exception for what a user can put right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """One sentence that says what is wrong and what to type instead.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest known word, else the list of known words."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    return f" Known: {', '.join(choices)}." if choices else ""
