@@ -1,0 +1,115 @@
+"""The mathematics of every layer, as pure tensor functions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dropout(x: Tensor, p: float | Tensor) -> Tensor:
+    """Zero each element with probability ``p`` and scale the rest by ``1 / (1 - p)``.
+
+    Formula: ``y = x * m / (1 - p)``, ``m ~ Bernoulli(1 - p)``; ``p = 1`` gives zeros.
+
+    Args:
+        x: any tensor of a floating dtype.
+        p: probability of dropping. A 0-dim tensor keeps a compiled graph valid while p moves.
+
+    Paper: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
+    """
+    if isinstance(p, float | int):
+        return F.dropout(x, float(p), training=True)
+    keep = 1 - p
+    scale = torch.where(keep > 0, 1 / keep.clamp_min(torch.finfo(keep.dtype).tiny), 0.0)
+    mask = torch.rand_like(x, dtype=torch.float32) < keep
+    return x * (mask * scale).to(x.dtype)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, padding_mask: Tensor | None = None
+) -> Tensor:
+    """Scaled dot-product attention, ``softmax(q k^T / sqrt(d)) v``.
+
+    Args:
+        query, key, value: the three projections.
+        causal: whether a token sees only itself and the tokens before it.
+        padding_mask: true where a key is a real token.
+
+    Shape:
+        query, key, value: (batch, heads, tokens, head width); padding_mask: (batch, tokens).
+    """
+    if padding_mask is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    visible = padding_mask[:, None, None, :].bool()
+    if causal:
+        tokens = query.shape[-2]
+        visible = visible & torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    # A padding query may see no key at all; letting it see itself keeps its row free of NaN.
+    visible = visible | torch.eye(query.shape[-2], dtype=torch.bool, device=query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+
+
+def self_attention(
+    qkv: Tensor, heads: int, *, causal: bool, padding_mask: Tensor | None = None
+) -> Tensor:
+    """Multi-head attention over a joint projection whose channels are q, then k, then v.
+
+    Shape:
+        qkv: (batch, tokens, 3 * width); result: (batch, tokens, width).
+    """
+    batch, tokens, triple = qkv.shape
+    query, key, value = qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
+    mixed = attention(query, key, value, causal=causal, padding_mask=padding_mask)
+    return mixed.transpose(1, 2).reshape(batch, tokens, triple // 3)
+
+
+def cosine_keep_probability(gate: Tensor, shift: Tensor) -> Tensor:
+    """Return ``M = 0.5 cos(gate + shift) + 0.5``, the probability of keeping each element.
+
+    Shape:
+        gate: (..., width); shift: (width,).
+
+    Paper: Yan 2024, "Learned Dropout".
+    """
+    return 0.5 * torch.cos(gate + shift) + 0.5
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return ``hard`` in the forward pass, with the gradient of ``soft``.
+
+    ``soft - soft.detach()`` is exactly 0, so a 0/1 mask stays exactly 0/1 in every dtype.
+
+    Paper: Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons".
+    """
+    return hard + (soft - soft.detach())
+
+
+def sampled_mask(keep_probability: Tensor) -> Tensor:
+    """Draw ``1[u < M]`` with ``u ~ U[0, 1)``; the gradient passes straight through to ``M``.
+
+    Strictly below, so that ``M = 0`` never keeps and ``M = 1`` always does.
+    """
+    noise = torch.rand_like(keep_probability, dtype=torch.float32)
+    return straight_through((noise < keep_probability).to(keep_probability.dtype), keep_probability)
+
+
+def thresholded_mask(keep_probability: Tensor) -> Tensor:
+    """Return ``1[M >= 0.5]``; the gradient passes straight through to ``M``."""
+    return straight_through((keep_probability >= 0.5).to(keep_probability.dtype), keep_probability)
+
+
+def squared_penalty(keep_probability: Tensor) -> Tensor:
+    """Return ``mean(M^2 / 2)``."""
+    return keep_probability.square().mean() / 2
+
+
+def linear_penalty(keep_probability: Tensor) -> Tensor:
+    """Return ``mean(M)``, the expected fraction kept."""
+    return keep_probability.mean()
+
+
+def entropy_penalty(keep_probability: Tensor) -> Tensor:
+    """Return the mean binary entropy, ``mean(-M log M - (1 - M) log(1 - M))``, in nats."""
+    probability = keep_probability.float()
+    margin = torch.finfo(probability.dtype).eps
+    probability = probability.clamp(margin, 1 - margin)
+    return -(probability * probability.log() + (1 - probability) * torch.log1p(-probability)).mean()

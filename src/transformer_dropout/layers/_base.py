@@ -1,0 +1,95 @@
+"""What every layer shares: the slot for a penalty, and a rate that may move."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+def inside_backward() -> bool:
+    """Say whether eager code runs inside a backward pass, as a checkpoint's recomputation does."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class DropoutLayer(nn.Module):
+    """Acts on one tensor; identity in evaluation unless its definition says otherwise.
+
+    A layer with a penalty computes it in every training forward and leaves it in one slot, overwritten
+    each time and emptied by ``take_penalty``. A recomputation inside the backward pass computes but does
+    not store, since its graph would be kept alive and its gradient never used.
+
+    Attributes:
+        observer: called with ``(keep_probability, mask)`` in each forward while statistics are wanted.
+    """
+
+    # Modules that every layer of one rule shares, built once by `regularize_`; see PrecomputedLearnedDropout.
+    shared_source: type[nn.Module] | None = None
+    has_penalty = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending_penalty: Tensor | None = None
+        self.observer: Callable[[Tensor, Tensor], None] | None = None
+
+    def store_penalty(self, penalty: Tensor) -> None:
+        """Leave the penalty for ``take_penalty``, except in a recomputation."""
+        if torch.compiler.is_compiling() or not inside_backward():
+            self.pending_penalty = penalty
+
+    def take_penalty(self) -> Tensor:
+        """Return the penalty of the last training forward and empty the slot.
+
+        Raises:
+            InputError: when no training forward has run since the last call.
+        """
+        if self.pending_penalty is None:
+            raise InputError(
+                "The penalty was read before a forward in training mode; call model.train() and run the "
+                "model first, and read the penalty once after each forward."
+            )
+        penalty, self.pending_penalty = self.pending_penalty, None
+        return penalty
+
+    def __getstate__(self) -> dict:
+        # A penalty is part of an autograd graph, which can be neither copied nor pickled.
+        return self.__dict__ | {"pending_penalty": None, "observer": None}
+
+
+def check_probability(p: float, name: str = "p") -> float:
+    """Return ``p`` as a float; refuse what is not a probability.
+
+    Raises:
+        InputError: when p lies outside [0, 1].
+    """
+    if not 0 <= p <= 1:
+        raise InputError(f"{name} is {p}, but a probability of dropping lies between 0 and 1.")
+    return float(p)
+
+
+class RateLayer(DropoutLayer):
+    """A layer with one probability of dropping that a schedule may move.
+
+    ``p`` is the rate for eager code; ``rate`` is the same number as a 0-dim tensor, so that one compiled
+    graph serves every value.
+    """
+
+    rate: Tensor
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = check_probability(p)
+        self.register_buffer("rate", torch.tensor(self.p), persistent=False)
+
+    def set_rate(self, p: float) -> None:
+        """Set the probability of dropping for the forwards to come."""
+        self.p = check_probability(p)
+        self.rate.fill_(self.p)
+
+    def current_rate(self) -> float | Tensor:
+        """Return ``rate`` while a graph is being compiled, else ``p``."""
+        return self.rate if torch.compiler.is_compiling() else self.p
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

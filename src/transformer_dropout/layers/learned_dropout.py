@@ -1,0 +1,134 @@
+"""LearnedDropout: a 0/1 mask computed from the input, in training and in evaluation."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..errors import InputError, did_you_mean
+from ._base import DropoutLayer
+
+EvalMask = Literal["threshold", "mean", "sample"]
+PenaltyName = Literal["squared", "linear", "entropy"]
+
+PENALTIES = {
+    "squared": functional.squared_penalty,
+    "linear": functional.linear_penalty,
+    "entropy": functional.entropy_penalty,
+}
+
+
+def check_choice(value: str, allowed: tuple[str, ...], name: str) -> None:
+    """Refuse a word that is not among the allowed ones."""
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}.{did_you_mean(str(value), allowed)}")
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Refuse a width that the heads do not divide."""
+    if heads < 1 or width % heads:
+        raise InputError(
+            f"A width of {width} cannot be split among {heads} heads; choose heads that divide {width}."
+        )
+
+
+class LearnedDropout(DropoutLayer):
+    """Multiply the input by a 0/1 mask that attention and a cosine compute from it.
+
+    Formula, with ``q, k, v = X W_q, X W_k, X W_v``::
+
+        M = 0.5 cos(softmax(q k^T / sqrt(d)) v + shift) + 0.5
+        training:    y = X * 1[u < M],  u ~ U[0, 1), the gradient passing straight through to M
+        evaluation:  y = X * 1[M >= 0.5]        (or X * M, or sampled)
+
+    Nothing is rescaled by 1 / keep. The penalty of a layer is ``mean(M^2 / 2)`` ("squared"), ``mean(M)``
+    ("linear") or the mean binary entropy of M in nats ("entropy"). Another mask function is a subclass
+    that overrides ``keep_probability``.
+
+    Args:
+        width: number of channels of the input.
+        heads: attention heads; they divide the width.
+        shift: initial value of the shift vector, in [0, pi]: 0 starts by keeping all, pi by dropping all.
+            At exactly 0 and pi the cosine is flat, so the gate's first gradients are tiny.
+        causal: whether a token's mask depends only on itself and the tokens before it.
+        bias: whether the q, k, v projection has a bias.
+        eval_mask: "threshold" as published, "mean" for ``X * M``, "sample" to keep sampling.
+        penalty: "squared", "linear", "entropy" or None.
+        detach: whether the mask's gradient stops at its input.
+
+    Shape:
+        x: (batch, tokens, width); padding_mask: (batch, tokens), true at real tokens.
+
+    Raises:
+        InputError: for heads that do not divide the width, a shift outside [0, pi], an unknown word.
+
+    Paper: Yan 2024, "Learned Dropout".
+    """
+
+    shift: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        shift: float = 0.0,
+        causal: bool = True,
+        bias: bool = False,
+        eval_mask: EvalMask = "threshold",
+        penalty: PenaltyName | None = "squared",
+        detach: bool = False,
+    ) -> None:
+        super().__init__()
+        check_heads(width, heads)
+        if not 0 <= shift <= math.pi:
+            raise InputError(f"shift is {shift}, but it lies between 0 and pi (3.14159...).")
+        check_choice(eval_mask, get_args(EvalMask), "eval_mask")
+        if penalty is not None:
+            check_choice(penalty, get_args(PenaltyName), "penalty")
+        self.width, self.heads, self.causal = width, heads, causal
+        self.eval_mask, self.penalty, self.detach = eval_mask, penalty, detach
+        self.has_penalty = penalty is not None
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.shift = nn.Parameter(torch.full((width,), float(shift)))
+        nn.init.normal_(self.qkv.weight, std=0.02)
+        if bias:
+            nn.init.zeros_(self.qkv.bias)
+
+    def mask_input(self, x: Tensor) -> Tensor:
+        """Return the tensor that the mask is computed from."""
+        return x.detach() if self.detach else x
+
+    def keep_probability(self, mask_input: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Return ``M``, the probability of keeping each element."""
+        gate = functional.self_attention(
+            self.qkv(mask_input), self.heads, causal=self.causal, padding_mask=padding_mask
+        )
+        return functional.cosine_keep_probability(gate, self.shift)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        keep_probability = self.keep_probability(self.mask_input(x), padding_mask)
+        if self.training and self.penalty is not None:
+            self.store_penalty(PENALTIES[self.penalty](real_tokens(keep_probability, padding_mask)))
+        mask = self.mask(keep_probability)
+        if self.observer is not None:
+            self.observer(real_tokens(keep_probability, padding_mask), real_tokens(mask, padding_mask))
+        return x * mask.to(x.dtype)
+
+    def mask(self, keep_probability: Tensor) -> Tensor:
+        """Return the mask of this mode: sampled in training, ``eval_mask`` in evaluation."""
+        if self.training or self.eval_mask == "sample":
+            return functional.sampled_mask(keep_probability)
+        if self.eval_mask == "threshold":
+            return functional.thresholded_mask(keep_probability)
+        return keep_probability
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}, heads={self.heads}, causal={self.causal}, eval_mask={self.eval_mask!r}"
+
+
+def real_tokens(values: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Leave padding tokens out, so that they count in no penalty and no statistic."""
+    return values if padding_mask is None else values[padding_mask.bool()]

@@ -1,0 +1,169 @@
+"""Recipes: which layer acts where, how strongly, and when."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from . import layers
+from .errors import InputError, did_you_mean
+from .schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
+from .sites import KINDS, Site
+
+# Arguments that `regularize_` gives to a layer from the site and the recipe.
+GIVEN_BY_SITE = ("width", "p", "source")
+RULE_KEYS = ("select", "layer", "p", "depth", "weight", "blocks")
+
+
+@dataclass(frozen=True, init=False)
+class Rule:
+    """One line of a recipe: at the selected sites this layer acts, at this rate, with this penalty weight.
+
+    The rate at a site is ``p(progress) * depth(block / (n_blocks - 1))``.
+
+    Args:
+        select: a kind of site, or a Unix pattern on the path such as ``"blocks.[0-5].mlp"``.
+        layer: a class of ``transformer_dropout.layers``.
+        p: probability of dropping, a number or a schedule over training; only for layers with a rate.
+        depth: a factor for ``p``, a schedule over the depth of the stack.
+        weight: factor of the layers' mean penalty in the loss, a number or a schedule over training.
+        blocks: the block indices the rule is limited to; None for all.
+        arguments: what else the layer's constructor takes, for example ``heads=12``.
+
+    Raises:
+        InputError: for an argument that the layer does not have, or a rate or weight it cannot use.
+    """
+
+    select: str
+    layer: type[layers.DropoutLayer]
+    p: Schedule | None
+    depth: Schedule | None
+    weight: Schedule | None
+    blocks: tuple[int, ...] | None
+    arguments: Mapping[str, Any] = field(hash=False)
+
+    def __init__(
+        self,
+        select: str,
+        layer: type[layers.DropoutLayer],
+        *,
+        p: float | Schedule | None = None,
+        depth: Schedule | None = None,
+        weight: float | Schedule | None = None,
+        blocks: Iterable[int] | None = None,
+        **arguments: Any,
+    ) -> None:
+        values = {
+            "select": select,
+            "layer": layer,
+            "p": None if p is None else as_schedule(p),
+            "depth": depth,
+            "weight": None if weight is None else as_schedule(weight),
+            "blocks": None if blocks is None else tuple(blocks),
+            "arguments": arguments,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        name = self.layer.__name__
+        has_rate = issubclass(self.layer, layers.RateLayer)
+        if has_rate and self.p is None:
+            raise InputError(f"The rule for {self.select!r} needs p, the probability of dropping, for {name}.")
+        if not has_rate and (self.p is not None or self.depth is not None):
+            raise InputError(f"{name} learns its own rate; take p and depth out of the rule for {self.select!r}.")
+        known = [key for key in inspect.signature(self.layer).parameters if key not in GIVEN_BY_SITE]
+        for key in self.arguments:
+            if key not in known:
+                raise InputError(f"{name} has no argument {key!r}.{did_you_mean(key, [*known, *RULE_KEYS])}")
+        for progress in (0.0, 0.5, 1.0):
+            if self.p is not None and not 0 <= self.p(progress) <= 1:
+                raise InputError(
+                    f"p is {self.p(progress)} in the rule for {self.select!r}, but a probability of dropping "
+                    "lies between 0 and 1."
+                )
+
+    def matches(self, site: Site) -> bool:
+        """Say whether this rule selects the site."""
+        if self.blocks is not None and site.block not in self.blocks:
+            return False
+        if self.select in KINDS:
+            return site.kind == self.select
+        return fnmatchcase(site.path, self.select)
+
+    def rate(self, site: Site, progress: float) -> float:
+        """Return the probability of dropping at a site: ``p(progress) * depth(site.depth)``."""
+        assert self.p is not None
+        return self.p(progress) * (1.0 if self.depth is None else self.depth(site.depth))
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the rule as plain data for YAML or JSON."""
+        data: dict[str, Any] = {"select": self.select, "layer": self.layer.__name__}
+        for name in ("p", "depth", "weight"):
+            schedule = getattr(self, name)
+            if schedule is not None:
+                data[name] = schedule_to_data(schedule)
+        if self.blocks is not None:
+            data["blocks"] = list(self.blocks)
+        return data | dict(self.arguments)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> "Rule":
+        """Return the rule that plain data describes.
+
+        Raises:
+            InputError: for a missing or unknown word, naming the nearest known one.
+        """
+        if not isinstance(data, Mapping) or "select" not in data or "layer" not in data:
+            raise InputError(f"A rule needs select and layer, for example {{select: mlp_output, layer: Dropout, p: 0.1}}, not {data!r}.")
+        rest = dict(data)
+        select, name = str(rest.pop("select")), str(rest.pop("layer"))
+        if name not in layers.__all__:
+            raise InputError(f"There is no layer {name!r}.{did_you_mean(name, layers.__all__)}")
+        for key in ("p", "depth", "weight"):
+            if rest.get(key) is not None:
+                rest[key] = schedule_from_data(rest[key], f"{key} of the rule for {select!r}")
+        return cls(select, getattr(layers, name), **rest)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered rules; at each site the first rule that matches acts.
+
+    Args:
+        rules: the rules, most specific first.
+    """
+
+    rules: tuple[Rule, ...] = ()
+
+    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+        object.__setattr__(self, "rules", tuple(rules))
+
+    def to_data(self) -> list[dict[str, Any]]:
+        """Return the recipe as a list of plain mappings."""
+        return [rule.to_data() for rule in self.rules]
+
+    @classmethod
+    def from_data(cls, data: Iterable[Mapping[str, Any]]) -> "Recipe":
+        """Return the recipe that a list of plain mappings describes."""
+        return cls(Rule.from_data(rule) for rule in data)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML text."""
+        import yaml
+
+        return yaml.safe_dump(self.to_data(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> "Recipe":
+        """Return the recipe in YAML text, or in a file when given a ``Path``."""
+        import yaml
+
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        data = yaml.safe_load(text)
+        if data is not None and not isinstance(data, list):
+            raise InputError("A recipe in YAML is a list of rules, each beginning with '- select:'.")
+        return cls.from_data(data or [])

@@ -1,0 +1,32 @@
+"""The sites of the project's reference decoder."""
+
+from torch import nn
+
+from ._site import Access, Kind, Site
+
+# kind, module inside a block, access, width as a multiple of the model's width.
+IN_EACH_BLOCK: tuple[tuple[Kind, str, Access, int | None], ...] = (
+    ("attention_weights", "attention", "attention", None),
+    ("attention_output", "attention", "output", 1),
+    ("mlp_hidden", "mlp.activation", "output", 4),
+    ("mlp_output", "mlp", "output", 1),
+)
+
+
+def decoder_sites(model: nn.Module) -> list[Site]:
+    """Return the sites of a ``Decoder``."""
+    width, n_blocks = model.config.width, model.config.blocks
+    sites = [Site(path="embedding", kind="embedding", access="output", n_blocks=n_blocks, width=width)]
+    for block in range(n_blocks):
+        for kind, path, access, multiple in IN_EACH_BLOCK:
+            sites.append(
+                Site(
+                    path=f"blocks.{block}.{path}",
+                    kind=kind,
+                    access=access,
+                    block=block,
+                    n_blocks=n_blocks,
+                    width=None if multiple is None else multiple * width,
+                )
+            )
+    return sites

@@ -1,0 +1,149 @@
+"""The reference decoder: a small GPT in one file, with no dropout of its own.
+
+Tied embeddings, learned positions, pre-norm blocks, GELU, no biases by default. Regularizers come from
+outside, through ``transformer_dropout.regularize_``.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The shape of a decoder.
+
+    Attributes:
+        width: channels of the residual stream.
+        heads: attention heads; they divide the width.
+        blocks: number of blocks.
+        context: tokens in a window.
+        bias: whether linear layers and norms have biases.
+    """
+
+    width: int = 96
+    heads: int = 4
+    blocks: int = 2
+    context: int = 32
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "blocks", "context"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}, but it must be at least 1.")
+        if self.width % self.heads:
+            raise InputError(
+                f"model.width {self.width} is not divisible by model.heads {self.heads}; "
+                f"choose heads that divide {self.width}."
+            )
+
+
+class Embedding(nn.Module):
+    """Token plus position embedding."""
+
+    def __init__(self, vocabulary_size: int, config: DecoderConfig) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary_size, config.width)
+        self.position = nn.Embedding(config.context, config.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.token(tokens) + self.position.weight[: tokens.shape[1]]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    @staticmethod
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mix the values; `regularize_` replaces this function where attention weights are dropped."""
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.projection = nn.Linear(config.width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = self.attend(self, query, key, value)
+        return self.projection(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them, four times as wide inside."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.expand = nn.Linear(config.width, 4 * config.width, bias=config.bias)
+        self.activation = nn.GELU()
+        self.projection = nn.Linear(4 * config.width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(self.activation(self.expand(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer whose output layer shares the token embedding.
+
+    Args:
+        vocabulary_size: number of token ids.
+        config: its shape.
+
+    Shape:
+        tokens, targets: (batch, tokens); logits: (batch, tokens, vocabulary).
+
+    Paper: Radford et al. 2019, "Language models are unsupervised multitask learners".
+    """
+
+    def __init__(self, vocabulary_size: int, config: DecoderConfig) -> None:
+        super().__init__()
+        self.vocabulary_size, self.config = vocabulary_size, config
+        self.embedding = Embedding(vocabulary_size, config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.apply(initialise)
+        for block in self.blocks:
+            for projection in (block.attention.projection, block.mlp.projection):
+                # Two additions to the residual stream a block: keep its variance from growing with depth.
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * config.blocks))
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return the logits, or the mean cross-entropy in nats when targets are given."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        logits = F.linear(self.norm(x), self.embedding.token.weight)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw weights from N(0, 0.02^2) and set biases to 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
