@@ -48,9 +48,7 @@ def attention(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
 
 
-def self_attention(
-    qkv: Tensor, heads: int, *, causal: bool, padding_mask: Tensor | None = None
-) -> Tensor:
+def self_attention(qkv: Tensor, heads: int, *, causal: bool, padding_mask: Tensor | None = None) -> Tensor:
     """Multi-head attention over a joint projection whose channels are q, then k, then v.
 
     Shape:

@@ -72,9 +72,13 @@ class Rule:
         name = self.layer.__name__
         has_rate = issubclass(self.layer, layers.RateLayer)
         if has_rate and self.p is None:
-            raise InputError(f"The rule for {self.select!r} needs p, the probability of dropping, for {name}.")
+            raise InputError(
+                f"The rule for {self.select!r} needs p, the probability of dropping, for {name}."
+            )
         if not has_rate and (self.p is not None or self.depth is not None):
-            raise InputError(f"{name} learns its own rate; take p and depth out of the rule for {self.select!r}.")
+            raise InputError(
+                f"{name} learns its own rate; take p and depth out of the rule for {self.select!r}."
+            )
         known = [key for key in inspect.signature(self.layer).parameters if key not in GIVEN_BY_SITE]
         for key in self.arguments:
             if key not in known:
@@ -118,7 +122,9 @@ class Rule:
             InputError: for a missing or unknown word, naming the nearest known one.
         """
         if not isinstance(data, Mapping) or "select" not in data or "layer" not in data:
-            raise InputError(f"A rule needs select and layer, for example {{select: mlp_output, layer: Dropout, p: 0.1}}, not {data!r}.")
+            raise InputError(
+                f"A rule needs select and layer, for example {{select: mlp_output, layer: Dropout, p: 0.1}}, not {data!r}."
+            )
         rest = dict(data)
         select, name = str(rest.pop("select")), str(rest.pop("layer"))
         if name not in layers.__all__:

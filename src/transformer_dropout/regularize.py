@@ -58,21 +58,23 @@ class Regularization:
     def place(self, site: Site, rule: Rule, layer: DropoutLayer) -> None:
         """Put a layer at its site."""
         placement = Placement(self.model.get_submodule(site.path), child_name(site), layer)
-        self._placements.append(placement.on_attention() if site.access == "attention" else placement.on_output())
+        self._placements.append(
+            placement.on_attention() if site.access == "attention" else placement.on_output()
+        )
         self.placed.append(Placed(site, rule, layer))
 
     def place_source(self, sites: list[Site], rule: Rule) -> nn.Module:
         """Put the module that a rule's layers share beside the embedding, and return it."""
         site = next((site for site in sites if site.kind == "embedding"), None)
         if site is None or site.width is None:
-            raise InputError(f"{rule.layer.__name__} needs a model with an embedding site, and this one has none.")
+            raise InputError(
+                f"{rule.layer.__name__} needs a model with an embedding site, and this one has none."
+            )
         assert rule.layer.shared_source is not None
         source = rule.layer.shared_source.for_rule(site.width, rule.arguments)
         index = sum(placement.name.startswith("mask_embedding") for placement in self._placements)
         name = f"mask_embedding_{index}" if index else "mask_embedding"
-        self._placements.append(
-            Placement(self.model.get_submodule(site.path), name, source).beside_output()
-        )
+        self._placements.append(Placement(self.model.get_submodule(site.path), name, source).beside_output())
         return source
 
     def set_progress(self, progress: float) -> None:
@@ -106,7 +108,9 @@ class Regularization:
     @contextmanager
     def counting(self) -> Iterator[dict[str, KeepCount]]:
         """Count kept elements in the forwards inside the ``with`` block; yields counts by site path."""
-        self._keep_counts = {p.site.path: KeepCount() for p in self.placed if not isinstance(p.layer, RateLayer)}
+        self._keep_counts = {
+            p.site.path: KeepCount() for p in self.placed if not isinstance(p.layer, RateLayer)
+        }
         try:
             for placed in self.placed:
                 if placed.site.path in self._keep_counts:
@@ -122,7 +126,9 @@ class Regularization:
         ``keep/PATH`` is the fraction kept as the masks were, ``keep_thresholded/PATH`` the fraction whose
         probability is at least one half; ``keep`` and ``keep_thresholded`` are their means over layers.
         """
-        values = {f"p/{p.site.path}/{p.site.kind}": p.layer.p for p in self.placed if isinstance(p.layer, RateLayer)}
+        values = {
+            f"p/{p.site.path}/{p.site.kind}": p.layer.p for p in self.placed if isinstance(p.layer, RateLayer)
+        }
         counted = {path: count for path, count in self._keep_counts.items() if count.total}
         for path, count in counted.items():
             values[f"keep/{path}"] = count.kept / count.total
@@ -143,7 +149,9 @@ class Regularization:
             InputError: when it was removed already.
         """
         if self.placed and not self._placements:
-            raise InputError("This regularization was removed already; call td.regularize_ to apply it again.")
+            raise InputError(
+                "This regularization was removed already; call td.regularize_ to apply it again."
+            )
         for placement in self._placements:
             placement.undo()
         self._placements.clear()
@@ -161,7 +169,9 @@ def regularize_(model: nn.Module, recipe: Recipe) -> Regularization:
             site, a model that is already regularized or compiled.
     """
     if hasattr(model, "_orig_mod"):
-        raise InputError("The model is already compiled; call td.regularize_ first and torch.compile after it.")
+        raise InputError(
+            "The model is already compiled; call td.regularize_ first and torch.compile after it."
+        )
     sites = find_sites(model)
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)

@@ -7,7 +7,6 @@ outside, through ``transformer_dropout.regularize_``.
 import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

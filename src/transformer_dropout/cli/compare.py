@@ -1,0 +1,127 @@
+"""``dropout compare``: arms x seeds, compared fairly."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ..errors import InputError
+from .options import DataOption, SetOption, StepsOption, dotted_changes
+from .progress import note, run_bars
+
+if TYPE_CHECKING:
+    from ..compare.cells import Cell, Outcome
+    from ..training.run_config import RunConfig
+
+
+def compare(
+    configs: Annotated[
+        list[Path] | None, typer.Argument(help="Run configs, one an arm; none for the six default arms.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each arm.")] = 3,
+    data: DataOption = None,
+    steps: StepsOption = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The comparison's folder.")] = Path(
+        "runs/compare"
+    ),
+    changes: SetOption = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="ARM", help="Compare with this arm, not the best plain dropout."),
+    ] = None,
+) -> None:
+    """Train every arm with every seed, then say which regularizer won, with intervals.
+
+    The same command again does only what is missing.
+
+    Examples:
+
+    - `dropout compare`
+    - `dropout compare --data my_texts/ --set data.tokenizer=bpe:4096 --out runs/mine`
+    - `dropout compare a.yaml b.yaml --seeds 5 --steps 4000 --jobs 4 --out runs/a-b`
+    """
+    from ..compare.comparison import check_arms, make_cells, open_comparison, run_cells
+
+    console = Console()
+    arms = load_arms(configs or [], dotted_changes(changes, data, steps))
+    check_arms(arms)
+    if reference is not None and reference not in [arm.name for arm in arms]:
+        raise InputError(
+            f"--reference {reference!r} is no arm; the arms are: {', '.join(a.name for a in arms)}."
+        )
+    about = {"command": shlex.join(["dropout", *sys.argv[1:]]), "reference": reference}
+    open_comparison(out, arms, list(range(seeds)), about)
+    cells = make_cells(arms, list(range(seeds)), out)
+    with Display(console, cells) as display:
+        outcomes = run_cells(cells, jobs=jobs, on_event=display.event, on_outcome=display.outcome)
+    finish(console, out, outcomes)
+
+
+def load_arms(configs: list[Path], changes: dict[str, str]) -> "list[RunConfig]":
+    """Return the arms of the command line, or the default ones, with the changes applied to all."""
+    from ..compare.default_arms import default_arms
+    from ..training.run_config import config_from_data, load_run_config
+
+    if configs:
+        return [load_run_config(path, changes) for path in configs]
+    return [config_from_data(arm.to_data(), changes) for arm in default_arms()]
+
+
+def finish(console: Console, out: Path, outcomes: "list[Outcome]") -> None:
+    """Report what ended, and exit with 1 when a run failed, 130 when stopped."""
+    from .report import show_report
+
+    stopped = [outcome for outcome in outcomes if outcome.status == "stopped"]
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    if stopped:
+        console.print(f"Stopped with {len(stopped)} runs to do; the same command continues them.")
+        sys.exit(130)
+    if len(failed) < len(outcomes):
+        show_report(console, out)
+    for outcome in failed:
+        console.print(f"[red]failed:[/red] {outcome.cell.name}: {outcome.reason}", soft_wrap=True)
+    if failed:
+        console.print("The same command tries the failed runs again.")
+        sys.exit(1)
+
+
+class Display:
+    """One bar a run on a terminal; one line a finished run elsewhere."""
+
+    def __init__(self, console: Console, cells: "list[Cell]") -> None:
+        self.console, self.bars = console, run_bars(console)
+        self.total = self.bars.add_task("all runs", total=len(cells), note="")
+        self.tasks = {
+            cell.folder: self.bars.add_task(cell.name, total=cell.config.training.steps, note="", start=False)
+            for cell in cells
+        }
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def event(self, cell: "Cell", event: dict) -> None:
+        """Show what a run tells."""
+        if "message" in event:
+            self.console.print(f"{cell.name}: {event['message']}", soft_wrap=True, highlight=False)
+            return
+        task = self.tasks[cell.folder]
+        self.bars.start_task(task)
+        text = note(event["loss"], event["val_loss"], event["keep"])
+        self.bars.update(task, completed=event["step"], note=text)
+
+    def outcome(self, outcome: "Outcome") -> None:
+        """Count a run that ended."""
+        self.bars.advance(self.total)
+        if not self.console.is_terminal:
+            self.console.print(f"{outcome.cell.name}: {outcome.status}", highlight=False)

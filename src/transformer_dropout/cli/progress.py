@@ -1,0 +1,47 @@
+"""Progress bars: one a run, with the loss and the fraction that the masks keep."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+
+def run_bars(console: Console) -> Progress:
+    """Return bars with step, loss, validation loss, keep fraction and time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def note(loss: float | None, val_loss: float | None, keep: float | None) -> str:
+    """Return the numbers beside a bar."""
+    parts = [] if loss is None else [f"loss {loss:.3f}"]
+    if val_loss is not None:
+        parts.append(f"val {val_loss:.3f}")
+    if keep is not None:
+        parts.append(f"keep {keep:.0%}")
+    return "  ".join(parts)
+
+
+def rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table for the terminal; the first column is text, the others are numbers."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table

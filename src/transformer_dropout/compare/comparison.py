@@ -1,0 +1,126 @@
+"""A comparison: arms x seeds, run where missing, remembered in its folder."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from joblib import Parallel, delayed
+
+from ..errors import InputError
+from ..training.cost import count_cost
+from ..training.data import prepare, vocabulary_size
+from ..training.files import clear_write_errors, write_json
+from ..training.run_config import RunConfig
+from .cells import Cell, CellRunner, Outcome
+
+FORMAT = 1
+
+
+def check_arms(arms: list[RunConfig]) -> None:
+    """Refuse arms that cannot be told apart or do not fit, before anything is written.
+
+    Raises:
+        InputError: naming the arm.
+    """
+    slugs: dict[str, str] = {}
+    for arm in arms:
+        if arm.slug() in slugs:
+            raise InputError(
+                f"Two arms are called {arm.name!r} and {slugs[arm.slug()]!r}; give each config its own 'name:'."
+            )
+        slugs[arm.slug()] = arm.name
+        count_cost(arm, vocabulary_size(arm.data.tokenizer) or 256)
+    if len({arm.training.compile for arm in arms}) > 1:
+        raise InputError(
+            "Some arms use torch.compile and some do not, and the two draw different random masks; set "
+            "training.compile alike."
+        )
+
+
+def open_comparison(folder: Path, arms: list[RunConfig], seeds: list[int], about: dict) -> None:
+    """Write ``comparison.json``, adding to what an earlier call of the same comparison left.
+
+    Args:
+        folder: the comparison's folder.
+        arms: run configs, their seed not counted.
+        seeds: the seeds.
+        about: further keys: the command and the reference arm.
+
+    Raises:
+        InputError: when the folder holds something else, or an arm of the same name that differs.
+    """
+    path = folder / "comparison.json"
+    fingerprints = {arm.name: replace(arm, seed=0).fingerprint() for arm in arms}
+    before: dict = {}
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            raise InputError(f"{path} is damaged; choose another folder with --out.") from None
+        for name, fingerprint in fingerprints.items():
+            if before["fingerprints"].get(name, fingerprint) != fingerprint:
+                raise InputError(
+                    f"{folder} holds another comparison, in which {name!r} is set up differently; choose "
+                    "another folder with --out."
+                )
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} exists and is no comparison; choose another folder with --out.")
+    fingerprints = before.get("fingerprints", {}) | fingerprints
+    with clear_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "arms": list(fingerprints),
+                "fingerprints": fingerprints,
+                "seeds": sorted({*before.get("seeds", []), *seeds}),
+                "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
+                **about,
+            },
+        )
+
+
+def run_cells(
+    cells: list[Cell],
+    *,
+    jobs: int | None = None,
+    on_event: Callable[[Cell, dict], None],
+    on_outcome: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Run the cells that are not finished, several at once; one that crashes leaves the others alone.
+
+    Args:
+        cells: what to run.
+        jobs: processes at once, one thread each; None for one a core.
+        on_event: called with a cell and each event of its process.
+        on_outcome: called as each cell ends.
+    """
+    for data in {cell.config.data for cell in cells if not cell.finished}:
+        prepare(data)
+    runner = CellRunner(on_event)
+    # Threads only wait for their process; a cluster's joblib backend maps the same call.
+    parallel = Parallel(
+        n_jobs=jobs or os.cpu_count() or 1, backend="threading", return_as="generator_unordered"
+    )
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        runner.stop(number)
+
+    outcomes = []
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        for outcome in parallel(delayed(runner)(cell) for cell in cells):
+            outcomes.append(outcome)
+            on_outcome(outcome)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return outcomes

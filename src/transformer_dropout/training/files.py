@@ -1,0 +1,52 @@
+"""Writing files so that a kill at any moment leaves the old or the new one, never half of one."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside its place and move it there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write data as JSON, atomically."""
+    write_atomically(path, json.dumps(data, indent=1) + "\n")
+
+
+def flush_to_disk(folder: Path) -> None:
+    """Ask the system to write a folder and the files in it to the disk."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def clear_write_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into one sentence.
+
+    Raises:
+        InputError: in place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"Cannot write to {folder}: {reason}; what was complete is kept. Make room or choose another "
+            "folder with --out, then run the same command with --resume."
+        ) from None

@@ -1,0 +1,105 @@
+"""One process or several under ``torchrun``: who am I, what do I share, how do I agree."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process among those that train one model.
+
+    Attributes:
+        rank: which one this is.
+        size: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over the processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of every process, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started, or stand alone."""
+    cuda = torch.cuda.is_available()
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Processes(rank=0, size=1, device=torch.device("cuda" if cuda else "cpu"))
+        return
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Processes(rank=dist.get_rank(), size=size, device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+def spread(model: nn.Module, processes: Processes, kind: str) -> nn.Module:
+    """Return the module to call for training on several processes: DDP, or FSDP2 in place."""
+    if processes.size == 1:
+        return model
+    if kind == "ddp":
+        return nn.parallel.DistributedDataParallel(model)
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def without_gradient_sync(module: nn.Module, processes: Processes, last: bool) -> AbstractContextManager:
+    """Leave gradients unsynchronised in all but the last forward of an optimizer step."""
+    if processes.size == 1:
+        return nullcontext()
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext() if last else module.no_sync()
+    module.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that may be sharded; every process must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def like_shards(tensor: Tensor, reference: Tensor) -> Tensor:
+    """Return a whole tensor in the sharding of a reference."""
+    if not hasattr(reference, "full_tensor"):
+        return tensor.to(reference.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)

@@ -1,0 +1,136 @@
+"""The records of a run: ``run.json`` and ``metrics.jsonl``."""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import transformer_dropout
+
+from .cost import Cost
+from .files import write_atomically, write_json
+from .run_config import RunConfig
+
+FORMAT = 1
+
+
+def machine() -> dict[str, Any]:
+    """Describe where the run computes."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "platform": platform.platform(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide the arithmetic."""
+    return {
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "transformer_dropout": transformer_dropout.__version__,
+    }
+
+
+def new_record(config: RunConfig, manifest: dict[str, Any], cost: Cost) -> dict[str, Any]:
+    """Return the content of ``run.json`` at the start of a run."""
+    notes = []
+    if cost.frozen:
+        notes.append(
+            f"{cost.frozen:,} parameters never receive a gradient: the masks' input is detached from the shared "
+            "attention that makes it, as published."
+        )
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "name": config.name,
+        "seed": config.seed,
+        "fingerprint": config.fingerprint(),
+        "config": config.to_data(),
+        "versions": versions(),
+        "machine": machine(),
+        "data": data_section(manifest),
+        "parameters": {
+            "total": cost.parameters,
+            "without_positional": cost.without_positional,
+            "regularizer": cost.regularizer,
+            "frozen": cost.frozen,
+        },
+        "flops": {
+            "training_per_token": cost.training_flops_per_token,
+            "inference_per_token": cost.inference_flops_per_token,
+            "gate_share": cost.gate_share,
+        },
+        "cost": asdict(cost),
+        "alarms": [],
+        "notes": notes,
+        "error": None,
+        "result": None,
+    }
+
+
+def data_section(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a data manifest with its splits and their digests one level up, where readers look first."""
+    splits = manifest["splits"]
+    rest = {key: value for key, value in manifest.items() if key != "splits"}
+    digests = {f"{name}_sha256": split["sha256"] for name, split in splits.items()}
+    return rest | splits | digests
+
+
+class Records:
+    """The two record files of a run folder; only the first of several processes writes.
+
+    Args:
+        folder: the run folder.
+        writes: whether this process writes.
+    """
+
+    def __init__(self, folder: Path, writes: bool) -> None:
+        self.folder, self.writes = folder, writes
+        self.content: dict[str, Any] = {}
+
+    def update(self, **changes: Any) -> None:
+        """Change keys of ``run.json``."""
+        self.content.update(changes)
+        if self.writes:
+            write_json(self.folder / "run.json", self.content)
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        if self.writes:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of evaluations after a step, and a last line that a kill cut short."""
+        path = self.folder / "metrics.jsonl"
+        if self.writes and path.exists():
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a ``metrics.jsonl``."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a folder's ``run.json``; None when there is none or it is unreadable."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,110 @@
+"""YAML with the rules of YAML 1.2 and the place of every key.
+
+PyYAML follows YAML 1.1, which reads ``9e-4`` as text and ``on`` as true, and it drops the first of two
+equal keys in silence.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import InputError
+
+KeyPath = tuple[str | int, ...]
+
+
+class Loader(yaml.SafeLoader):
+    """A safe loader whose plain words follow the YAML 1.2 core schema."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def _construct_int(loader: Loader, node: yaml.ScalarNode) -> int:
+    # YAML 1.1 would read a leading zero as octal.
+    return int(loader.construct_scalar(node))
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class YamlFile:
+    """What a YAML file says, and where.
+
+    Attributes:
+        data: the content as plain mappings, lists and scalars.
+        places: for each key path the ``file:line:column`` of the key.
+    """
+
+    data: Any
+    places: dict[KeyPath, str]
+
+
+def parse_value(text: str) -> Any:
+    """Return the value of one YAML scalar or flow collection, as ``--set key=value`` takes it."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def read_yaml(path: Path) -> YamlFile:
+    """Read a YAML file.
+
+    Raises:
+        InputError: for a file that is missing, not UTF-8, or not YAML, and for a key written twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}; give the path of a run config.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; give the path of a run config, a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    try:
+        root = yaml.compose(text, Loader)
+        data = None if root is None else yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise InputError(f"{place}: this is not YAML ({problem}).") from None
+    places: dict[KeyPath, str] = {}
+    if root is not None:
+        _collect_places(root, (), path, places)
+    return YamlFile(data=data, places=places)
+
+
+def _collect_places(node: yaml.Node, prefix: KeyPath, path: Path, places: dict[KeyPath, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            place = f"{path}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
+            here = (*prefix, key.value)
+            if here in places:
+                raise InputError(f"{place}: the key {key.value!r} stands here twice; keep one.")
+            places[here] = place
+            _collect_places(value, here, path, places)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            places[*prefix, index] = f"{path}:{value.start_mark.line + 1}:{value.start_mark.column + 1}"
+            _collect_places(value, (*prefix, index), path, places)
