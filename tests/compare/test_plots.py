@@ -103,3 +103,8 @@ def test_drawing_leaves_matplotlibs_settings_alone(folder):
     before = dict(mpl.rcParams)
     draw(loss_figure, load_comparison(folder.write(seeds=(1, 2))))
     assert dict(mpl.rcParams) == before
+
+
+def test_the_forest_says_when_nothing_is_shown(folder):
+    comparison = load_comparison(folder.write(seeds=(1,)))
+    assert "No arm is shown to differ from dropout p=0.1" in words(draw(forest_figure, comparison))

@@ -149,7 +149,7 @@ def test_cautions_name_what_weakens_a_verdict(folder):
     assert found == [
         "Two evaluations of the same weights differed in twin seed 2.",
         "twin seed 2 went back to an earlier step chosen by validation loss: that minimum flatters the arm.",
-        "The learning rate ends above a tenth of its peak in twin seed 2.",
+        "The learning rate ends above a fifth of its peak in twin seed 2.",
         "The runs differ in versions torch (2.12.0, 2.13.0), which changes random masks and time.",
     ]
 
@@ -192,3 +192,23 @@ def test_a_browser_can_take_a_picture_of_the_page(folder, tmp_path):
     picture = tmp_path / "report.png"
     browse(page, tmp_path / "profile", f"--screenshot={picture}")
     assert picture.stat().st_size > 100_000  # a blank page of this size is below 20 kB
+
+
+def test_facts_tell_a_partial_evaluation_and_a_restored_step(folder):
+    path = folder.write(seeds=(1,))
+    record = json.loads((folder.cell("twin", 1) / "run.json").read_text())
+    record["config"]["training"]["eval_windows"] = 64
+    folder.change("twin", 1, config=record["config"], result=record["result"] | {"restored_step": 800})
+    assert facts(load_comparison(path))["evaluation"].startswith(
+        "64 windows of the validation split, in evaluation mode, at the final step, or at the restored one"
+    )
+
+
+def test_many_alarms_and_cautions_stay_short(folder):
+    path = folder.write()
+    for seed in (1, 2, 3, 4, 5):
+        folder.change("learned", seed, alarms=[f"block {block} collapsed" for block in range(4)])
+        (folder.cell("none", seed) / "metrics.jsonl").write_text('{"step": 2000, "lr": 0.001}\n')
+    page = write_report(path).read_text()
+    assert "<summary>19 more of learned</summary>" in page
+    assert "none seed 4 and 1 more runs." in page

@@ -24,14 +24,14 @@ def test_result_rows(folder):
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     assert list(rows) == ["none", "dropout p=0.1", "learned", "twin"]
     losses = list(comparison.losses("none").values())
-    assert rows["none"]["val loss, nats ± 95 %"].startswith(f"{sum(losses) / 5:.3f} ± 0.")
-    assert rows["learned"]["keep %, sampled / evaluated"] == "62.3 / 38.8"
-    assert rows["none"]["keep %, sampled / evaluated"] == NOTHING
+    assert rows["none"]["val loss ± 95 %"].startswith(f"{sum(losses) / 5:.3f} ± 0.")
+    assert rows["learned"]["keep % / evaluated"] == "62.3 / 38.8"
+    assert rows["none"]["keep % / evaluated"] == NOTHING
     assert rows["dropout p=0.1"]["difference [95 %]"] == NOTHING
     assert rows["dropout p=0.1"]["verdict"] == "reference"
     assert rows["learned"]["difference [95 %]"].startswith("-0.0")
     assert (rows["twin"]["seeds"], rows["none"]["seeds"]) == ("4 of 5", "5")
-    assert (rows["none"]["parameters, M"], rows["learned"]["parameters, M"]) == ("1.34", "1.54")
+    assert (rows["none"]["size, M"], rows["learned"]["size, M"]) == ("1.34", "1.54")
 
 
 def test_cost_rows_share_one_unit_and_stand_beside_the_loss(folder):

@@ -46,7 +46,8 @@ def compare(
     - `dropout compare --data my_texts/ --set data.tokenizer=bpe:4096 --out runs/mine`
     - `dropout compare a.yaml b.yaml --seeds 5 --steps 4000 --jobs 4 --out runs/a-b`
     """
-    from ..compare.comparison import check_arms, make_cells, open_comparison, run_cells
+    from ..compare.cells import make_cells
+    from ..compare.comparison import check_arms, open_comparison, run_cells
 
     console = Console()
     arms = load_arms(configs or [], dotted_changes(changes, data, steps))

@@ -18,10 +18,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from transformer_dropout.compare.records import Comparison, Run, number
-from transformer_dropout.compare.statistics import Difference, difference_text, p_text
-from transformer_dropout.compare.table import cost_of, result_estimate, unit
-from transformer_dropout.compare.verdicts import Judgement
+from .records import Comparison, Run, number
+from .statistics import Difference, difference_text, p_text
+from .table import cost_of, result_estimate, unit
+from .verdicts import Judgement
 
 Dash = tuple[float, tuple[float, ...]]  # offset, then lengths of line and gap in points; no lengths: solid
 
@@ -135,8 +135,12 @@ def forest_figure(comparison: Comparison, judgement: Judgement) -> str | None:
         return None
     order = sorted(found, key=lambda arm: found[arm].estimate.mean, reverse=True)
     kinds = {arm: judgement.verdicts[arm].kind for arm in order}
-    counts = [f"{list(kinds.values()).count(kind)} shown {kind}" for kind in ("better", "worse")]
-    title = f"Of {len(order)} arms, {' and '.join(counts)} than {judgement.reference.name}"
+    better, worse = (list(kinds.values()).count(kind) for kind in ("better", "worse"))
+    title = (
+        f"Of {len(order)} arms, {better} shown better and {worse} shown worse than {judgement.reference.name}"
+    )
+    if not better and not worse:
+        title = f"No arm is shown to differ from {judgement.reference.name}"
     with _ink():
         figure = Figure(figsize=(10.6, 1.5 + 0.34 * len(order)), layout="constrained")
         axes = figure.subplots()

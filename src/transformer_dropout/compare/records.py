@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from transformer_dropout.errors import InputError, did_you_mean
+from ..errors import InputError, did_you_mean
 
 FORMAT = 1
 

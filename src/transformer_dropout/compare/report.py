@@ -1,7 +1,6 @@
 """Writes what a comparison found: a page to look at, a Markdown table, and every number as JSON."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +10,15 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from transformer_dropout.compare import plots
-from transformer_dropout.compare.records import Comparison, Run, load_comparison, number
-from transformer_dropout.compare.table import cost_of, cost_table, detail_table, result_estimate, result_table
-from transformer_dropout.compare.verdicts import Judgement, failure, judge
+from ..training.files import write_atomically
+from . import plots
+from .records import Comparison, Run, load_comparison, number
+from .table import cost_of, cost_table, detail_table, result_estimate, result_table
+from .verdicts import Judgement, failure, judge
 
 FORMAT = 1
 ENOUGH_SEEDS = 3
+NAMED = 4  # runs that one caution names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +68,11 @@ def write_report(folder: Path) -> Path:
     comparison = load_comparison(folder)
     judgement = judge(comparison)
     page = folder / "report.html"
-    _write(folder / "table.md", markdown(comparison, judgement))
-    _write(
+    write_atomically(folder / "table.md", markdown(comparison, judgement))
+    write_atomically(
         folder / "summary.json", json.dumps(summary(comparison, judgement), indent=1, allow_nan=False) + "\n"
     )
-    _write(page, render(comparison, judgement))
+    write_atomically(page, render(comparison, judgement))
     return page
 
 
@@ -93,7 +94,7 @@ def render(comparison: Comparison, judgement: Judgement) -> str:
         details=detail_table(judgement),
         figures=[Figure(svg=Markup(svg), caption=caption) for svg, caption in drawn if svg is not None],
         cautions=cautions(comparison),
-        alarms=[(run, str(alarm)) for run in comparison.runs for alarm in run.record.get("alarms") or ()],
+        alarms={arm: found for arm in comparison.arms if (found := _alarms(comparison, arm))},
         notes=sorted(
             {(run.name, str(note)) for run in comparison.runs for note in run.record.get("notes") or ()}
         ),
@@ -104,12 +105,14 @@ def render(comparison: Comparison, judgement: Judgement) -> str:
 
 
 def markdown(comparison: Comparison, judgement: Judgement) -> str:
-    """Return the headline, the regime and both tables as GitHub Markdown."""
+    """Return headline, regime and both tables as GitHub Markdown."""
     parts = (
         f"**{judgement.headline}**\n",
         f"{judgement.regime.text}\n",
         f"Reference: {judgement.reference.name}, because {judgement.reference.why}.\n",
         result_table(comparison, judgement).markdown(),
+        "Losses in nats a token, mean over seeds ± half the 95 % t-interval; difference: arm minus "
+        "reference, paired by seed, with its 95 % t-interval; verdict: Holm-adjusted p below 0.05.\n",
         cost_table(comparison).markdown(),
     )
     return "\n".join(parts)
@@ -150,7 +153,7 @@ def cautions(comparison: Comparison) -> list[str]:
         )
     hot = [run for run in finished if _stays_hot(run)]
     if hot:
-        found.append(f"The learning rate ends above a tenth of its peak in {_cells(hot)}.")
+        found.append(f"The learning rate ends above a fifth of its peak in {_cells(hot)}.")
     for section, key in (
         ("versions", "torch"),
         ("machine", "device"),
@@ -178,7 +181,7 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "seeds": ", ".join(map(str, comparison.seeds)),
         "pairing": "arms of one seed share initialisation, data order and evaluation windows",
         "evaluation": (
-            f"whole validation split, in evaluation mode, {_when(runs)}; "
+            f"{_windows(runs)}, in evaluation mode, {_when(runs)}; "
             f"two passes were bit-equal in {checks.count(True)} of {len(checks)} runs"
         ),
         "training loss": "in evaluation mode, on a fixed part of the training split",
@@ -189,6 +192,11 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "created": comparison.created,
     }
     return {name: text for name, text in lines.items() if text}
+
+
+def _windows(runs: Sequence[Run]) -> str:
+    limits = sorted({str(run.training["eval_windows"]) for run in runs if run.training.get("eval_windows")})
+    return f"{' or '.join(limits)} windows of the validation split" if limits else "whole validation split"
 
 
 def _when(runs: Sequence[Run]) -> str:
@@ -217,6 +225,12 @@ def _arm_summary(comparison: Comparison, judgement: Judgement, arm: str) -> dict
     }
 
 
+def _alarms(comparison: Comparison, arm: str) -> list[str]:
+    return [
+        f"seed {run.seed}: {alarm}" for run in comparison.of(arm) for alarm in run.record.get("alarms") or ()
+    ]
+
+
 def _settings(comparison: Comparison, arm: str) -> str:
     """The arm's recipe and training settings as YAML, or a word where it was never run."""
     config = next((run.section("config") for run in comparison.of(arm)), None)
@@ -228,11 +242,12 @@ def _settings(comparison: Comparison, arm: str) -> str:
 
 def _stays_hot(run: Run) -> bool:
     peak, end = number(run.training, "lr"), number(run.metrics[-1], "lr") if run.metrics else None
-    return peak is not None and end is not None and end > 0.1 * peak * (1 + 1e-6)
+    return peak is not None and end is not None and end > 0.2 * peak
 
 
 def _cells(runs: Sequence[Run]) -> str:
-    return ", ".join(f"{run.name} seed {run.seed}" for run in runs)
+    named = ", ".join(f"{run.name} seed {run.seed}" for run in runs[:NAMED])
+    return named if len(runs) <= NAMED else f"{named} and {len(runs) - NAMED} more runs"
 
 
 def _distinct(runs: Sequence[Run], section: str, key: str) -> list[str]:
@@ -255,9 +270,3 @@ def _split(runs: Sequence[Run], split: str) -> str:
     ]
     parts += [f"sha256 {data[f'{split}_sha256']}"] if data.get(f"{split}_sha256") else []
     return ", ".join(parts)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

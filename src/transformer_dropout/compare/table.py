@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from transformer_dropout.compare.records import Comparison, Run, number
-from transformer_dropout.compare.statistics import Estimate, decimals, difference_text, mean_interval
-from transformer_dropout.compare.verdicts import Judgement
+from .records import Comparison, Run, number
+from .statistics import Estimate, decimals, difference_text, mean_interval
+from .verdicts import Judgement
 
 NOTHING = "–"
 _PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
@@ -100,11 +100,11 @@ def result_table(comparison: Comparison, judgement: Judgement) -> Table:
     columns = (
         "arm",
         "seeds",
-        "train loss, nats",
-        "val loss, nats ± 95 %",
+        "train loss",
+        "val loss ± 95 %",
         "difference [95 %]",
-        "keep %, sampled / evaluated",
-        f"parameters, {size_unit}".rstrip(", "),
+        "keep % / evaluated",
+        f"size, {size_unit}".rstrip(", "),
         "verdict",
     )
     return Table(columns=columns, rows=tuple(rows))

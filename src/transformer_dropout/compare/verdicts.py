@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from transformer_dropout.compare.records import Comparison, Run, number
-from transformer_dropout.compare.statistics import (
+from ..errors import InputError, did_you_mean
+from .records import Comparison, Run, number
+from .statistics import (
     Difference,
     difference_text,
     differences_to,
     mean_interval,
     p_text,
 )
-from transformer_dropout.errors import InputError, did_you_mean
 
 LEVEL = 0.05
 FEW_PASSES = 16  # below this many passes over the data there is little overfitting to regularize
@@ -255,7 +255,7 @@ def _plain_dropout_arms(comparison: Comparison) -> list[str]:
     runs = {arm: comparison.usable(arm)[0] for arm in comparison.arms if comparison.usable(arm)}
     plain = {arm: run for arm, run in runs.items() if _is_plain_dropout(run.recipe)}
     lowest = min((run.weight_decay for run in plain.values()), default=0.0)
-    return [arm for arm, run in plain.items() if True]
+    return [arm for arm, run in plain.items() if run.weight_decay == lowest]
 
 
 def _is_plain_dropout(recipe: list[dict]) -> bool:
