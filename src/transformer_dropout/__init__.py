@@ -3,28 +3,95 @@
 Users write ``import transformer_dropout as td``. Nothing but torch is loaded.
 """
 
+from . import recipes
+from .audit import audit
+from .contexts import disabled, mc_dropout
 from .errors import InputError
-from .layers import Dropout, LearnedDropout, PrecomputedLearnedDropout
+from .layers import (
+    AlphaDropout,
+    ConcreteDropout,
+    DropHead,
+    DropKey,
+    Dropout,
+    DropPath,
+    GaussianDropout,
+    GaussianNoise,
+    ImportanceDropout,
+    LayerDrop,
+    LearnedDropout,
+    PrecomputedLearnedDropout,
+    Standout,
+    TokenDropout,
+)
+from .losses import Mixout, mixout_, neftune_, neftune_noise, rdrop_loss, two_passes
+from .penalties import L1, L2, L2SP, ElasticNet, proximal_l1_
 from .recipe import Recipe, Rule
 from .regularize import Regularization, regularize_
-from .schedules import Constant, Cosine, Exponential, Linear
+from .schedules import (
+    Constant,
+    Cosine,
+    Curriculum,
+    Early,
+    Exponential,
+    Feedback,
+    Late,
+    Linear,
+    Piecewise,
+    parse_schedule,
+)
 from .sites import Site, find_sites
+from .weights import layerwise_lr_groups, set_weight_decay, weight_decay_groups
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "L1",
+    "L2",
+    "L2SP",
+    "AlphaDropout",
+    "ConcreteDropout",
     "Constant",
     "Cosine",
+    "Curriculum",
+    "DropHead",
+    "DropKey",
+    "DropPath",
     "Dropout",
+    "Early",
+    "ElasticNet",
     "Exponential",
+    "Feedback",
+    "GaussianDropout",
+    "GaussianNoise",
+    "ImportanceDropout",
     "InputError",
+    "Late",
+    "LayerDrop",
     "LearnedDropout",
     "Linear",
+    "Mixout",
+    "Piecewise",
     "PrecomputedLearnedDropout",
     "Recipe",
     "Regularization",
     "Rule",
     "Site",
+    "Standout",
+    "TokenDropout",
+    "audit",
+    "disabled",
     "find_sites",
+    "layerwise_lr_groups",
+    "mc_dropout",
+    "mixout_",
+    "neftune_",
+    "neftune_noise",
+    "parse_schedule",
+    "proximal_l1_",
+    "rdrop_loss",
+    "recipes",
     "regularize_",
+    "set_weight_decay",
+    "two_passes",
+    "weight_decay_groups",
 ]

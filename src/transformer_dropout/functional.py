@@ -1,5 +1,8 @@
 """The mathematics of every layer, as pure tensor functions."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,44 +21,63 @@ def dropout(x: Tensor, p: float | Tensor) -> Tensor:
     """
     if isinstance(p, float | int):
         return F.dropout(x, float(p), training=True)
-    keep = 1 - p
-    scale = torch.where(keep > 0, 1 / keep.clamp_min(torch.finfo(keep.dtype).tiny), 0.0)
-    mask = torch.rand_like(x, dtype=torch.float32) < keep
-    return x * (mask * scale).to(x.dtype)
+    mask = torch.rand_like(x, dtype=torch.float32) < 1 - p
+    return x * (mask * inverse_keep(p)).to(x.dtype)
 
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, *, causal: bool, padding_mask: Tensor | None = None
 ) -> Tensor:
-    """Scaled dot-product attention, ``softmax(q k^T / sqrt(d)) v``.
+    """Scaled dot-product attention, ``softmax(q k^T / sqrt(d)) v``; the last query sits on the last key.
 
     Args:
-        query, key, value: the three projections.
+        query, key, value: the three projections; keys may reach further back than queries.
         causal: whether a token sees only itself and the tokens before it.
         padding_mask: true where a key is a real token.
 
     Shape:
-        query, key, value: (batch, heads, tokens, head width); padding_mask: (batch, tokens).
+        query: (batch, heads, queries, d); key, value: (batch, heads, keys, d); padding_mask: (batch, keys).
     """
-    if padding_mask is None:
+    queries, keys = query.shape[-2], key.shape[-2]
+    if padding_mask is None and (queries == keys or not causal):
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    visible = padding_mask[:, None, None, :].bool()
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
     if causal:
-        tokens = query.shape[-2]
-        visible = visible & torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
-    # A padding query may see no key at all; letting it see itself keeps its row free of NaN.
-    visible = visible | torch.eye(query.shape[-2], dtype=torch.bool, device=query.device)
+        visible = visible.tril(keys - queries)
+    if padding_mask is not None:
+        # A padding query may see no key at all; letting it see itself keeps its row free of NaN.
+        itself = torch.eye(queries, dtype=torch.bool, device=query.device)
+        itself = F.pad(itself, (keys - queries, 0))
+        visible = (visible & padding_mask[:, None, None, :].bool()) | itself
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
 
 
-def self_attention(qkv: Tensor, heads: int, *, causal: bool, padding_mask: Tensor | None = None) -> Tensor:
+class KeysAndValues(Protocol):
+    """Remembers the keys and values of earlier tokens."""
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Remember new ones and return all so far."""
+        ...
+
+
+def self_attention(
+    qkv: Tensor,
+    heads: int,
+    *,
+    causal: bool,
+    padding_mask: Tensor | None = None,
+    past: KeysAndValues | None = None,
+) -> Tensor:
     """Multi-head attention over a joint projection whose channels are q, then k, then v.
 
     Shape:
-        qkv: (batch, tokens, 3 * width); result: (batch, tokens, width).
+        qkv: (batch, tokens, 3 * width); padding_mask: (batch, past and present tokens);
+        result: (batch, tokens, width).
     """
     batch, tokens, triple = qkv.shape
     query, key, value = qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
+    if past is not None:
+        key, value = past.extend(key, value)
     mixed = attention(query, key, value, causal=causal, padding_mask=padding_mask)
     return mixed.transpose(1, 2).reshape(batch, tokens, triple // 3)
 
@@ -107,7 +129,31 @@ def linear_penalty(keep_probability: Tensor) -> Tensor:
 
 def entropy_penalty(keep_probability: Tensor) -> Tensor:
     """Return the mean binary entropy, ``mean(-M log M - (1 - M) log(1 - M))``, in nats."""
-    probability = keep_probability.float()
+    probability = keep_probability.to(torch.promote_types(keep_probability.dtype, torch.float32))
     margin = torch.finfo(probability.dtype).eps
     probability = probability.clamp(margin, 1 - margin)
     return -(probability * probability.log() + (1 - probability) * torch.log1p(-probability)).mean()
+
+
+def inverse_keep(p: float | Tensor) -> float | Tensor:
+    """Return ``1 / (1 - p)``, and 0 where ``p = 1``, since then there is nothing left to scale."""
+    if not isinstance(p, Tensor):
+        return 1 / (1 - p) if p < 1 else 0.0
+    keep = 1 - p
+    return torch.where(keep > 0, 1 / keep.clamp_min(torch.finfo(keep.dtype).tiny), 0.0)
+
+
+def group_dropout(x: Tensor, p: float | Tensor, groups: Sequence[int]) -> Tensor:
+    """Zero groups of elements that share one draw, each group with probability ``p``; scale the rest.
+
+    Formula: ``y = x * m / (1 - p)``, ``m ~ Bernoulli(1 - p)`` of shape ``groups``; ``p = 1`` gives zeros.
+
+    Args:
+        x: any tensor of a floating dtype.
+        p: probability of dropping. A 0-dim tensor keeps a compiled graph valid while p moves.
+        groups: the shape of the draws; it broadcasts against ``x``, and an extent of 1 shares a draw.
+
+    Paper: Tompson et al. 2015, "Efficient object localization using convolutional networks".
+    """
+    mask = torch.rand(groups, dtype=torch.float32, device=x.device) < 1 - p
+    return x * (mask * inverse_keep(p)).to(x.dtype)

@@ -50,7 +50,7 @@ class Rule:
         layer: type[layers.DropoutLayer],
         *,
         p: float | Schedule | None = None,
-        depth: Schedule | None = None,
+        depth: float | Schedule | None = None,
         weight: float | Schedule | None = None,
         blocks: Iterable[int] | None = None,
         **arguments: Any,
@@ -59,7 +59,7 @@ class Rule:
             "select": select,
             "layer": layer,
             "p": None if p is None else as_schedule(p),
-            "depth": depth,
+            "depth": None if depth is None else as_schedule(depth),
             "weight": None if weight is None else as_schedule(weight),
             "blocks": None if blocks is None else tuple(blocks),
             "arguments": arguments,
@@ -69,6 +69,11 @@ class Rule:
         self._check()
 
     def _check(self) -> None:
+        if not (isinstance(self.layer, type) and issubclass(self.layer, layers.DropoutLayer)):
+            raise InputError(
+                f"The rule for {self.select!r} needs a layer of transformer_dropout.layers such as "
+                f"td.Dropout, not {self.layer!r}."
+            )
         name = self.layer.__name__
         has_rate = issubclass(self.layer, layers.RateLayer)
         if has_rate and self.p is None:
@@ -123,7 +128,8 @@ class Rule:
         """
         if not isinstance(data, Mapping) or "select" not in data or "layer" not in data:
             raise InputError(
-                f"A rule needs select and layer, for example {{select: mlp_output, layer: Dropout, p: 0.1}}, not {data!r}."
+                "A rule needs select and layer, for example {select: mlp_output, layer: Dropout, p: 0.1}, "
+                f"not {data!r}."
             )
         rest = dict(data)
         select, name = str(rest.pop("select")), str(rest.pop("layer"))
@@ -132,6 +138,14 @@ class Rule:
         for key in ("p", "depth", "weight"):
             if rest.get(key) is not None:
                 rest[key] = schedule_from_data(rest[key], f"{key} of the rule for {select!r}")
+        blocks = rest.get("blocks")
+        if blocks is not None and not (
+            isinstance(blocks, list | tuple) and all(type(b) is int for b in blocks)
+        ):
+            raise InputError(f"blocks of the rule for {select!r} is {blocks!r}; write a list such as [0, 1].")
+        for key in rest:
+            if not isinstance(key, str):
+                raise InputError(f"The rule for {select!r} has the key {key!r}, which is not a word.")
         return cls(select, getattr(layers, name), **rest)
 
 
@@ -169,7 +183,10 @@ class Recipe:
         import yaml
 
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-        data = yaml.safe_load(text)
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"The recipe is not valid YAML: {error}") from None
         if data is not None and not isinstance(data, list):
             raise InputError("A recipe in YAML is a list of rules, each beginning with '- select:'.")
         return cls.from_data(data or [])

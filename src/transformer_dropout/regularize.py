@@ -1,16 +1,20 @@
 """`regularize_`: put a recipe's layers into a model, and the handle that steers and removes them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._placement import Placement, assign, build_layer, child_name, refuse_second_regularization
+from ._keep_count import KeepCount
+from ._placement import assign, build_layer, refuse_second_regularization
+from ._surgery import Surgery
 from .errors import InputError
-from .layers import DropoutLayer, RateLayer
+from .layers import Dropout, DropoutLayer, RateLayer
 from .recipe import Recipe, Rule
+from .schedules import Constant, Schedule, as_schedule, schedule_from_data, schedule_to_data
 from .sites import Site, find_sites
 
 
@@ -21,21 +25,6 @@ class Placed:
     site: Site
     rule: Rule
     layer: DropoutLayer
-
-
-@dataclass
-class KeepCount:
-    """Kept and total elements of one layer's masks, as drawn and as thresholded at one half."""
-
-    kept: float = 0.0
-    above_half: float = 0.0
-    total: int = 0
-
-    def add(self, keep_probability: Tensor, mask: Tensor) -> None:
-        """Count one forward."""
-        self.kept += mask.sum(dtype=torch.float64).item()
-        self.above_half += int((keep_probability >= 0.5).sum())
-        self.total += mask.numel()
 
 
 class Regularization:
@@ -52,15 +41,15 @@ class Regularization:
         self.model, self.recipe = model, recipe
         self.placed: list[Placed] = []
         self.progress = 0.0
-        self._placements: list[Placement] = []
+        self._surgery = Surgery(model)
+        self._changed_rates: dict[str, Schedule] = {}
         self._keep_counts: dict[str, KeepCount] = {}
 
     def place(self, site: Site, rule: Rule, layer: DropoutLayer) -> None:
         """Put a layer at its site."""
-        placement = Placement(self.model.get_submodule(site.path), child_name(site), layer)
-        self._placements.append(
-            placement.on_attention() if site.access == "attention" else placement.on_output()
-        )
+        self._surgery.place(site, layer)
+        if layer.looks_at_tokens:
+            self._surgery.inform(site, layer)
         self.placed.append(Placed(site, rule, layer))
 
     def place_source(self, sites: list[Site], rule: Rule) -> nn.Module:
@@ -71,11 +60,25 @@ class Regularization:
                 f"{rule.layer.__name__} needs a model with an embedding site, and this one has none."
             )
         assert rule.layer.shared_source is not None
-        source = rule.layer.shared_source.for_rule(site.width, rule.arguments)
-        index = sum(placement.name.startswith("mask_embedding") for placement in self._placements)
-        name = f"mask_embedding_{index}" if index else "mask_embedding"
-        self._placements.append(Placement(self.model.get_submodule(site.path), name, source).beside_output())
+        if "heads" not in rule.arguments:
+            raise InputError(f"{rule.layer.__name__} in the rule for {rule.select!r} needs heads.")
+        source = rule.layer.shared_source.for_rule(site.width, site.causal, rule.arguments)
+        children = self.model.get_submodule(site.path).named_children()
+        taken = sum(name.startswith("mask_embedding") for name, _ in children)
+        name = f"mask_embedding_{taken}" if taken else "mask_embedding"
+        self._surgery.show_output(site.path, name, source)
+        if site.owner is not None:
+            self._surgery.inform(site, source)
         return source
+
+    def keep_silenced_rates(self, sites: list[Site]) -> None:
+        """Give a Dropout of the model's own rate to places that share a silenced rate but have no rule."""
+        ruled = {placed.site.name: placed.site.rate for placed in self.placed}
+        silenced = {rate: self._surgery.rate_before(rate) for rate in ruled.values() if rate is not None}
+        for site in sites:
+            before = silenced.get(site.rate or "", 0.0)
+            if before > 0 and site.name not in ruled and site.access in ("output", "input"):
+                self._surgery.place(site, Dropout(before))
 
     def set_progress(self, progress: float) -> None:
         """Move every rate and weight to its value at ``progress``, a fraction in [0, 1].
@@ -88,7 +91,33 @@ class Regularization:
         self.progress = progress
         for placed in self.placed:
             if isinstance(placed.layer, RateLayer):
-                placed.layer.set_rate(placed.rule.rate(placed.site, progress))
+                changed = self._changed_rates.get(placed.site.name)
+                rate = placed.rule.rate(placed.site, progress) if changed is None else changed(progress)
+                placed.layer.set_rate(rate)
+                if placed.site.access == "rate":
+                    self._surgery.write_rate(placed.site, rate)
+
+    def update(self, rates: Mapping[str, float | Schedule]) -> None:
+        """Give other rates to the layers at some sites from now on.
+
+        Args:
+            rates: by selector, as in a rule, the new probability of dropping, a number or a schedule.
+
+        Raises:
+            InputError: for a selector that matches no placed layer with a rate.
+        """
+        for selector, rate in rates.items():
+            chosen = Rule(selector, Dropout, p=rate)
+            names = [
+                placed.site.name
+                for placed in self.placed
+                if isinstance(placed.layer, RateLayer) and chosen.matches(placed.site)
+            ]
+            if not names:
+                listing = ", ".join(p.site.name for p in self.placed if isinstance(p.layer, RateLayer))
+                raise InputError(f"No placed layer with a rate matches {selector!r}; there are: {listing}.")
+            self._changed_rates.update(dict.fromkeys(names, as_schedule(rate)))
+        self.set_progress(self.progress)
 
     def penalty(self) -> Tensor:
         """Return the sum over rules of ``weight(progress) * mean over layers of the penalty``.
@@ -107,40 +136,55 @@ class Regularization:
 
     @contextmanager
     def counting(self) -> Iterator[dict[str, KeepCount]]:
-        """Count kept elements in the forwards inside the ``with`` block; yields counts by site path."""
-        self._keep_counts = {
-            p.site.path: KeepCount() for p in self.placed if not isinstance(p.layer, RateLayer)
-        }
+        """Count kept elements in the forwards inside the ``with`` block; yields counts by site."""
+        counted = [placed for placed in self.placed if not isinstance(placed.layer, RateLayer)]
+        self._keep_counts = {placed.site.name: KeepCount() for placed in counted}
         try:
-            for placed in self.placed:
-                if placed.site.path in self._keep_counts:
-                    placed.layer.observer = self._keep_counts[placed.site.path].add
+            for placed in counted:
+                placed.layer.observer = self._keep_counts[placed.site.name].add
             yield self._keep_counts
         finally:
-            for placed in self.placed:
+            for placed in counted:
                 placed.layer.observer = None
 
     def metrics(self) -> dict[str, float]:
         """Return what can be logged now: the rate at each site, and what ``counting`` last counted.
 
-        ``keep/PATH`` is the fraction kept as the masks were, ``keep_thresholded/PATH`` the fraction whose
+        ``keep/SITE`` is the fraction kept as the masks were, ``keep_thresholded/SITE`` the fraction whose
         probability is at least one half; ``keep`` and ``keep_thresholded`` are their means over layers.
         """
-        values = {
-            f"p/{p.site.path}/{p.site.kind}": p.layer.p for p in self.placed if isinstance(p.layer, RateLayer)
-        }
-        counted = {path: count for path, count in self._keep_counts.items() if count.total}
-        for path, count in counted.items():
-            values[f"keep/{path}"] = count.kept / count.total
-            values[f"keep_thresholded/{path}"] = count.above_half / count.total
-        if counted:
-            for name in ("keep", "keep_thresholded"):
-                values[name] = sum(values[f"{name}/{path}"] for path in counted) / len(counted)
+        values = {f"p/{p.site.name}": p.layer.p for p in self.placed if isinstance(p.layer, RateLayer)}
+        counted = {name: count.fractions() for name, count in self._keep_counts.items() if count.total}
+        for name, fractions in counted.items():
+            values |= {f"{metric}/{name}": value for metric, value in fractions.items()}
+        for metric in ("keep", "keep_thresholded"):
+            if counted:
+                values[metric] = sum(fractions[metric] for fractions in counted.values()) / len(counted)
         return values
 
     def report(self) -> str:
         """Return one line a site: its path, kind, layer, and rate."""
         return "\n".join(f"{p.site.path}  {p.site.kind}  {p.layer!r}".split("\n")[0] for p in self.placed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold beside the model's own state: recipe, progress, changed rates."""
+        changed = {name: schedule_to_data(schedule) for name, schedule in self._changed_rates.items()}
+        return {"recipe": self.recipe.to_data(), "progress": self.progress, "changed_rates": changed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            InputError: when it was taken from another recipe.
+        """
+        if state["recipe"] != self.recipe.to_data():
+            raise InputError(
+                "The state belongs to another recipe; apply td.Recipe.from_data(state['recipe']) to the model."
+            )
+        self._changed_rates = {
+            name: schedule_from_data(data, name) for name, data in state["changed_rates"].items()
+        }
+        self.set_progress(state["progress"])
 
     def remove(self) -> None:
         """Take every layer out again; the model is then as it was before.
@@ -148,38 +192,71 @@ class Regularization:
         Raises:
             InputError: when it was removed already.
         """
-        if self.placed and not self._placements:
+        if self.placed and not self._surgery.done:
             raise InputError(
                 "This regularization was removed already; call td.regularize_ to apply it again."
             )
-        for placement in self._placements:
-            placement.undo()
-        self._placements.clear()
+        self._surgery.undo()
 
 
-def regularize_(model: nn.Module, recipe: Recipe) -> Regularization:
+def regularize_(
+    model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | None = None
+) -> Regularization:
     """Put a recipe's layers into a model, in place; the model's own ``state_dict`` keys stay.
 
     Args:
         model: the model, before it is compiled or wrapped for several processes.
         recipe: the rules; at each site the first that matches acts, and one that acts nowhere is an error.
+        sites: the model's sites; None for those that `find_sites` finds.
 
     Raises:
         InputError: for a rule that matches nothing or comes too late, a layer that cannot act at its
             site, a model that is already regularized or compiled.
     """
-    if hasattr(model, "_orig_mod"):
+    if is_compiled(model):
         raise InputError(
             "The model is already compiled; call td.regularize_ first and torch.compile after it."
         )
-    sites = find_sites(model)
+    sites = find_sites(model) if sites is None else list(sites)
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
     handle = Regularization(model, recipe)
     sources: dict[int, nn.Module] = {}
-    for site, rule in assignments:
-        if rule.layer.shared_source is not None and id(rule) not in sources:
-            sources[id(rule)] = handle.place_source(sites, rule)
-        handle.place(site, rule, build_layer(site, rule, sources.get(id(rule))))
-    handle.set_progress(0.0)
+    try:
+        for site, rule in assignments:
+            if rule.layer.shared_source is not None and id(rule) not in sources:
+                sources[id(rule)] = handle.place_source(sites, rule)
+            handle.place(site, rule, build_layer(site, rule, sources.get(id(rule))))
+        handle.keep_silenced_rates(sites)
+        # A rate that leaves [0, 1] later is an error now, not in the middle of the training.
+        for progress in (1.0, 0.5, 0.0):
+            handle.set_progress(progress)
+    except Exception:
+        # A recipe that fails halfway leaves the model as it was.
+        handle.remove()
+        raise
     return handle
+
+
+def set_rates(model: nn.Module, rates: Mapping[str, float]) -> Regularization:
+    """Set the dropout rates of a model in one line: ``set_rates(model, {"attention_weights": 0.1})``.
+
+    Args:
+        model: the model, changed in place.
+        rates: by selector, a kind of site or a pattern on the path, the probability of dropping.
+
+    Returns:
+        the handle; ``handle.update`` changes the rates again.
+
+    Raises:
+        InputError: as `regularize_`.
+    """
+    rules = [Rule(selector, Dropout, p=Constant(float(rate))) for selector, rate in rates.items()]
+    return regularize_(model, Recipe(rules))
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Say whether the model, or a part of it, is compiled: its graph would not see a new layer."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()
+    )

@@ -2,8 +2,34 @@
 
 from ._base import DropoutLayer as DropoutLayer
 from ._base import RateLayer as RateLayer
+from .alpha_dropout import AlphaDropout
+from .concrete_dropout import ConcreteDropout
+from .drop_head import DropHead
+from .drop_key import DropKey
+from .drop_path import DropPath
 from .dropout import Dropout
+from .gaussian_dropout import GaussianDropout
+from .gaussian_noise import GaussianNoise
+from .importance_dropout import ImportanceDropout
+from .layer_drop import LayerDrop
 from .learned_dropout import LearnedDropout
 from .precomputed import PrecomputedLearnedDropout
+from .standout import Standout
+from .token_dropout import TokenDropout
 
-__all__ = ["Dropout", "LearnedDropout", "PrecomputedLearnedDropout"]
+__all__ = [
+    "AlphaDropout",
+    "ConcreteDropout",
+    "DropHead",
+    "DropKey",
+    "DropPath",
+    "Dropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "ImportanceDropout",
+    "LayerDrop",
+    "LearnedDropout",
+    "PrecomputedLearnedDropout",
+    "Standout",
+    "TokenDropout",
+]

@@ -27,22 +27,26 @@ class DropoutLayer(nn.Module):
     # Modules that every layer of one rule shares, built once by `regularize_`; see PrecomputedLearnedDropout.
     shared_source: type[nn.Module] | None = None
     has_penalty = False
+    looks_at_tokens = False
 
     def __init__(self) -> None:
         super().__init__()
         self.pending_penalty: Tensor | None = None
+        self.stored_without_gradient = False
         self.observer: Callable[[Tensor, Tensor], None] | None = None
 
     def store_penalty(self, penalty: Tensor) -> None:
         """Leave the penalty for ``take_penalty``, except in a recomputation."""
         if torch.compiler.is_compiling() or not inside_backward():
             self.pending_penalty = penalty
+            self.stored_without_gradient = not torch.is_grad_enabled()
 
     def take_penalty(self) -> Tensor:
         """Return the penalty of the last training forward and empty the slot.
 
         Raises:
-            InputError: when no training forward has run since the last call.
+            InputError: when no training forward has run since the last call, or when it ran without
+                gradients that are wanted now.
         """
         if self.pending_penalty is None:
             raise InputError(
@@ -50,11 +54,17 @@ class DropoutLayer(nn.Module):
                 "model first, and read the penalty once after each forward."
             )
         penalty, self.pending_penalty = self.pending_penalty, None
+        if self.stored_without_gradient and torch.is_grad_enabled():
+            raise InputError(
+                "The penalty has no gradient, because the forward ran without one. Reentrant activation "
+                "checkpointing does that: use checkpoint(..., use_reentrant=False). If it was your own "
+                "torch.no_grad(), read the penalty inside it too."
+            )
         return penalty
 
     def __getstate__(self) -> dict:
         # A penalty is part of an autograd graph, which can be neither copied nor pickled.
-        return self.__dict__ | {"pending_penalty": None, "observer": None}
+        return super().__getstate__() | {"pending_penalty": None, "observer": None}
 
 
 def check_probability(p: float, name: str = "p") -> float:

@@ -59,7 +59,8 @@ class LearnedDropout(DropoutLayer):
         detach: whether the mask's gradient stops at its input.
 
     Shape:
-        x: (batch, tokens, width); padding_mask: (batch, tokens), true at real tokens.
+        x: (batch, tokens, width); padding_mask: (batch, tokens), true at real tokens, past ones included
+        when ``past`` remembers the keys and values of earlier tokens.
 
     Raises:
         InputError: for heads that do not divide the width, a shift outside [0, pi], an unknown word.
@@ -68,6 +69,8 @@ class LearnedDropout(DropoutLayer):
     """
 
     shift: Tensor
+    # Beside x it must be told which tokens are padding and, in cached decoding, what came before.
+    looks_at_tokens = True
 
     def __init__(
         self,
@@ -101,15 +104,31 @@ class LearnedDropout(DropoutLayer):
         """Return the tensor that the mask is computed from."""
         return x.detach() if self.detach else x
 
-    def keep_probability(self, mask_input: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return ``M``, the probability of keeping each element."""
-        gate = functional.self_attention(
-            self.qkv(mask_input), self.heads, causal=self.causal, padding_mask=padding_mask
+    def gate(
+        self,
+        mask_input: Tensor,
+        padding_mask: Tensor | None = None,
+        past: functional.KeysAndValues | None = None,
+    ) -> Tensor:
+        """Return what attention mixes for each channel, before the cosine."""
+        return functional.self_attention(
+            self.qkv(mask_input), self.heads, causal=self.causal, padding_mask=padding_mask, past=past
         )
+
+    def keep_probability(self, gate: Tensor) -> Tensor:
+        """Return ``M``, the probability of keeping each element."""
         return functional.cosine_keep_probability(gate, self.shift)
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        keep_probability = self.keep_probability(self.mask_input(x), padding_mask)
+    def forward(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        past: functional.KeysAndValues | None = None,
+    ) -> Tensor:
+        keep_probability = self.keep_probability(self.gate(self.mask_input(x), padding_mask, past))
+        if padding_mask is not None:
+            # Of past and present tokens only the present ones are masked and counted.
+            padding_mask = padding_mask[:, -x.shape[1] :]
         if self.training and self.penalty is not None:
             self.store_penalty(PENALTIES[self.penalty](real_tokens(keep_probability, padding_mask)))
         mask = self.mask(keep_probability)

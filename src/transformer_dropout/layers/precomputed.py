@@ -35,19 +35,26 @@ class MaskEmbedding(nn.Module):
         self.current: Tensor | None = None
 
     @classmethod
-    def for_rule(cls, width: int, arguments: Mapping[str, Any]) -> "MaskEmbedding":
+    def for_rule(cls, width: int, causal: bool, arguments: Mapping[str, Any]) -> "MaskEmbedding":
         """Make the module that the layers of one rule share, from the arguments of those layers."""
-        source = cls(width, arguments["heads"], bias=arguments.get("bias", False))
+        source = cls(width, arguments["heads"], causal=causal, bias=arguments.get("bias", False))
         return source.requires_grad_(not arguments.get("detach", True))
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        mixed = functional.self_attention(self.qkv(embedding), self.heads, causal=self.causal)
+    def forward(
+        self,
+        embedding: Tensor,
+        padding_mask: Tensor | None = None,
+        past: functional.KeysAndValues | None = None,
+    ) -> Tensor:
+        mixed = functional.self_attention(
+            self.qkv(embedding), self.heads, causal=self.causal, padding_mask=padding_mask, past=past
+        )
         self.current = self.projection(mixed)
         return self.current
 
     def __getstate__(self) -> dict:
         # The last result is part of an autograd graph, which can be neither copied nor pickled.
-        return self.__dict__ | {"current": None}
+        return super().__getstate__() | {"current": None}
 
 
 class PrecomputedLearnedDropout(LearnedDropout):

@@ -29,4 +29,8 @@ def decoder_sites(model: nn.Module) -> list[Site]:
                     width=None if multiple is None else multiple * width,
                 )
             )
-    return sites
+        path = f"blocks.{block}"
+        sites.append(
+            Site(path=path, kind="block", access="block", block=block, n_blocks=n_blocks, width=width)
+        )
+    return [*sites, Site(path="norm", kind="classifier", access="output", n_blocks=n_blocks, width=width)]

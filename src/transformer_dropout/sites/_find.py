@@ -1,24 +1,40 @@
 """From a model to its sites."""
 
-from collections.abc import Callable
-
 from torch import nn
 
 from ..errors import InputError
 from ._decoder import decoder_sites
-from ._site import Site
-
-# Keyed by the model's class name, so that no model has to be imported to be known.
-FAMILIES: dict[str, Callable[[nn.Module], list[Site]]] = {"Decoder": decoder_sites}
+from ._generic import generic_sites
+from ._hugging_face import family_of, hugging_face_sites, is_hugging_face
+from ._site import KINDS, Site
 
 
 def find_sites(model: nn.Module) -> list[Site]:
     """Return the places of a model where a layer can act, in the order of the forward pass.
 
+    A table serves the project's decoder and the known Hugging Face families; any other model is read off
+    its structure.
+
     Raises:
-        InputError: for a model of an unknown family.
+        InputError: for a model in which no place is found.
     """
-    family = type(model).__name__
-    if family not in FAMILIES:
-        raise InputError(f"No sites are known for a {family}; known models: {', '.join(sorted(FAMILIES))}.")
-    return FAMILIES[family](model)
+    family = family_of(model) if is_hugging_face(model) else None
+    if family is not None:
+        return hugging_face_sites(model, family)
+    # By its name, so that the training floor need not be imported from here.
+    sites = decoder_sites(model) if type(model).__name__ == "Decoder" else generic_sites(model)
+    if not sites:
+        raise InputError(
+            f"No place for a layer was found in a {type(model).__name__}: it has no blocks with attention and "
+            "fewer than two linear layers."
+        )
+    return sites
+
+
+def missing_kinds(model: nn.Module) -> dict[str, str]:
+    """Return the kinds of sites that a model has no place for, each with the reason."""
+    found = {site.kind for site in find_sites(model)}
+    family = family_of(model) if is_hugging_face(model) else None
+    reasons: dict = {} if family is None else dict(family.unreachable)
+    nothing = f"nothing like it was found in {type(model).__name__}"
+    return {kind: reasons.get(kind, nothing) for kind in KINDS if kind not in found}

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 Kind = Literal[
     "embedding", "attention_weights", "attention_output", "mlp_hidden", "mlp_output", "block", "classifier"
 ]
-Access = Literal["module", "rate", "output", "attention"]
+Access = Literal["module", "rate", "output", "input", "block", "attention"]
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -18,11 +18,16 @@ class Site:
     Attributes:
         path: the module's name in the model, as ``model.get_submodule`` takes it.
         kind: what the place is, in the words that recipes use.
-        access: how it is reached: ``output`` hooks the module's output, ``attention`` replaces the
-            function ``attend`` that mixes the values.
+        access: how it is reached. ``module`` replaces the module, ``output`` and ``input`` hook it,
+            ``block`` hooks a residual block and acts on what it adds, ``attention`` goes through the
+            function that mixes the values, ``rate`` sets a number that the model's own code reads.
         block: the index of the block it lies in, None outside the blocks.
         n_blocks: how many blocks the model has.
         width: channels of the tensor there, None where the tensor has no channels (attention weights).
+        rate: path of a float of the model's own that drops at this place: a module's path and an attribute.
+        owner: path of the module that is called with the attention mask and the cache of these tokens; None
+            where there are no such.
+        causal: whether a token at this place sees only the tokens before it.
     """
 
     path: str
@@ -31,6 +36,14 @@ class Site:
     block: int | None = None
     n_blocks: int = 0
     width: int | None = None
+    rate: str | None = None
+    owner: str | None = None
+    causal: bool = True
+
+    @property
+    def name(self) -> str:
+        """Path and kind, which together name a site."""
+        return f"{self.path}/{self.kind}"
 
     @property
     def depth(self) -> float:

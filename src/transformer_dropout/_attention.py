@@ -1,0 +1,169 @@
+"""Attention whose weights pass through a layer, for our decoder and for Hugging Face's attention interface."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+from .layers.dropout import Dropout
+
+CHILD = "attention_weights_dropout"
+PREFIX = "transformer_dropout_"
+REACHED = ("sdpa", "eager")
+
+
+def weigh(
+    layer: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    hidden: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Return ``layer(softmax(scores)) v``, written out so that a layer can act on weights or scores.
+
+    Args:
+        layer: acts on the weights, or on the scores where it says ``acts_on = "scores"``.
+        query, key, value: with as many key heads as query heads.
+        scaling: factor of the scores.
+        hidden: true where a query may not look.
+        bias: added to the scores: position biases and masks of minus infinity.
+        softcap: ``softcap * tanh(scores / softcap)``, as Gemma 2 has it.
+        sinks: one more logit a head that takes weight and gives no value, as gpt-oss has it.
+
+    Shape:
+        query: (batch, heads, queries, d); key, value: (batch, heads, keys, d); result as the query.
+    """
+    scores = query @ key.transpose(-2, -1) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    if getattr(layer, "acts_on", "weights") == "scores":
+        scores = layer(scores)
+    if sinks is not None:
+        sink = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        scores = torch.cat([scores, sink.to(scores.dtype)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    if getattr(layer, "acts_on", "weights") == "weights":
+        weights = layer(weights)
+    return weights @ value
+
+
+def future(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Return true where a query would see a later key; the last query sits on the last key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
+
+
+def attend_with_layer(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention of our decoder whose weights pass through the module's layer."""
+    layer = getattr(module, CHILD)
+    if isinstance(layer, Dropout) and not torch.compiler.is_compiling():
+        # The fused kernel does not look at `training`, so the rate must be 0 in evaluation.
+        p = layer.p if layer.training else 0.0
+        return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=p)
+    hidden = future(query.shape[-2], key.shape[-2], query.device)
+    return weigh(layer, query, key, value, scaling=query.shape[-1] ** -0.5, hidden=hidden)
+
+
+def interface_with_layer(
+    original: Callable[..., tuple[Tensor, Tensor | None]] | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as Hugging Face models call it, with the module's layer where it has one.
+
+    Args:
+        original: the model's own function; None for the eager one, which each model file defines for itself.
+        module: the attention module that calls.
+        query, key, value: as the interface hands them over; keys may have fewer heads.
+        attention_mask: None, true where a query may look, or what is added to the scores.
+        dropout: what the model itself would drop, used where the module has no layer.
+        scaling: factor of the scores; None for one over the root of the head width.
+        others: further words of the interface.
+    """
+    layer = getattr(module, CHILD, None)
+    if layer is None or not layer.training:
+        function = original or sys.modules[type(module).__module__].eager_attention_forward
+        unlayered = dropout if layer is None else 0.0
+        return function(
+            module, query, key, value, attention_mask, dropout=unlayered, scaling=scaling, **others
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    hidden = bias = None
+    if attention_mask is None:
+        if others.get("is_causal", getattr(module, "is_causal", True)) and query.shape[2] > 1:
+            hidden = future(query.shape[2], key.shape[2], query.device)
+    elif attention_mask.dtype == torch.bool:
+        hidden = ~attention_mask[..., : key.shape[2]]
+    else:
+        bias = attention_mask[..., : key.shape[2]]
+    position_bias = others.get("position_bias")
+    if position_bias is not None:
+        bias = position_bias if bias is None else bias + position_bias
+    mixed = weigh(
+        layer,
+        query,
+        key,
+        value,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        hidden=hidden,
+        bias=bias,
+        softcap=others.get("softcap"),
+        sinks=others.get("s_aux"),
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def route_through_layers(model: nn.Module) -> Callable[[], None]:
+    """Make a Hugging Face model call ``interface_with_layer``; return the way back.
+
+    Raises:
+        InputError: when the model's attention runs in a kernel that shows no weights.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) is not None and id(config) not in before:
+            before[id(config)] = (config, config._attn_implementation)
+    for _, name in before.values():
+        if name.removeprefix(PREFIX) not in REACHED:
+            raise InputError(
+                f"The model's attention runs as {name!r}, where no layer can reach its weights; load it with "
+                "attn_implementation='sdpa'."
+            )
+    for config, name in before.values():
+        plain = name.removeprefix(PREFIX)
+        original = None if plain == "eager" else ALL_ATTENTION_FUNCTIONS[plain]
+        AttentionInterface.register(PREFIX + plain, partial(interface_with_layer, original))
+        AttentionMaskInterface.register(PREFIX + plain, ALL_MASK_ATTENTION_FUNCTIONS[plain])
+        config._attn_implementation = PREFIX + plain
+
+    def back() -> None:
+        for config, name in before.values():
+            config._attn_implementation = name
+
+    return back

@@ -1,0 +1,204 @@
+"""The surgery at each kind of access, every cut with its way back."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._attention import attend_with_layer, route_through_layers
+from ._sequence import CacheSlot, Sequence, follow_sequence
+from .errors import InputError
+from .layers import DropoutLayer
+from .sites import Site
+
+
+def child_name(site: Site) -> str:
+    """Return the name that a site's layer has as a child of the site's module."""
+    return f"{site.kind}_dropout"
+
+
+class Surgery:
+    """Changes to one model, undone in the opposite order.
+
+    Args:
+        model: the model to change.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._ways_back: list[Callable[[], None]] = []
+        self._sequences: dict[str, Sequence] = {}
+        self._remembering: dict[str, int] = {}
+        self._rates_before: dict[str, float] = {}
+        self._routed = False
+
+    @property
+    def done(self) -> bool:
+        """Whether there is something to undo."""
+        return bool(self._ways_back)
+
+    def undo(self) -> None:
+        """Put everything back as it was."""
+        while self._ways_back:
+            self._ways_back.pop()()
+
+    def place(self, site: Site, layer: DropoutLayer) -> None:
+        """Put a layer at its site, in the way the site is reached.
+
+        Raises:
+            InputError: when the layer cannot act there.
+        """
+        match site.access:
+            case "module":
+                self._replace(site.path, layer)
+            case "output":
+                self.silence(site)
+                self._hook_output(site, layer)
+            case "input":
+                self.silence(site)
+                self._hook_input(site, layer)
+            case "block":
+                self._hook_block(site, layer)
+            case "attention":
+                self._hook_attention(site, layer)
+            case "rate":
+                # The model's own code drops; `Regularization.set_progress` writes how much.
+                pass
+
+    def add_child(self, path: str, name: str, child: nn.Module) -> nn.Module:
+        """Make a module a child of the module at a path, on its device, in its dtype and mode."""
+        parent = self.model.get_submodule(path)
+        # An activation has no parameters of its own that could say where the model lies.
+        reference = next(parent.parameters(), next(self.model.parameters(), None))
+        if reference is not None:
+            child.to(reference.device, reference.dtype if reference.is_floating_point() else None)
+        parent.add_module(name, child.train(parent.training))
+        self._ways_back.append(partial(delattr, parent, name))
+        return parent
+
+    def silence(self, site: Site) -> None:
+        """Set the model's own rate at a site to 0 while a layer acts there."""
+        if site.rate is not None:
+            self.write_rate(site, 0.0)
+
+    def write_rate(self, site: Site, value: float) -> None:
+        """Set a rate of the model's own; it is put back in the end."""
+        assert site.rate is not None
+        path, _, name = site.rate.rpartition(".")
+        owner = self.model.get_submodule(path)
+        if site.rate not in self._rates_before:
+            self._rates_before[site.rate] = getattr(owner, name)
+            self._ways_back.append(partial(setattr, owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    def rate_before(self, path: str) -> float:
+        """Return what a rate of the model's own was before it was silenced; 0 when it was not."""
+        return float(self._rates_before.get(path, 0.0))
+
+    def _replace(self, path: str, layer: DropoutLayer) -> None:
+        parent, _, name = path.rpartition(".")
+        owner = self.model.get_submodule(parent)
+        original = getattr(owner, name)
+        reference = next(self.model.parameters(), None)
+        if reference is not None:
+            layer.to(reference.device, reference.dtype if reference.is_floating_point() else None)
+        self._ways_back.append(partial(setattr, owner, name, original))
+        setattr(owner, name, layer.train(original.training))
+
+    def _hook_output(self, site: Site, layer: DropoutLayer) -> None:
+        parent = self.add_child(site.path, child_name(site), layer)
+        self._keep(parent.register_forward_hook(partial(on_output, child_name(site))))
+
+    def _hook_input(self, site: Site, layer: DropoutLayer) -> None:
+        parent = self.add_child(site.path, child_name(site), layer)
+        self._keep(parent.register_forward_pre_hook(partial(on_input, child_name(site))))
+
+    def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
+        parent = self.add_child(site.path, child_name(site), layer)
+        self._keep(parent.register_forward_hook(partial(on_branch, child_name(site)), with_kwargs=True))
+
+    def _hook_attention(self, site: Site, layer: DropoutLayer) -> None:
+        parent = self.add_child(site.path, child_name(site), layer)
+        if hasattr(parent, "attend"):
+            parent.attend = attend_with_layer
+            # The function of the class shows through again.
+            self._ways_back.append(partial(delattr, parent, "attend"))
+        elif not self._routed:
+            self._routed = True
+            self._ways_back.append(route_through_layers(self.model))
+
+    def show_output(self, path: str, name: str, child: nn.Module) -> None:
+        """Let a new child see what the module at a path returns, and leave that as it is."""
+        parent = self.add_child(path, name, child)
+        self._keep(parent.register_forward_hook(partial(beside_output, name)))
+
+    def _keep(self, hook: Any) -> None:
+        self._ways_back.append(hook.remove)
+
+    def inform(self, site: Site, layer: nn.Module) -> None:
+        """Tell a layer that looks at other tokens about padding and about the cache."""
+        if site.owner is None:
+            return
+        sequence = self._sequences.get(site.owner)
+        if sequence is None:
+            sequence = self._sequences[site.owner] = Sequence()
+            self._keep(follow_sequence(self.model.get_submodule(site.owner), sequence))
+        index = self._remembering.get(site.owner, 0)
+        self._remembering[site.owner] = index + 1
+        hook = layer.register_forward_pre_hook(
+            partial(add_sequence, sequence, index, site.n_blocks), with_kwargs=True
+        )
+        self._keep(hook)
+
+
+# The hooks look the child up by name, so that a deep copy of the model runs its own layers.
+def on_output(name: str, module: nn.Module, arguments: tuple, output: Any) -> Any:
+    """Forward hook: the child acts on the output, or on its first part."""
+    first = output[0] if isinstance(output, tuple) else output
+    # A layer that looks at other tokens may have given flattened tokens their sequence back.
+    acted = getattr(module, name)(first).reshape(first.shape)
+    return (acted, *output[1:]) if isinstance(output, tuple) else acted
+
+
+def on_input(name: str, module: nn.Module, arguments: tuple) -> tuple:
+    """Forward pre-hook: the child acts on the first argument."""
+    return (getattr(module, name)(arguments[0]).reshape(arguments[0].shape), *arguments[1:])
+
+
+def on_branch(name: str, module: nn.Module, arguments: tuple, keywords: dict, output: Any) -> Any:
+    """Forward hook: the child acts on what a residual block adds to its input."""
+    first = next(iter(inspect.signature(module.forward).parameters))
+    entered = arguments[0] if arguments else keywords[first]
+    left = output[0] if isinstance(output, tuple) else output
+    added = left - entered
+    acted = getattr(module, name)(added)
+    if acted is added:
+        # Not `entered + added`, which would round.
+        return output
+    changed = entered + acted
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def beside_output(name: str, module: nn.Module, arguments: tuple, output: Tensor) -> None:
+    """Forward hook: the child sees the output."""
+    getattr(module, name)(output)
+
+
+def add_sequence(
+    sequence: Sequence, index: int, n_layers: int, layer: nn.Module, arguments: tuple, keywords: dict
+) -> tuple[tuple, dict]:
+    """Forward pre-hook: hand padding mask and cache to a layer that looks at other tokens.
+
+    Raises:
+        InputError: when the layer would train through a cache, or the tokens come without their sequence.
+    """
+    slot = None
+    if sequence.cache is not None:
+        if torch.is_grad_enabled() and layer.training:
+            raise InputError("LearnedDropout cannot train through a cache; call the model with use_cache=False.")
+        slot = CacheSlot(sequence.cache, index, n_layers)
+    x = sequence.unflattened(arguments[0])
+    return (x, *arguments[1:]), {**keywords, "padding_mask": sequence.padding_mask, "past": slot}

@@ -1,0 +1,337 @@
+"""Where the sites of each model family lie: one small table a family, in the words of `Place`.
+
+Paths of blocks and embeddings are relative to the base model (``model.base_model``), paths inside a block to
+the block, paths of the classifier to the whole model. Read from transformers 5.23.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from ._site import Access, Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One place where a layer can act.
+
+    Attributes:
+        path: the module, relative to its block, to the base model, or to the model.
+        access: ``module`` replaces it, ``output`` and ``input`` hook it, ``attention`` goes through the
+            model's attention function, ``rate`` sets the number at ``rate`` and nothing else.
+        rate: the path of a float that already drops at this place, relative as ``path`` is; it is set to 0
+            while a layer acts here. None where the model has no dropout of its own here.
+    """
+
+    path: str
+    access: Access = "output"
+    rate: str | None = None
+
+
+Places = dict[Kind, tuple[Place, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """One list of blocks.
+
+    Attributes:
+        path: the list, relative to the base model; ``*`` stands for any part.
+        places: places inside a block; one that a block lacks is skipped (as cross-attention may be).
+        causal: whether a token sees only what came before it.
+        owner: the module that is called with the attention mask of two dimensions and the cache, relative
+            to the base model.
+    """
+
+    path: str
+    places: Places
+    causal: bool = True
+    owner: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The sites of one model family.
+
+    Attributes:
+        stacks: the lists of blocks.
+        embedding: places relative to the base model.
+        head: where the classifier's or the output layer's dropout lies, relative to the model; the first
+            that exists counts.
+        unreachable: kinds that cannot be reached, and why.
+    """
+
+    stacks: tuple[Stack, ...]
+    embedding: tuple[Place, ...]
+    head: tuple[Place, ...]
+    unreachable: dict[Kind, str] = field(default_factory=dict)
+
+
+def output(path: str, rate: str | None = None) -> tuple[Place, ...]:
+    """A hook on a module's output."""
+    return (Place(path=path, rate=rate),)
+
+
+def before(path: str, rate: str | None = None) -> tuple[Place, ...]:
+    """A hook on a module's input."""
+    return (Place(path=path, access="input", rate=rate),)
+
+
+def child(*paths: str) -> tuple[Place, ...]:
+    """Modules to replace: an ``nn.Dropout`` or ``nn.Identity`` that the model calls at this place."""
+    return tuple(Place(path=path, access="module") for path in paths)
+
+
+def weights(*paths: str, rate: str) -> tuple[Place, ...]:
+    """Attention modules that go through the model's attention function."""
+    return tuple(Place(path=path, access="attention", rate=f"{path}.{rate}") for path in paths)
+
+
+LM_HEAD = before("lm_head") + before("score") + before("classifier")
+
+
+def llama(*, embedding: tuple[Place, ...] = output("embed_tokens"), **changes: tuple[Place, ...]) -> Family:
+    """The layout of Llama, which most decoders follow, with some places changed."""
+    places: Places = {
+        "attention_weights": weights("self_attn", rate="attention_dropout"),
+        "attention_output": output("self_attn.o_proj"),
+        "mlp_hidden": before("mlp.down_proj"),
+        "mlp_output": output("mlp"),
+    }
+    stack = Stack(path="layers", places=places | changes)
+    return Family(stacks=(stack,), embedding=embedding, head=LM_HEAD)
+
+
+def gpt2(attention_weights: tuple[Place, ...]) -> Family:
+    """The layout of GPT-2, whose relative GPT-J drops attention weights in a module."""
+    places: Places = {
+        "attention_weights": attention_weights,
+        "attention_output": child("attn.resid_dropout", "crossattention.resid_dropout"),
+        "mlp_hidden": output("mlp.act"),
+        "mlp_output": child("mlp.dropout"),
+    }
+    return Family(stacks=(Stack(path="h", places=places),), embedding=child("drop"), head=LM_HEAD)
+
+
+def bert(attention_weights: tuple[Place, ...]) -> Family:
+    """The layout of BERT, whose relative DeBERTa drops attention weights in a module."""
+    places: Places = {
+        "attention_weights": attention_weights,
+        "attention_output": child("attention.output.dropout"),
+        "mlp_hidden": before("output.dense"),
+        "mlp_output": child("output.dropout"),
+    }
+    return Family(
+        stacks=(Stack(path="encoder.layer", places=places, causal=False),),
+        embedding=child("embeddings.dropout"),
+        head=child("dropout", "classifier.dropout") + before("cls") + before("lm_head"),
+    )
+
+
+LLAMA = llama()
+
+GPT_OSS = replace(
+    llama(mlp_hidden=()),
+    unreachable={"mlp_hidden": "GptOssExperts computes its hidden units inline, in no module of their own"},
+)
+
+GPT_NEOX = Family(
+    stacks=(
+        Stack(
+            path="layers",
+            places={
+                "attention_weights": weights("attention", rate="attention_dropout"),
+                "attention_output": child("post_attention_dropout"),
+                "mlp_hidden": before("mlp.dense_4h_to_h"),
+                "mlp_output": child("post_mlp_dropout"),
+            },
+        ),
+    ),
+    embedding=child("emb_dropout"),
+    head=LM_HEAD + before("embed_out"),
+)
+
+OPT = Family(
+    stacks=(
+        Stack(
+            path="decoder.layers",
+            places={
+                "attention_weights": weights("self_attn", rate="dropout"),
+                "attention_output": output("self_attn.out_proj", rate="dropout"),
+                "mlp_hidden": before("fc2"),
+                "mlp_output": output("fc2", rate="dropout"),
+            },
+            owner="decoder",
+        ),
+    ),
+    embedding=output("decoder.embed_tokens"),
+    head=LM_HEAD,
+)
+
+BLOOM = Family(
+    stacks=(
+        Stack(
+            path="h",
+            places={
+                "attention_weights": child("self_attention.attention_dropout"),
+                "attention_output": output("self_attention.dense", rate="self_attention.hidden_dropout"),
+                "mlp_hidden": before("mlp.dense_4h_to_h"),
+                "mlp_output": output("mlp.dense_4h_to_h", rate="mlp.hidden_dropout"),
+            },
+        ),
+    ),
+    embedding=output("word_embeddings"),
+    head=LM_HEAD,
+)
+
+MPT = Family(
+    stacks=(
+        Stack(
+            path="blocks",
+            places={
+                "attention_weights": (Place(path="attn", access="rate", rate="attn.attn_dropout_p"),),
+                "attention_output": child("resid_attn_dropout"),
+                "mlp_hidden": before("ffn.down_proj"),
+                "mlp_output": output("ffn.down_proj", rate="ffn.hidden_dropout"),
+            },
+        ),
+    ),
+    embedding=output("wte"),
+    head=LM_HEAD,
+)
+
+DISTILBERT = Family(
+    stacks=(
+        Stack(
+            path="transformer.layer",
+            places={
+                "attention_weights": weights("attention", rate="dropout.p"),
+                "attention_output": output("attention.out_lin"),
+                "mlp_hidden": before("ffn.lin2"),
+                "mlp_output": child("ffn.dropout"),
+            },
+            causal=False,
+        ),
+    ),
+    embedding=child("embeddings.dropout"),
+    head=child("dropout") + before("vocab_transform"),
+)
+
+# All blocks share one set of modules, so a layer here acts in every pass through them.
+ALBERT = Family(
+    stacks=(
+        Stack(
+            path="encoder.albert_layer_groups.*.albert_layers",
+            places={
+                "attention_weights": weights("attention", rate="attention_dropout.p"),
+                "attention_output": child("attention.output_dropout"),
+                "mlp_hidden": before("ffn_output"),
+                "mlp_output": output("ffn_output"),
+            },
+            causal=False,
+        ),
+    ),
+    embedding=child("embeddings.dropout"),
+    head=child("dropout") + before("predictions"),
+)
+
+MODERNBERT = Family(
+    stacks=(
+        Stack(
+            path="layers",
+            places={
+                "attention_weights": weights("attn", rate="attention_dropout"),
+                "attention_output": child("attn.out_drop"),
+                "mlp_hidden": child("mlp.drop"),
+                "mlp_output": output("mlp"),
+            },
+            causal=False,
+        ),
+    ),
+    embedding=child("embeddings.drop"),
+    head=child("drop") + before("decoder"),
+)
+
+
+def t5_stack(path: str, *, mlp: str, attentions: tuple[str, ...], causal: bool) -> Stack:
+    """One of T5's two stacks, whose sublayers are numbered."""
+    return Stack(
+        path=path,
+        places={
+            "attention_weights": weights(*attentions, rate="dropout"),
+            "attention_output": child(*(f"{attention.rpartition('.')[0]}.dropout" for attention in attentions)),
+            "mlp_hidden": child(f"{mlp}.DenseReluDense.dropout"),
+            "mlp_output": child(f"{mlp}.dropout"),
+        },
+        causal=causal,
+        owner=path.partition(".")[0],
+    )
+
+
+# T5 calls the dropout of a stack at its embeddings and again behind its last norm.
+T5 = Family(
+    stacks=(
+        t5_stack("encoder.block", mlp="layer.1", attentions=("layer.0.SelfAttention",), causal=False),
+        t5_stack(
+            "decoder.block",
+            mlp="layer.2",
+            attentions=("layer.0.SelfAttention", "layer.1.EncDecAttention"),
+            causal=True,
+        ),
+    ),
+    embedding=child("encoder.dropout", "decoder.dropout"),
+    head=LM_HEAD,
+)
+
+BART_BLOCK: Places = {
+    "attention_weights": weights("self_attn", "encoder_attn", rate="dropout"),
+    "attention_output": output("self_attn.out_proj", rate="dropout")
+    + output("encoder_attn.out_proj", rate="dropout"),
+    "mlp_hidden": before("fc2", rate="activation_dropout"),
+    "mlp_output": output("fc2", rate="dropout"),
+}
+
+BART = Family(
+    stacks=(
+        Stack(path="encoder.layers", places=BART_BLOCK, causal=False, owner="encoder"),
+        Stack(path="decoder.layers", places=BART_BLOCK, owner="decoder"),
+    ),
+    embedding=output("encoder.layernorm_embedding", rate="encoder.dropout")
+    + output("decoder.layernorm_embedding", rate="decoder.dropout"),
+    head=LM_HEAD,
+)
+
+BY_MODEL_TYPE: dict[str, Family] = {
+    **dict.fromkeys(
+        "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text olmo2 granite smollm3 cohere nemotron glm".split(),
+        LLAMA,
+    ),
+    "phi": llama(
+        embedding=child("embed_dropout"),
+        attention_output=output("self_attn.dense", rate="resid_dropout.p"),
+        mlp_hidden=before("mlp.fc2"),
+        mlp_output=output("mlp", rate="resid_dropout.p"),
+    ),
+    "phi3": llama(attention_output=child("resid_attn_dropout"), mlp_output=child("resid_mlp_dropout")),
+    "stablelm": llama(mlp_output=child("dropout")),
+    "starcoder2": llama(
+        embedding=output("embed_tokens", rate="embedding_dropout"),
+        attention_output=output("self_attn.o_proj", rate="self_attn.residual_dropout"),
+        mlp_hidden=before("mlp.c_proj"),
+        mlp_output=output("mlp.c_proj", rate="mlp.residual_dropout"),
+    ),
+    # The experts see tokens without their sequence: layers that look at other tokens cannot act inside them.
+    "mixtral": llama(mlp_hidden=output("mlp.experts.act_fn")),
+    "gpt_oss": GPT_OSS,
+    "gpt2": gpt2(weights("attn", "crossattention", rate="attn_dropout.p")),
+    "gptj": gpt2(child("attn.attn_dropout")),
+    "gpt_neox": GPT_NEOX,
+    "opt": OPT,
+    "bloom": BLOOM,
+    "mpt": MPT,
+    **dict.fromkeys(("bert", "roberta", "electra"), bert(weights("attention.self", rate="dropout.p"))),
+    "deberta-v2": bert(child("attention.self.dropout")),
+    "distilbert": DISTILBERT,
+    "albert": ALBERT,
+    "modernbert": MODERNBERT,
+    "t5": T5,
+    "bart": BART,
+}

@@ -1,0 +1,105 @@
+"""From a Hugging Face model to its sites, with the table of its family."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ._families import BY_MODEL_TYPE, Family, Place, Stack
+from ._site import Kind, Site
+from ._width import width_of
+
+
+def is_hugging_face(model: nn.Module) -> bool:
+    """Say whether a model is one of transformers', without importing it."""
+    return hasattr(model, "config") and hasattr(model, "base_model_prefix")
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """Return the table of a model's family, None when there is none."""
+    return BY_MODEL_TYPE.get(getattr(model.config, "model_type", ""))
+
+
+def hugging_face_sites(model: nn.Module, family: Family) -> list[Site]:
+    """Return the sites of a Hugging Face model, in the order of its tables."""
+    prefix = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
+    sites: list[Site] = []
+    for index, place in enumerate(family.embedding):
+        stack = family.stacks[min(index, len(family.stacks) - 1)]
+        sites.extend(site_at(model, "embedding", prefix, place, **whole_stack(model, stack, prefix)))
+    for stack in family.stacks:
+        sites.extend(stack_sites(model, stack, prefix))
+    for place in family.head:
+        found = list(site_at(model, "classifier", "", place, **whole_stack(model, family.stacks[-1], prefix)))
+        if found:
+            return sites + found
+    return sites
+
+
+def whole_stack(model: nn.Module, stack: Stack, prefix: str) -> dict[str, Any]:
+    """Return what a site outside the blocks shares with the blocks of its stack."""
+    return {
+        "n_blocks": len(block_paths(model, joined(prefix, stack.path))),
+        "causal": stack.causal,
+        "owner": joined(prefix, stack.owner),
+    }
+
+
+def stack_sites(model: nn.Module, stack: Stack, prefix: str) -> Iterator[Site]:
+    """Yield the sites of one stack of blocks, block by block."""
+    blocks = block_paths(model, joined(prefix, stack.path))
+    for index, path in enumerate(blocks):
+        where = {"block": index, **whole_stack(model, stack, prefix)}
+        for kind, places in stack.places.items():
+            for place in places:
+                yield from site_at(model, kind, path, place, **where)
+        yield from site_at(model, "block", path, Place(path="", access="block"), **where)
+
+
+def block_paths(model: nn.Module, pattern: str) -> list[str]:
+    """Return the paths of the blocks in the lists that a pattern names."""
+    regex = re.compile(pattern.replace(".", r"\.").replace("*", r"\d+") + r"\.\d+")
+    return [name for name, _ in model.named_modules() if regex.fullmatch(name)]
+
+
+def site_at(
+    model: nn.Module,
+    kind: Kind,
+    prefix: str,
+    place: Place,
+    *,
+    causal: bool,
+    block: int | None = None,
+    n_blocks: int = 0,
+    owner: str | None = None,
+) -> Iterator[Site]:
+    """Yield the site of one place, nothing where the model lacks the module."""
+    path = joined(prefix, place.path)
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return
+    if place.access == "module" and not isinstance(module, nn.Dropout | nn.Identity) and not is_dropout(module):
+        return
+    yield Site(
+        path=path,
+        kind=kind,
+        access=place.access,
+        block=block,
+        n_blocks=n_blocks,
+        width=None if kind == "attention_weights" else width_of(model, kind, place.access, module),
+        rate=None if place.rate is None else joined(prefix, place.rate),
+        owner=owner,
+        causal=causal,
+    )
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Say whether a module is a dropout of a model's own making: a rate and no parameters."""
+    return "Dropout" in type(module).__name__ and next(module.parameters(), None) is None
+
+
+def joined(prefix: str, path: str) -> str:
+    """Join two module paths, either of which may be empty."""
+    return ".".join(part for part in (prefix, path) if part)
