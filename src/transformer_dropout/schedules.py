@@ -4,6 +4,7 @@ The same type serves rates over training, rates over depth and penalty weights o
 """
 
 import math
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, fields
 
 from .errors import InputError, did_you_mean
@@ -78,30 +79,244 @@ class Exponential(Schedule):
         return self.start + (self.end - self.start) * math.expm1(self.rate * share) / math.expm1(self.rate)
 
 
-def as_schedule(value: float | Schedule) -> Schedule:
-    """Return a schedule; a plain number becomes ``Constant``."""
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """Straight lines between points; level before the first point and after the last.
+
+    Two points at the same progress make a step, and there the later one holds.
+
+    Args:
+        points: at least two pairs ``(progress, value)``, in the order of progress.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        points = tuple((float(progress), float(value)) for progress, value in self.points)
+        object.__setattr__(self, "points", points)
+        if len(points) < 2:
+            raise InputError("A piecewise schedule has at least two points, such as ((0, 0.3), (1, 0)).")
+        places = [progress for progress, _ in points]
+        if not all(0 <= place <= 1 for place in places) or places != sorted(places):
+            listing = ", ".join(map(str, places))
+            raise InputError(f"The points lie at {listing}, but progress runs from 0 to 1 and never back.")
+        if not all(math.isfinite(value) for _, value in points):
+            raise InputError("A point has a value that is not finite.")
+
+    def __call__(self, progress: float) -> float:
+        following = bisect_right(self.points, progress, key=lambda point: point[0])
+        if following == 0:
+            return self.points[0][1]
+        if following == len(self.points):
+            return self.points[-1][1]
+        (left, start), (right, end) = self.points[following - 1], self.points[following]
+        share = (progress - left) / (right - left)
+        # The middle of the three, since a rounding error may carry the line past its ends.
+        return sorted((start, start + share * (end - start), end))[1]
+
+
+@dataclass(frozen=True)
+class Early(Schedule):
+    """``p`` at first, 0 from progress ``until`` on; it helps models that underfit.
+
+    Formula: ``p`` for ``t < until``, or ``p (1 - t / until)`` when linear; 0 for ``t >= until``.
+
+    Args:
+        p: the value at progress 0.
+        until: the progress, above 0 and at most 1, at which it ends.
+        linear: whether it falls in a straight line instead of staying at ``p``.
+
+    Paper: Liu et al. 2023, "Dropout reduces underfitting", which uses the linear form.
+    """
+
+    p: float
+    until: float
+    linear: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise InputError(f"Early ends at a progress above 0 and at most 1, not at until={self.until}.")
+
+    def __call__(self, progress: float) -> float:
+        if progress >= self.until:
+            return 0.0
+        return self.p * (1 - progress / self.until) if self.linear else self.p
+
+
+@dataclass(frozen=True)
+class Late(Schedule):
+    """0 at first, ``p`` from progress ``start`` on; it helps models that overfit.
+
+    Formula: 0 for ``t < start``; then ``p``, or ``p (t - start) / (1 - start)`` when linear.
+
+    Args:
+        p: the value at progress 1.
+        start: the progress, at least 0 and below 1, at which it begins.
+        linear: whether it rises in a straight line instead of jumping to ``p``. The paper only jumps.
+
+    Paper: Liu et al. 2023, "Dropout reduces underfitting".
+    """
+
+    p: float
+    start: float
+    linear: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < 1:
+            raise InputError(
+                f"Late begins at a progress of at least 0 and below 1, not at start={self.start}."
+            )
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.start:
+            return 0.0
+        return self.p * ((progress - self.start) / (1 - self.start)) if self.linear else self.p
+
+
+@dataclass(frozen=True)
+class Curriculum(Schedule):
+    """From 0 towards ``p``, quickly at first: ``p (1 - exp(-gamma t))``.
+
+    Args:
+        p: the value that is approached; at progress 1 it is reached but for the share ``exp(-gamma)``.
+        gamma: how quickly, above 0. The paper's 10 / (number of steps) is 10 in units of progress.
+
+    Paper: Morerio et al. 2017, "Curriculum dropout".
+    """
+
+    p: float
+    gamma: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise InputError(f"Curriculum needs gamma above 0, not {self.gamma}; the paper's is 10.")
+
+    def __call__(self, progress: float) -> float:
+        return -self.p * math.expm1(-self.gamma * progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback:
+    """Moves a rate with the gap between validation and training loss, instead of with progress.
+
+    Formula: ``rate + gain * ((validation loss - training loss) - gap)``, kept within ``[low, high]``.
+
+    The rate rises while the model overfits by more than ``gap`` and falls while it overfits by less. It
+    depends on what was measured, so it is no ``Schedule``: a loop calls it after each evaluation.
+    Both losses must be measured in evaluation mode, or the rate's own effect on the training loss is taken
+    for underfitting::
+
+        rate = 0.1
+        for epoch in range(epochs):
+            train(model)
+            rate = feedback.next_rate(rate, mean_loss(model, probe), mean_loss(model, validation))
+            layer.set_rate(rate)
+
+    Args:
+        gap: the gap in nats at which the rate stays.
+        gain: by how much the rate moves at one evaluation for each nat of difference.
+        low: the least rate.
+        high: the greatest rate.
+
+    Raises:
+        InputError: for bounds that are not 0 <= low <= high <= 1, a gain that is not above 0, or a gap that
+            is not finite.
+    """
+
+    gap: float = 0.0
+    gain: float = 0.1
+    low: float = 0.0
+    high: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise InputError(
+                f"Feedback has low={self.low} and high={self.high}; write 0 <= low <= high <= 1, for example "
+                "low=0.0, high=0.5."
+            )
+        if not (self.gain > 0 and math.isfinite(self.gain)):
+            raise InputError(f"Feedback needs a gain above 0, not {self.gain}.")
+        if not math.isfinite(self.gap):
+            raise InputError(f"Feedback needs a finite gap, not {self.gap}.")
+
+    def next_rate(self, current: float, train_loss: float, val_loss: float) -> float:
+        """Return the rate that follows ``current``.
+
+        Args:
+            current: the rate so far.
+            train_loss: mean training loss in evaluation mode, in nats.
+            val_loss: mean validation loss, in nats. If the gap is no number, the rate stays.
+        """
+        error = val_loss - train_loss - self.gap
+        moved = current if math.isnan(error) else current + self.gain * error
+        return min(max(moved, self.low), self.high)
+
+
+def parse_schedule(text: str, where: str = "The schedule") -> Piecewise:
+    """Return the piecewise schedule that a compact text such as ``0,0@0.2,0.3@0.5,0`` describes.
+
+    The text lists at least two points, separated by commas, each ``VALUE@PROGRESS``. The first may leave out
+    its progress, which is then 0, and the last, which is then 1; those between may not. What the points mean
+    is said by ``Piecewise``. The example stays at 0 until progress 0.2, rises to 0.3 at 0.5 and falls back
+    to 0 at the end.
+
+    Args:
+        text: the points.
+        where: what the schedule is for, used in error messages.
+
+    Raises:
+        InputError: for any other text; the message says what is wrong and what to write.
+    """
+    items = [item.strip() for item in text.split(",")]
+    try:
+        points = [_point(item, index, len(items)) for index, item in enumerate(items)]
+        return Piecewise(tuple(points))
+    except InputError as error:
+        raise InputError(f"{where} is {text!r}; write a number or {EXAMPLE}: {error}") from None
+
+
+EXAMPLE = "a schedule such as {linear: {start: 0.0, end: 0.1}} or '0,0@0.2,0.3@0.5,0'"
+
+
+def _point(item: str, index: int, count: int) -> tuple[float, float]:
+    """Return progress and value of one item of the compact text."""
+    value, at, progress = item.partition("@")
+    if not at and 0 < index < count - 1:
+        raise InputError(
+            f"{item!r} lies between the first and the last, so it needs its progress, VALUE@PROGRESS."
+        )
+    try:
+        return float(progress) if at else float(index > 0), float(value)
+    except ValueError:
+        raise InputError(f"{item!r} is not VALUE@PROGRESS in numbers.") from None
+
+
+def as_schedule(value: float | str | Schedule) -> Schedule:
+    """Return a schedule; a plain number becomes ``Constant``, a text is read by ``parse_schedule``."""
     if isinstance(value, Schedule):
         return value
-    return Constant(float(value))
+    return parse_schedule(value) if isinstance(value, str) else Constant(float(value))
 
 
 KINDS: dict[str, type[Schedule]] = {
-    kind.__name__.lower(): kind for kind in (Constant, Linear, Cosine, Exponential)
+    kind.__name__.lower(): kind for kind in (Constant, Linear, Cosine, Exponential, Early, Late, Curriculum)
 }
 
 
-def schedule_to_data(schedule: Schedule) -> float | dict:
-    """Return the YAML form: a number for a constant, else ``{linear: {start: 0.0, end: 0.1}}``."""
+def schedule_to_data(schedule: Schedule) -> float | str | dict:
+    """Return the YAML form: a number, text like ``0,0.3@0.5,0``, or ``{linear: {start: 0.0, end: 0.1}}``."""
     if isinstance(schedule, Constant):
         return schedule.value
+    if isinstance(schedule, Piecewise):
+        return ",".join(f"{value!r}@{progress!r}" for progress, value in schedule.points)
     return {type(schedule).__name__.lower(): asdict(schedule)}
 
 
-def schedule_from_data(data: float | dict, where: str) -> Schedule:
-    """Return the schedule that a number or a one-key mapping describes.
+def schedule_from_data(data: float | str | dict, where: str) -> Schedule:
+    """Return the schedule that a number, a compact text or a one-key mapping describes.
 
     Args:
-        data: a number, or for example ``{linear: {start: 0.0, end: 0.1}}``.
+        data: a number, a text for ``parse_schedule``, or for example ``{linear: {start: 0.0, end: 0.1}}``.
         where: what the schedule is for, used in error messages.
 
     Raises:
@@ -109,10 +324,10 @@ def schedule_from_data(data: float | dict, where: str) -> Schedule:
     """
     if isinstance(data, int | float) and not isinstance(data, bool):
         return Constant(float(data))
+    if isinstance(data, str):
+        return parse_schedule(data, where)
     if not isinstance(data, dict) or len(data) != 1:
-        raise InputError(
-            f"{where} is {data!r}; write a number or a schedule such as {{linear: {{start: 0.0, end: 0.1}}}}."
-        )
+        raise InputError(f"{where} is {data!r}; write a number or {EXAMPLE}.")
     ((name, arguments),) = data.items()
     if name not in KINDS:
         raise InputError(f"{where} has the unknown schedule {name!r}.{did_you_mean(str(name), KINDS)}")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from ..errors import InputError
 from .options import DataOption, SetOption, StepsOption, dotted_changes
-from .progress import note, run_bars
+from .progress import note, run_bars, stop_bars
 
 if TYPE_CHECKING:
     from ..compare.cells import Cell, Outcome
@@ -86,7 +87,8 @@ def finish(console: Console, out: Path, outcomes: "list[Outcome]") -> None:
     if len(failed) < len(outcomes):
         show_report(console, out)
     for outcome in failed:
-        console.print(f"[red]failed:[/red] {outcome.cell.name}: {outcome.reason}", soft_wrap=True)
+        text = escape(f"{outcome.cell.name}: {outcome.reason}")
+        console.print(f"[red]failed:[/red] {text}", soft_wrap=True, highlight=False)
     if failed:
         console.print("The same command tries the failed runs again.")
         sys.exit(1)
@@ -109,12 +111,13 @@ class Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bars.stop()
+        stop_bars(self.bars)
 
     def event(self, cell: "Cell", event: dict) -> None:
         """Show what a run tells."""
         if "message" in event:
-            self.console.print(f"{cell.name}: {event['message']}", soft_wrap=True, highlight=False)
+            text = f"{cell.name}: {event['message']}"
+            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
             return
         task = self.tasks[cell.folder]
         self.bars.start_task(task)
@@ -125,4 +128,4 @@ class Display:
         """Count a run that ended."""
         self.bars.advance(self.total)
         if not self.console.is_terminal:
-            self.console.print(f"{outcome.cell.name}: {outcome.status}", highlight=False)
+            self.console.print(f"{outcome.cell.name}: {outcome.status}", highlight=False, markup=False)

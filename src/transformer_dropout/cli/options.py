@@ -58,6 +58,7 @@ def model_folder(run: Path) -> Path:
             return folder
     if (run / "run.json").is_file():
         raise InputError(
-            f"The run in {run} is not finished; continue it with: dropout train {run}/config.yaml --out {run} --resume"
+            f"The run in {run} is not finished; continue it with: "
+            f"dropout train {run}/config.yaml --out {run} --resume"
         )
     raise InputError(f"{run} holds no run; give the folder that dropout train wrote.")

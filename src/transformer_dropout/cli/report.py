@@ -29,7 +29,8 @@ def show_report(console: Console, folder: Path) -> None:
     comparison = load_comparison(folder)
     judgement = judge(comparison)
     table = result_table(comparison, judgement)
-    console.print(rich_table("", table.columns, table.rows))
+    # The verdicts follow in full, so their column is left out.
+    console.print(rich_table("", table.columns[:-1], [row[:-1] for row in table.rows]))
     for verdict in judgement.verdicts.values():
         console.print(f"{verdict.arm}: {verdict.text}", highlight=False)
     console.print(f"\n{judgement.headline}\n{judgement.regime.text}", highlight=False)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from .options import DataOption, SetOption, StepsOption, dotted_changes
-from .progress import note, rich_table, run_bars
+from .progress import note, rich_table, run_bars, stop_bars
 
 if TYPE_CHECKING:
     from ..training.run_config import RunConfig
@@ -89,32 +90,35 @@ def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: 
     from ..training.listener import Listener, Progress
     from ..training.run import Interrupted, run
 
-    with run_bars(console) as bars:
-        bar = bars.add_task(f"{config.name}, seed {config.seed}", total=config.training.steps, note="")
+    bars = run_bars(console)
+    bar = bars.add_task(f"{config.name}, seed {config.seed}", total=config.training.steps, note="")
 
-        def show(progress: Progress) -> None:
-            bars.update(
-                bar, completed=progress.step, note=note(progress.loss, progress.val_loss, progress.keep)
-            )
+    def show(progress: Progress) -> None:
+        # Not before the run has begun: a refused one shows no bar.
+        if console.is_terminal:
+            bars.start()
+        bars.update(bar, completed=progress.step, note=note(progress.loss, progress.val_loss, progress.keep))
 
-        try:
-            listener = Listener(progress=show, message=bars.console.print)
-            record = run(config, folder, resume=resume, listener=listener)
-        except Interrupted as interrupted:
-            bars.stop()
-            console.print(
-                f"Saved at step {interrupted.step}. Continue with the same command and --resume --out {folder}"
-            )
-            sys.exit(128 + interrupted.signal)
+    def tell(message: str) -> None:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        record = run(config, folder, resume=resume, listener=Listener(progress=show, message=tell))
+    except Interrupted as interrupted:
+        stop_bars(bars)
+        tell(f"Saved at step {interrupted.step}; continue with the same command and --resume --out {folder}")
+        sys.exit(128 + interrupted.signal)
+    finally:
+        stop_bars(bars)
     result = record["result"]
     for alarm in record["alarms"]:
-        console.print(f"[yellow]alarm:[/yellow] {alarm}")
+        console.print(f"[yellow]alarm:[/yellow] {escape(alarm)}", soft_wrap=True, highlight=False)
     for sentence in record["notes"]:
-        console.print(f"note: {sentence}")
+        tell(f"note: {sentence}")
     keep = (
         ""
         if result["keep"] is None
         else f", keep {result['keep']:.1%} (as evaluated {result['keep_eval']:.1%})"
     )
-    console.print(f"train loss {result['train_loss']:.4f}, val loss {result['val_loss']:.4f}{keep}")
-    console.print(f"Run folder: {folder}\nTry: dropout generate {folder} --prompt 'Return the' --tokens 200")
+    tell(f"train loss {result['train_loss']:.4f}, val loss {result['val_loss']:.4f}{keep}")
+    tell(f"Run folder: {folder}\nTry: dropout generate {folder} --prompt 'Return the' --tokens 200")

@@ -31,7 +31,7 @@ def check_arms(arms: list[RunConfig]) -> None:
     for arm in arms:
         if arm.slug() in slugs:
             raise InputError(
-                f"Two arms are called {arm.name!r} and {slugs[arm.slug()]!r}; give each config its own 'name:'."
+                f"Two arms are called {arm.name!r} and {slugs[arm.slug()]!r}; give each its own 'name:'."
             )
         slugs[arm.slug()] = arm.name
         count_cost(arm, vocabulary_size(arm.data.tokenizer) or 256)
@@ -58,10 +58,7 @@ def open_comparison(folder: Path, arms: list[RunConfig], seeds: list[int], about
     fingerprints = {arm.name: replace(arm, seed=0).fingerprint() for arm in arms}
     before: dict = {}
     if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            raise InputError(f"{path} is damaged; choose another folder with --out.") from None
+        before = read_comparison(path)
         for name, fingerprint in fingerprints.items():
             if before["fingerprints"].get(name, fingerprint) != fingerprint:
                 raise InputError(
@@ -84,6 +81,28 @@ def open_comparison(folder: Path, arms: list[RunConfig], seeds: list[int], about
                 **about,
             },
         )
+
+
+def read_comparison(path: Path) -> dict:
+    """Return the content of a ``comparison.json``.
+
+    Raises:
+        InputError: when it is damaged or of a newer format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        newer = content["format"] > FORMAT
+        sound = newer or (isinstance(content["fingerprints"], dict) and isinstance(content["seeds"], list))
+    except (ValueError, KeyError, TypeError):
+        content, newer, sound = {}, False, False
+    if not sound:
+        raise InputError(f"{path} is damaged; choose another folder with --out.")
+    if newer:
+        raise InputError(
+            f"{path} has a newer format than {FORMAT}; upgrade with: "
+            "pip install --upgrade transformer-dropout"
+        )
+    return content
 
 
 def run_cells(

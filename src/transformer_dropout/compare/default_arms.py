@@ -32,9 +32,11 @@ def arm(name: str, recipe: list[dict[str, Any]], weight_decay: float = 0.1) -> R
         model=DecoderConfig(width=96, heads=4, blocks=2, context=32),
         recipe=recipe,
         data=DataConfig(
-            source="stdlib-docs", tokenizer="bytes", train_tokens=16_000, validation_tokens=40_000
+            source="stdlib-docs", tokenizer="bytes", train_tokens=20_000, validation_tokens=40_000
         ),
-        training=TrainingConfig(steps=1000, batch=16, eval_every=125, weight_decay=weight_decay),
+        training=TrainingConfig(
+            steps=1000, batch=16, lr=3e-3, min_lr=1e-4, eval_every=125, weight_decay=weight_decay
+        ),
     )
 
 

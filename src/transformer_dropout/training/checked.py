@@ -10,7 +10,7 @@ from .yaml_file import KeyPath
 
 T = TypeVar("T")
 
-# On a dataclass: refuse keys it does not have. Numbers are not made from text.
+# On a dataclass: refuse keys it does not have.
 STRICT_KEYS = ConfigDict(extra="forbid")
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from .files import flush_to_disk, write_json
+from .files import flush_to_disk, write_json, write_tensors
 
 KEPT = 2
 NAME = re.compile(r"step-(\d{8})")
@@ -59,12 +59,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, name: str | None = 
     """
     place = folder / (name or f"step-{checkpoint.step:08d}")
     temporary = folder / f".writing-{place.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_by_a_kill in folder.glob(".writing-*"):
+        shutil.rmtree(left_by_a_kill)
     temporary.mkdir(parents=True)
     digests = {}
     for group, tensors in checkpoint.tensors.items():
         path = temporary / f"{group}.safetensors"
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+        write_tensors(path, tensors)
         digests[group] = digest(path)
     content = {"step": checkpoint.step, "run": checkpoint.run, "digests": digests, "state": checkpoint.state}
     write_json(temporary / "state.json", content)

@@ -137,7 +137,7 @@ def by_site(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def collapsed_masks(statistics: dict, margin: float = 0.01) -> list[str]:
-    """Say of each site whether its masks have collapsed to all ones or all zeros.
+    """Say which sites' masks have collapsed to all ones or all zeros.
 
     Args:
         statistics: what ``mask_statistics`` returned.
@@ -145,13 +145,15 @@ def collapsed_masks(statistics: dict, margin: float = 0.01) -> list[str]:
     """
     alarms = []
     for when, key in (("in training", "keep_by_site"), ("as evaluated", "keep_eval_by_site")):
-        for site, keep in statistics[key].items():
-            if keep > 1 - margin:
+        keeps = statistics[key]
+        ones = [site for site, keep in keeps.items() if keep > 1 - margin]
+        zeros = [site for site, keep in keeps.items() if keep < margin]
+        for sites, what in (
+            (ones, "all ones: nothing is dropped"),
+            (zeros, "all zeros: the place is cut off"),
+        ):
+            if sites:
                 alarms.append(
-                    f"The masks of {site} are all ones {when} (keep {keep:.4f}): nothing is dropped."
-                )
-            elif keep < margin:
-                alarms.append(
-                    f"The masks of {site} are all zeros {when} (keep {keep:.4f}): the layer is cut off."
+                    f"Masks {when} are {what} (at {len(sites)} of {len(keeps)}: {', '.join(sites)})."
                 )
     return alarms

@@ -2,10 +2,15 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ..errors import InputError
 
@@ -23,6 +28,21 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write data as JSON, atomically."""
     write_atomically(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as safetensors.
+
+    Raises:
+        OSError: when the disk is full; the library has an exception of its own for that.
+    """
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def flush_to_disk(folder: Path) -> None:

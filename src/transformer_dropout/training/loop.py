@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint
 from .data import PreparedData, Windows, batch_indices, fixed_probe
 from .decoder import Decoder
 from .early_stopping import EarlyStopping
-from .evaluate import mask_statistics, mean_loss, repeatable_loss
+from .evaluate import fixed_randomness, mask_statistics, mean_loss, repeatable_loss
 from .optimizer import learning_rate, make_optimizer
 from .processes import Processes, like_shards, spread, whole, without_gradient_sync
 from .run_config import RunConfig
@@ -70,9 +70,10 @@ class Training:
         )
         self.model, self.regularization = build_model(config, data.tokenizer.vocabulary_size)
         self.model.to(processes.device)
-        self.called: nn.Module = spread(self.model, processes, training.distributed)
+        self.shared = spread(self.model, processes, training.distributed)
+        self.called: nn.Module = self.shared
         if training.compile:
-            self.called = torch.compile(self.called)
+            self.called = torch.compile(self.shared)
         self.optimizer = make_optimizer(self.model, training)
         self.autocast = training.precision == "bfloat16" or (
             training.precision == "auto"
@@ -134,7 +135,7 @@ class Training:
         order = batch_indices(len(self.windows), training.batch, number, self.config.seed)
         tokens, targets = self.windows.inputs_and_targets(order[processes.rank :: processes.size])
         last = part == training.accumulation - 1
-        with without_gradient_sync(self.called, processes, last):
+        with without_gradient_sync(self.shared, processes, last):
             with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.called(tokens.to(processes.device), targets.to(processes.device))
             ((loss + self.regularization.penalty()) / training.accumulation).backward()
@@ -151,17 +152,17 @@ class Training:
 
         Args:
             twice: whether to evaluate twice and insist that both passes are bit-equal.
+
+        Raises:
+            Diverged: when a loss is not finite, so that such weights are never saved.
         """
         self.check_finite()
-        arguments = (self.processes, self.autocast)
-        train_loss = mean_loss(self.model, self.windows, self.probe, *arguments)
-        bit_equal = None
-        if twice:
-            val_loss, bit_equal = repeatable_loss(
-                self.model, self.regularization, self.validation, self.validation_probe, *arguments
-            )
-        else:
-            val_loss = mean_loss(self.model, self.validation, self.validation_probe, *arguments)
+        # A recipe may sample its masks in evaluation; training must not notice.
+        with fixed_randomness(0, self.processes.device):
+            train_loss = mean_loss(self.model, self.windows, self.probe, self.processes, self.autocast)
+            val_loss, bit_equal = self.validation_loss(twice)
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise Diverged(self.step)
         masks = mask_statistics(
             self.model,
             self.regularization,
@@ -185,6 +186,14 @@ class Training:
         }
         self.step_seconds = []
         return metrics
+
+    def validation_loss(self, twice: bool) -> tuple[float, bool | None]:
+        """Return the loss on the validation split, and whether a second pass was bit-equal."""
+        arguments = (self.validation, self.validation_probe, self.processes, self.autocast)
+        if twice:
+            return repeatable_loss(self.model, self.regularization, *arguments)
+        with fixed_randomness(0, self.processes.device):
+            return mean_loss(self.model, *arguments), None
 
     @property
     def tokens_per_step(self) -> int:

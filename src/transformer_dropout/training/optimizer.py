@@ -5,24 +5,8 @@ import math
 import torch
 from torch import nn
 
+from ..weights import weight_decay_groups
 from .run_config import TrainingConfig
-
-
-def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split parameters into a decayed and an undecayed group.
-
-    Norms, biases and every other parameter of fewer than two dimensions are left alone: decay pulls them
-    to 0, where a norm's gain has no reason to be.
-
-    Args:
-        model: its trainable parameters are grouped.
-        weight_decay: decay of the matrices.
-    """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

@@ -82,7 +82,8 @@ class PublishedModel:
             raise InputError(f"n_embed {self.n_embed} is not divisible by n_head {self.n_head}.")
         if self.use_dropout_entropy_penalty and self.use_dropout_l1_norm_penalty:
             raise InputError(
-                "Both use_dropout_entropy_penalty and use_dropout_l1_norm_penalty are true; a layer has one penalty."
+                "Both use_dropout_entropy_penalty and use_dropout_l1_norm_penalty are true; "
+                "a layer has one penalty."
             )
         has_type = self.l1_norm_penalty_type is not None
         if has_type != self.use_dropout_l1_norm_penalty:

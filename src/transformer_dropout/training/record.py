@@ -50,8 +50,8 @@ def new_record(config: RunConfig, manifest: dict[str, Any], cost: Cost) -> dict[
     notes = []
     if cost.frozen:
         notes.append(
-            f"{cost.frozen:,} parameters never receive a gradient: the masks' input is detached from the shared "
-            "attention that makes it, as published."
+            f"{cost.frozen:,} parameters never receive a gradient: the masks' input is detached from the "
+            "shared attention that makes it, as published."
         )
     return {
         "format": FORMAT,

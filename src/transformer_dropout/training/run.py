@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import InputError
 from ..recipe import Recipe
-from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, DamagedCheckpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from .cost import count_cost
 from .data import PreparedData, prepare, vocabulary_size
 from .evaluate import collapsed_masks
@@ -165,6 +165,7 @@ class RunInFolder:
         self.metrics: dict[str, Any] = {}
         self.alarmed: set[str] = set()
         self.told_at = 0.0
+        self.restored = False
 
     def to_the_end(self) -> dict[str, Any]:
         """Train from where the folder stands to the last step; return the record."""
@@ -183,12 +184,13 @@ class RunInFolder:
         return self.finish()
 
     def restore(self) -> None:
-        """Continue from the newest sound checkpoint, or begin with an evaluation at step 0."""
+        """Continue from the newest sound checkpoint, if there is one."""
         checkpoint, refused = latest_checkpoint(self.checkpoints, self.config.fingerprint())
         for sentence in refused:
             self.listener.message(sentence)
         self.processes.wait()
         self.records.forget_after(-1 if checkpoint is None else checkpoint.step)
+        self.restored = checkpoint is not None
         if checkpoint is not None:
             self.training.load(checkpoint)
             self.listener.message(f"Continuing from step {checkpoint.step}.")
@@ -198,7 +200,7 @@ class RunInFolder:
     def train(self, events: Any) -> None:
         """Advance to the last step, evaluating and saving on the way."""
         training, config = self.training, self.config.training
-        if training.step == 0:
+        if not self.restored:
             self.evaluate(events)
         while training.step < config.steps and not training.early_stopping.should_stop:
             training.advance()
@@ -219,15 +221,15 @@ class RunInFolder:
         best = training.early_stopping.update(training.step, self.metrics["val_loss"])
         checkpoint = training.checkpoint()
         if self.processes.first:
-            save_checkpoint(self.checkpoints, checkpoint)
+            # The best first: a kill between the two must not leave a run that counts on a best it lacks.
             if best and self.config.training.early_stopping:
                 save_checkpoint(self.checkpoints, checkpoint, name="best")
+            save_checkpoint(self.checkpoints, checkpoint)
         self.processes.wait()
         if training.step >= ALARM_FROM * self.config.training.steps:
             for alarm in collapsed_masks(self.metrics):
-                subject = alarm.split("(")[0]
-                if subject not in self.alarmed:
-                    self.alarmed.add(subject)
+                if alarm not in self.alarmed:
+                    self.alarmed.add(alarm)
                     self.listener.message(f"Step {training.step}: {alarm}")
         self.tell(now=True)
 
@@ -260,8 +262,9 @@ class RunInFolder:
         """Record that the loss was not finite, and raise."""
         kept, _ = latest_checkpoint(self.checkpoints, self.config.fingerprint())
         sentence = (
-            f"The loss was not finite at step {error.step}; the checkpoint of step {kept.step if kept else 0} is "
-            "kept. Try a lower --set training.lr= or --set training.precision=float32."
+            f"The loss was not finite at step {error.step}; the checkpoint of step "
+            f"{kept.step if kept else 0} is kept. Try a lower --set training.lr= or "
+            "--set training.precision=float32."
         )
         self.records.update(status="diverged", error=sentence)
         raise InputError(sentence)
@@ -270,7 +273,7 @@ class RunInFolder:
         """Restore the chosen weights, save the model, and close the record."""
         training, restored = self.training, None
         if self.config.training.early_stopping:
-            best = load_checkpoint(self.checkpoints / "best", self.config.fingerprint())
+            best = self.best_checkpoint()
             if best.step != training.step:
                 training.load_weights(best)
                 restored = best.step
@@ -294,6 +297,21 @@ class RunInFolder:
             status="finished", result=result, alarms=collapsed_masks(self.metrics), error=None
         )
         return self.records.content
+
+    def best_checkpoint(self) -> Checkpoint:
+        """Return the checkpoint with the lowest validation loss.
+
+        Raises:
+            InputError: when it is damaged.
+        """
+        place = self.checkpoints / "best"
+        try:
+            return load_checkpoint(place, self.config.fingerprint())
+        except DamagedCheckpoint as error:
+            raise InputError(
+                f"The best checkpoint in {place} cannot be restored: {error}; delete {self.folder} and "
+                "train again."
+            ) from None
 
     def event_files(self) -> Any:
         """Return a TensorBoard writer as a context manager, or one that gives None."""

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from ..errors import InputError
 from ..recipe import Recipe
@@ -16,7 +15,7 @@ from .checked import STRICT_KEYS, checked
 from .data import DataConfig
 from .decoder import DecoderConfig
 from .published import from_published, is_published
-from .yaml_file import parse_value, read_yaml
+from .yaml_file import dump_yaml, parse_value, read_yaml
 
 # The version of the run config format; a file of a newer one is refused.
 FORMAT = 1
@@ -89,9 +88,18 @@ class TrainingConfig:
         for name in ("steps", "batch", "accumulation", "eval_every", "probe_windows"):
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} is {getattr(self, name)}, but it must be at least 1.")
+        for name in ("eval_windows", "decay_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(
+                    f"training.{name} is {getattr(self, name)}, but it must be at least 1, or null."
+                )
         for name in ("lr", "min_lr", "weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise InputError(f"training.{name} is {getattr(self, name)}, but it cannot be negative.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"training.{name} is {getattr(self, name)}, but it is a finite number from 0 on."
+                )
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"training.clip is {self.clip}, but it must be above 0; null is no clipping.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"training.{name} is {getattr(self, name)}, but it lies in [0, 1).")
@@ -118,10 +126,10 @@ class RunConfig:
     name: str = "run"
     format: int = FORMAT
     seed: int = 0
-    model: DecoderConfig = DecoderConfig()
+    model: DecoderConfig = field(default_factory=DecoderConfig)
     recipe: list[dict[str, Any]] = field(default_factory=list)
-    data: DataConfig = DataConfig()
-    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         if self.format > FORMAT:
@@ -129,6 +137,8 @@ class RunConfig:
                 f"The run config has format {self.format}, but this version reads up to format {FORMAT}; "
                 "upgrade with: pip install --upgrade transformer-dropout"
             )
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}, but it lies between 0 and {2**32 - 1}.")
         Recipe.from_data(self.recipe)
 
     def to_data(self) -> dict[str, Any]:
@@ -137,7 +147,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """Return the config as YAML text that ``load_run_config`` reads."""
-        return yaml.safe_dump(self.to_data(), sort_keys=False)
+        return dump_yaml(self.to_data())
 
     def fingerprint(self) -> str:
         """Return a short digest that differs when anything in the config does."""
@@ -179,9 +189,13 @@ def config_from_data(
     data: dict[str, Any], changes: Mapping[str, str], places: dict | None = None
 ) -> RunConfig:
     """Return the run config of plain data with dotted changes applied."""
+    places = dict(places or {})
     for key, text in changes.items():
         set_dotted(data, key, parse_value(text))
-    return checked(RunConfig, data, places or {})
+        changed = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        # The file is not where a value on the command line stands.
+        places = {path: place for path, place in places.items() if path[: len(changed)] != changed}
+    return checked(RunConfig, data, places)
 
 
 def set_dotted(data: Any, dotted: str, value: Any) -> None:

@@ -4,14 +4,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import InputError
 from ..recipe import Recipe
 from ..regularize import Regularization, regularize_
 from .decoder import Decoder, DecoderConfig
-from .files import write_atomically, write_json
+from .files import write_atomically, write_json, write_tensors
 
 MODEL_TYPE = "transformer-dropout-decoder"
 
@@ -32,8 +32,7 @@ def save_model(
     write_json(folder / "config.json", config)
     write_atomically(folder / "regularization.yaml", recipe.to_yaml())
     temporary = folder / ".model.safetensors"
-    state = model.state_dict() if tensors is None else tensors
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, {"format": "pt"})
+    write_tensors(temporary, model.state_dict() if tensors is None else tensors, {"format": "pt"})
     temporary.replace(folder / "model.safetensors")
 
 

@@ -7,7 +7,7 @@ equal keys in silence.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -19,7 +19,7 @@ KeyPath = tuple[str | int, ...]
 class Loader(yaml.SafeLoader):
     """A safe loader whose plain words follow the YAML 1.2 core schema."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
 
 Loader.add_implicit_resolver(
@@ -36,6 +36,15 @@ Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes every text that the loader, or one of YAML 1.1, would read as something else."""
+
+
+for _first, _resolvers in Loader.yaml_implicit_resolvers.items():
+    for _tag, _regexp in _resolvers:
+        Dumper.add_implicit_resolver(_tag, _regexp, [_first])
 
 
 def _construct_int(loader: Loader, node: yaml.ScalarNode) -> int:
@@ -65,6 +74,11 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader)
     except yaml.YAMLError:
         return text
+
+
+def dump_yaml(data: Any) -> str:
+    """Return plain data as YAML text that reads as the same data."""
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False)
 
 
 def read_yaml(path: Path) -> YamlFile:

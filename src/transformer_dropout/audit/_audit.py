@@ -1,0 +1,125 @@
+"""The one verb: see which dropout really runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from . import _findings as check
+from ._configured import rate_attributes
+from ._events import Audit, Finding
+from ._observe import Observer
+from ._restore import refuse_what_cannot_be_watched, unchanged
+from ._schedule import Schedule, schedule_recompiles
+from ._unread import Rebuild, dead_fields, never_called, probe_fields, read_fields, skipped_blocks
+from ._weight_decay import weight_decay_on_norms
+
+
+def assert_clean(model: nn.Module, inputs: Any, *, ignore: tuple[str, ...] = (), **options: Any) -> Audit:
+    """Audit a model in a test, and fail with every finding.
+
+    Args:
+        model, inputs, options: as in ``audit``.
+        ignore: codes of findings to accept.
+
+    Returns:
+        The audit.
+
+    Raises:
+        AssertionError: with one line a finding.
+    """
+    # pytest leaves this frame out, so that the traceback ends in the test.
+    __tracebackhide__ = True
+    result = audit(model, inputs, **options)
+    left = [finding for finding in result.findings if finding.code not in ignore]
+    if left:
+        raise AssertionError("\n".join(f"{f.code} at {f.site or 'the model'}: {f.message}" for f in left))
+    return result
+
+
+def audit(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    regularization: Schedule | None = None,
+    rebuild: Rebuild | None = None,
+) -> Audit:
+    """Run a model once in training and once in evaluation, and report every random or mask operation.
+
+    The training forward keeps the mode of each module when the model is in training, so that parts the user
+    put in evaluation stay there; else it calls ``model.train()``. It is followed by a backward pass, which
+    shows what activation checkpointing recomputes. Modes, attributes, buffers, gradients and the random state
+    are put back.
+
+    Args:
+        model: any module that is not compiled.
+        inputs: a mapping of keywords, a tuple of positional arguments, or one tensor.
+        optimizer: to look for weight decay on norms.
+        regularization: the handle of ``regularize_``, to look for recompilation under its schedule; this
+            traces the model with torch.compile.
+        rebuild: makes the same model with other config fields, ``{"attn_pdrop": 0.2, ...}``, so that each
+            field can be told from others of the same value.
+
+    Raises:
+        InputError: for a compiled or scripted model, or inputs that cannot be passed to a model.
+    """
+    refuse_what_cannot_be_watched(model, "td.audit")
+    if not isinstance(inputs, Mapping | tuple | list | Tensor):
+        raise InputError(
+            f"inputs is a {type(inputs).__name__}; give a dict of keywords, a tuple, or one tensor."
+        )
+    with unchanged(model):
+        training = Observer(model if model.training else model.train(), training=True)
+        failure = training.run(inputs)
+        notes = (
+            []
+            if failure is None
+            else [f"Recomputation was not observed; the backward pass failed: {failure}"]
+        )
+        notes += notes_on_skipped(training)
+        uncalled, read = never_called(model, inputs, training)
+        fields = read_fields(model, training) if rebuild is None else probe_fields(model, inputs, rebuild)
+        recompiles = (
+            [] if regularization is None else list(schedule_recompiles(model, inputs, regularization))
+        )
+        evaluation = Observer(model.eval(), training=False)
+        evaluation.run(inputs)
+    findings = observed(model, training, evaluation)
+    ignored = [finding.site for finding in findings if finding.code == "kernel-drops-attention-dropout"]
+    findings += uncalled + list(dead_fields(model, fields, attention_rates(model) if ignored else []))
+    findings += recompiles
+    if optimizer is not None:
+        findings += weight_decay_on_norms(model, optimizer)
+    return Audit(
+        events=(*training.events, *evaluation.events),
+        findings=tuple(findings),
+        fields=fields,
+        notes=(*notes, *read),
+    )
+
+
+def observed(model: nn.Module, training: Observer, evaluation: Observer) -> list[Finding]:
+    """Return the findings that follow from the two forwards alone."""
+    return [
+        *check.active_in_eval(evaluation),
+        *check.kernel_drops_attention_dropout(model, training),
+        *check.recompute_mask_differs(training),
+        *check.frozen_but_drops(model, training),
+        *check.dropout_before_batch_norm(training),
+        *check.dropout_before_output(training),
+    ]
+
+
+def attention_rates(model: nn.Module) -> list[float]:
+    """Return the rates that attention modules hold."""
+    attentions = (module for path, module in model.named_modules() if check.is_attention(path, module))
+    return [rate for module in attentions for _, rate in rate_attributes(module)]
+
+
+def notes_on_skipped(training: Observer) -> list[str]:
+    """Say which blocks were not seen."""
+    skipped = sorted(skipped_blocks(training))
+    return [f"Blocks that did not run in the training forward: {', '.join(skipped)}."] if skipped else []

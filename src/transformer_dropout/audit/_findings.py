@@ -1,0 +1,164 @@
+"""What to put right, judged from the events of the two forwards."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from ._configured import TOLERANCE, rate_attributes
+from ._events import Event, Finding, patterns
+from ._observe import Observer
+from ._places import ATTENTION, parents, within
+from ._stack import is_dropout_module
+
+# Names under which attention modules hold their rate besides those that say attention.
+PLAIN_NAMES = frozenset({"dropout", "dropout_p", "dropout_prob"})
+
+
+def active_in_eval(evaluation: Observer) -> Iterator[Finding]:
+    """Find what is still random in evaluation."""
+    for event in representatives(event for event in evaluation.events if event.random):
+        if event.rate:
+            yield Finding(
+                code="active-in-eval",
+                site=event.path,
+                message=f"{event.operation} drops with a rate of {event.rate:.4g} in evaluation. "
+                + fix_of(event),
+            )
+        else:
+            # Such as sampling in a variational model; nothing says that it is a dropout.
+            yield Finding(
+                code="random-in-eval",
+                site=event.path,
+                message=f"{event.operation} draws random numbers in evaluation, so two evaluations differ. "
+                "Draw them only if self.training.",
+            )
+
+
+def fix_of(event: Event) -> str:
+    """Say how to keep a dropout out of evaluation."""
+    if event.kind == "attention_weights":
+        return "Attention does not look at self.training: pass dropout_p=p if self.training else 0.0."
+    return "Pass training=self.training to functions, and let model.eval() reach every module."
+
+
+def dropout_before_batch_norm(training: Observer) -> Iterator[Finding]:
+    """Find dropouts whose output reaches a batch norm."""
+    fed: dict[int, list[str]] = {}
+    for path, numbers in training.lineage.batch_norms.items():
+        for number in numbers:
+            fed.setdefault(number, []).append(path)
+    for number, norms in sorted(fed.items()):
+        event = training.events[number]
+        yield Finding(
+            code="dropout-before-batch-norm",
+            site=event.path,
+            message=f"Its output reaches the batch norm {', '.join(norms)}. The norm learns the variance of "
+            "dropped values, which is wrong in evaluation: drop after the last batch norm (Li et al. 2019).",
+        )
+
+
+def dropout_before_output(training: Observer) -> Iterator[Finding]:
+    """Find dropouts whose output goes straight into the output layer."""
+    for path, number in training.lineage.before_output(training.output).items():
+        event = training.events[number]
+        yield Finding(
+            code="dropout-before-output",
+            site=event.path,
+            message=f"Its output goes straight into the output layer {path}, so all its noise is in the "
+            "prediction, and the outputs are more spread in training than in evaluation. Set its rate to 0, "
+            "above all for regression.",
+        )
+
+
+def frozen_but_drops(model: nn.Module, training: Observer) -> Iterator[Finding]:
+    """Find dropouts in parts whose parameters are all frozen, in a model that does train."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    parts: dict[str, float] = {}
+    for event in training.events:
+        part = next(
+            (path for path in (event.path, *parents(event.path)) if holds_parameters(model, path)), ""
+        )
+        if event.rate and not any(p.requires_grad for p in model.get_submodule(part).parameters()):
+            parts[part] = event.rate
+    for site in patterns(parts):
+        yield Finding(
+            code="frozen-but-drops",
+            site=site,
+            message="All its parameters are frozen, yet it drops in training: noise without anything to "
+            "regularize there. Put it in evaluation mode after model.train(), with .eval().",
+        )
+
+
+def holds_parameters(model: nn.Module, path: str) -> bool:
+    """Say whether a part of the model has parameters."""
+    return next(model.get_submodule(path).parameters(), None) is not None
+
+
+def kernel_drops_attention_dropout(model: nn.Module, training: Observer) -> Iterator[Finding]:
+    """Find attention modules that hold a rate which their attention ignores."""
+    ignored: dict[tuple[str, float], list[str]] = {}
+    for path, module in model.named_modules():
+        if path not in training.called or not is_attention(path, module):
+            continue
+        inside = [event for event in training.events if within(event.path, path)]
+        if any(event.kind == "attention_weights" for event in inside):
+            continue
+        seen = [event.resolved for event in inside]
+        for name, rate in rate_attributes(module):
+            child = name.removesuffix(".p")
+            plain = name in PLAIN_NAMES or ATTENTION.search(name) is not None
+            called = f"{path}.{child}".lstrip(".") in training.called
+            if rate > 0 and plain and not called and not any(is_close(rate, other) for other in seen):
+                ignored.setdefault((name, rate), []).append(path)
+    for (name, rate), paths in ignored.items():
+        for site in patterns(paths):
+            yield Finding(
+                code="kernel-drops-attention-dropout",
+                site=site,
+                message=f"It holds {name} = {rate:.4g}, but no dropout ran in its attention. Choose "
+                "an attention that applies it, as attn_implementation='eager' does, or set the rate to 0.",
+            )
+
+
+def is_attention(path: str, module: nn.Module) -> bool:
+    """Say whether a module is an attention by its class or by its name."""
+    if is_dropout_module(module):
+        return False
+    return bool(ATTENTION.search(type(module).__name__) or ATTENTION.search(path.rpartition(".")[2]))
+
+
+def is_close(rate: float | None, other: float | None) -> bool:
+    """Say whether two rates are the same number."""
+    return rate is not None and other is not None and abs(rate - other) < TOLERANCE
+
+
+def recompute_mask_differs(training: Observer) -> Iterator[Finding]:
+    """Find masks that activation checkpointing drew anew instead of repeating."""
+    different = [
+        path
+        for path, prints in training.recomputed.items()
+        if not set(prints) <= set(training.fingerprints.get(path, ()))
+    ]
+    for site in patterns(different):
+        yield Finding(
+            code="recompute-mask-differs",
+            site=site,
+            message="Activation checkpointing recomputed it with another mask, so the gradients are those of "
+            "another forward. Use checkpoint(..., preserve_rng_state=True), the default.",
+        )
+
+
+def representatives(events: Iterable[Event]) -> list[Event]:
+    """Return one event, with a pattern as its path, for each group that differs in block numbers only."""
+    groups: dict[tuple, list[Event]] = {}
+    for event in events:
+        site = patterns([event.path])[0]
+        key = (len(site.split(".")), event.kind, event.operation, event.rate)
+        groups.setdefault(key, []).append(event)
+    result = []
+    for group in groups.values():
+        for site in patterns(event.path for event in group):
+            result.append(replace(group[0], path=site))
+    return result

@@ -1,0 +1,72 @@
+"""Look at a model by running it, and leave no trace."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+
+@contextmanager
+def unchanged(model: nn.Module, *, random_state: bool = True) -> Iterator[None]:
+    """Put back, at the end, all that forwards change in a model.
+
+    That is each module's mode and plain attributes, the values of its buffers (running means), and the
+    global random state of the CPU and of the model's devices.
+
+    Args:
+        model: any module.
+        random_state: whether the random state is put back too.
+    """
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=cuda_devices(model), enabled=random_state):
+        try:
+            yield
+        finally:
+            for module, before in attributes.items():
+                restore_attributes(module, before)
+                module._buffers.clear()
+                module._buffers.update(buffers[module])
+            with torch.no_grad():
+                for buffer, value in values:
+                    buffer.copy_(value)
+
+
+def restore_attributes(module: nn.Module, before: dict) -> None:
+    """Give a module its plain attributes back, the same objects as before."""
+    now = vars(module)
+    for name in now.keys() - before.keys():
+        del now[name]
+    now.update(before)
+
+
+def cuda_devices(model: nn.Module) -> list[torch.device]:
+    """Return the CUDA devices that hold parameters or buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return list({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
+
+
+def refuse_what_cannot_be_watched(model: nn.Module, verb: str) -> None:
+    """Raise InputError for a model whose forwards cannot be seen from outside.
+
+    Args:
+        model: the model.
+        verb: the function that the user called, for the message.
+    """
+    for path, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise InputError(
+                f"{path or 'The model'} is compiled, and a compiled graph hides its operations; call {verb} "
+                "before torch.compile, or on the model that was compiled (compiled._orig_mod)."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{path or 'The model'} is a TorchScript module, which hides its operations; call {verb} on "
+                "the Python model that it was made from."
+            )
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise InputError(f"{path or 'The model'} has no parameters yet; run one forward before {verb}.")

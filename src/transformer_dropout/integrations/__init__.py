@@ -1,0 +1,1 @@
+"""Where people already train: Hugging Face transformers."""

@@ -1,0 +1,215 @@
+"""What an audit sees of hand-written models, and that it leaves no trace."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import transformer_dropout as td
+from transformer_dropout.audit import assert_clean
+from transformer_dropout.training.decoder import Decoder, DecoderConfig
+
+X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Function(nn.Module):
+    """Runs one function inside a module."""
+
+    def __init__(self, function, **attributes):
+        super().__init__()
+        self.function = function
+        self.linear = nn.Linear(8, 8)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.function(self, self.linear(x))
+
+
+def events(function, inputs=X, **attributes):
+    return td.audit(Function(function, **attributes), inputs).events
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: F.dropout(x, 0.3, m.training),
+        lambda m, x: F.dropout(x, p=0.3, training=m.training, inplace=True),
+        lambda m, x: F.alpha_dropout(x, 0.3, m.training),
+        lambda m, x: F.feature_alpha_dropout(x, 0.3, m.training),
+        lambda m, x: F.dropout1d(x, 0.3, m.training),
+        lambda m, x: torch.dropout(x, 0.3, m.training),
+        lambda m, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3 if m.training else 0.0),
+    ],
+)
+def test_dropout_functions_are_seen_in_training_only(function):
+    (event,) = events(function)
+    assert (event.path, event.training, event.resolved) == ("", True, 0.3)
+    assert 0.05 < event.measured < 0.65
+
+
+def test_a_rate_of_one_draws_nothing_and_is_seen():
+    (event,) = events(lambda m, x: F.dropout(x, 1.0, m.training))
+    assert (event.resolved, event.measured) == (1.0, 1.0)
+
+
+def test_a_rate_of_zero_is_no_event():
+    assert events(lambda m, x: F.dropout(x, 0.0, m.training)) == ()
+
+
+def test_attention_inside_a_composite_function_is_seen():
+    model = nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True)
+    (event,) = td.audit(model, (X, X, X)).events
+    assert (event.operation, event.kind) == ("F.multi_head_attention_forward", "attention_weights")
+    assert (event.configured, event.source, event.resolved) == (0.3, "dropout", 0.3)
+
+
+def test_recurrent_dropout_is_seen():
+    model = nn.LSTM(8, 8, num_layers=2, dropout=0.3, batch_first=True)
+    (event,) = td.audit(model, X).events
+    assert (event.operation, event.resolved, event.configured) == ("torch.lstm", 0.3, 0.3)
+
+
+def test_stochastic_depth_is_a_block():
+    def drop_path(m, x):
+        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - m.drop_prob) if m.training else x
+
+    (event,) = events(drop_path, drop_prob=0.25)
+    assert (event.operation, event.kind) == ("Tensor.bernoulli_", "block")
+    assert (event.configured, event.resolved) == (0.25, 0.25)
+
+
+def test_noise_is_random_without_a_rate():
+    (event,) = events(lambda m, x: x + torch.randn_like(x) if m.training else x)
+    assert (event.operation, event.resolved, event.measured) == ("torch.randn_like", None, None)
+
+
+def test_measuring_counts_only_what_was_not_zero_before():
+    (event,) = events(lambda m, x: F.dropout(F.pad(x, (0, 800)), 0.5, m.training))
+    assert 0.4 < event.measured < 0.6
+
+
+def test_a_module_that_is_called_through_functional_call_is_named():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3))
+
+        def forward(self, x):
+            return torch.func.functional_call(self.inner, dict(self.inner.named_parameters()), (x,))
+
+    (event,) = td.audit(Outer(), X).events
+    assert (event.path, event.source) == ("inner.1", "inner.1.p")
+
+
+@pytest.mark.parametrize("inputs", [X, (X,), [X], {"x": X}])
+def test_inputs_are_a_tensor_a_sequence_or_keywords(inputs):
+    assert len(events(lambda m, x: F.dropout(x, 0.3, m.training), inputs)) == 1
+
+
+def test_learned_dropout_is_seen_in_both_modes():
+    model = Decoder(16, DecoderConfig(width=8, heads=2, blocks=2, context=8))
+    rule = td.Rule("mlp_output", td.LearnedDropout, heads=2, shift=1.5708, weight=0.1)
+    handle = td.regularize_(model, td.Recipe([rule, td.Rule("attention_weights", td.Dropout, p=0.2)]))
+    tokens = torch.arange(16).reshape(2, 8)
+    audit = td.audit(model, (tokens,), regularization=handle)
+    learned = [event for event in audit.events if event.kind == "mlp_output"]
+    assert [(e.training, e.random) for e in learned] == [(True, True)] * 2 + [(False, False)] * 2
+    assert all(0 < event.measured < 1 for event in learned)
+    assert [e.resolved for e in audit.events if e.kind == "attention_weights"] == [0.2, 0.2]
+    assert audit.findings == ()
+    with pytest.raises(td.InputError, match="before a forward"):
+        # The forwards of the audit left no penalty behind.
+        handle.penalty()
+
+
+class Everything(nn.Module):
+    """Changes whatever a forward can change."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(6), nn.Dropout(0.3))
+        self.frozen = nn.Dropout(0.3).eval()
+        self.count = 0
+
+    def forward(self, x):
+        self.count += 1
+        self.last = self.frozen(self.body(x))
+        return self.last
+
+
+def test_an_audit_leaves_no_trace():
+    model = Everything()
+    model.body(X).sum().backward()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    values = [gradient.clone() for gradient in gradients]
+    audit = td.audit(model, X)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
+    assert all(torch.equal(g, v) for g, v in zip(gradients, values, strict=True))
+    assert (model.training, model.frozen.training, model.count) == (True, False, 0)
+    assert not hasattr(model, "last")
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    # What the user put in evaluation stays there in a model that is in training.
+    assert [event.path for event in audit.events] == ["body.2"]
+
+
+def test_a_model_in_evaluation_is_put_back():
+    model = Everything().eval()
+    assert [event.path for event in td.audit(model, X).events] == ["body.2", "frozen"]
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_forward_that_fails_leaves_no_trace():
+    model = Function(lambda m, x: F.dropout(x, 2.0))
+    with pytest.raises(ValueError, match="dropout probability"):
+        td.audit(model, X)
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(nn.Dropout(0.5).eval()(X), X)
+
+
+def test_json_and_table_say_the_same():
+    audit = td.audit(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3)), X)
+    (event,) = json.loads(audit.to_json())["events"]
+    assert (event["path"], event["configured"], event["resolved"]) == ("1", 0.3, 0.3)
+    columns, (row,) = audit.table()
+    assert dict(zip(columns, row, strict=True)) == {
+        "site": "1",
+        "kind": "unknown",
+        "operation": "F.dropout",
+        "configured": "0.3",
+        "resolved": "0.3",
+        "measured": f"{event['measured']:.4g}",
+        "training": "1",
+        "eval": "0",
+    }
+
+
+def test_raise_if_counts_the_codes_that_it_is_given():
+    audit = td.audit(Function(lambda m, x: F.dropout(x, 0.3)), X)
+    audit.raise_if("dead-field")
+    with pytest.raises(td.InputError, match="active-in-eval"):
+        audit.raise_if("active-in-eval")
+    with pytest.raises(td.InputError, match="1 finding:"):
+        audit.raise_if()
+
+
+def test_assert_clean_fails_with_the_findings():
+    model = Function(lambda m, x: F.dropout(x, 0.3))
+    with pytest.raises(AssertionError, match="active-in-eval"):
+        assert_clean(model, X)
+    assert_clean(model, X, ignore=("active-in-eval",))
+
+
+def test_what_cannot_be_seen_is_refused():
+    with pytest.raises(td.InputError, match=r"is compiled.*_orig_mod"):
+        td.audit(torch.compile(nn.Linear(8, 8), backend="eager"), X)
+    with pytest.raises(td.InputError, match="run one forward"):
+        td.audit(nn.LazyLinear(8), X)
+    with pytest.raises(td.InputError, match="give a dict"):
+        td.audit(nn.Linear(8, 8), "text")

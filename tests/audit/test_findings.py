@@ -1,0 +1,267 @@
+"""Each finding: the smallest model that has it, and a near twin that does not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import transformer_dropout as td
+
+X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+def findings(model, inputs=X, **options):
+    return td.audit(model, inputs, **options).findings
+
+
+def codes(model, inputs=X, **options):
+    return [finding.code for finding in findings(model, inputs, **options)]
+
+
+class Attention(nn.Module):
+    """Attention that holds a rate, and does with it what a function says."""
+
+    def __init__(self, rate_of=None, p=0.3):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.attention_dropout = p
+        self.rate_of = rate_of or (lambda module: module.attention_dropout if module.training else 0.0)
+
+    def forward(self, x):
+        x = self.linear(x)
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=self.rate_of(self))
+
+
+class Function(nn.Module):
+    """A linear layer and a function of its output."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.function(self, self.linear(x))
+
+
+class Configured(nn.Module):
+    """A model with a config, whose one dropout has a rate of its own."""
+
+    def __init__(self, p, **config):
+        super().__init__()
+        self.config = type("Config", (), {})()
+        vars(self.config).update(config)
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.Dropout(p))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_function_that_forgets_training_is_active_in_eval():
+    (finding,) = findings(Function(lambda m, x: F.dropout(x, 0.3)))
+    assert finding.code == "active-in-eval"
+    assert "training=self.training" in finding.message
+    assert codes(Function(lambda m, x: F.dropout(x, 0.3, training=m.training))) == []
+
+
+def test_attention_that_forgets_training_is_active_in_eval():
+    model = nn.ModuleDict({"attn": Attention(lambda module: module.attention_dropout)})["attn"]
+    (finding,) = findings(model)
+    assert finding.code == "active-in-eval"
+    assert "dropout_p=p if self.training else 0.0" in finding.message
+    assert codes(Attention()) == []
+
+
+def test_blocks_share_one_finding():
+    model = nn.Sequential(*(Attention(lambda module: 0.3) for _ in range(3)))
+    assert [(f.code, f.site) for f in findings(model)] == [("active-in-eval", "*")]
+
+
+def test_noise_in_evaluation_is_random_in_eval():
+    assert codes(Function(lambda m, x: x + torch.randn_like(x))) == ["random-in-eval"]
+    assert codes(Function(lambda m, x: x + torch.randn_like(x) if m.training else x)) == []
+
+
+def test_a_field_with_a_rate_that_nothing_ran_with_is_dead():
+    (finding,) = findings(Configured(0.2, hidden_dropout=0.2, classifier_dropout=0.3))
+    assert (finding.code, finding.site) == ("dead-field", "config.classifier_dropout")
+    assert codes(Configured(0.2, hidden_dropout=0.2, classifier_dropout=0.0)) == []
+    # Equal to a rate that ran: whether it was read cannot be told, and is not claimed.
+    assert codes(Configured(0.2, hidden_dropout=0.2, classifier_dropout=0.2)) == []
+
+
+def test_a_rebuild_tells_fields_of_one_value_apart():
+    def rebuild(fields):
+        return Configured(fields["hidden_dropout"], **fields)
+
+    model = Configured(0.2, hidden_dropout=0.2, classifier_dropout=0.2)
+    assert codes(model, rebuild=rebuild) == ["dead-field"]
+    assert codes(Configured(0.2, hidden_dropout=0.2), rebuild=rebuild) == []
+
+
+class Uncalled(nn.Module):
+    """Holds a dropout that it may call, or whose rate it may read."""
+
+    def __init__(self, use, p=0.3):
+        super().__init__()
+        self.linear, self.dropout, self.use = nn.Linear(8, 8), nn.Dropout(p), use
+
+    def forward(self, x):
+        return self.use(self, self.linear(x))
+
+
+def attend_with_rate_of_child(module, x):
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=module.dropout.p if module.training else 0.0)
+
+
+def attend_with_equal_rate(module, x):
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=0.3 if module.training else 0.0)
+
+
+def test_a_module_that_is_never_called_is_found():
+    (finding,) = findings(Uncalled(lambda m, x: x))
+    assert (finding.code, finding.site) == ("never-called", "dropout")
+    assert codes(Uncalled(lambda m, x: m.dropout(x))) == []
+    assert codes(Uncalled(lambda m, x: x, p=0.0)) == []
+
+
+def test_a_module_whose_rate_is_read_is_told_from_one_that_has_the_same_rate():
+    audit = td.audit(Uncalled(attend_with_rate_of_child), X)
+    assert audit.findings == ()
+    assert "its p is read by the attention" in audit.notes[0]
+    # An equal rate beside it is no evidence: when its p moves, nothing follows.
+    assert codes(Uncalled(attend_with_equal_rate)) == ["never-called"]
+
+
+def test_a_part_that_did_not_run_says_nothing_about_its_dropout():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3))
+
+        def forward(self, x):
+            return self.used(x)
+
+    assert codes(Branch()) == []
+
+
+def test_attention_that_ignores_its_rate_is_found():
+    (finding,) = findings(Attention(lambda module: 0.0))
+    assert finding.code == "kernel-drops-attention-dropout"
+    assert "attention_dropout = 0.3" in finding.message
+    assert codes(Attention()) == []
+    assert codes(Attention(lambda module: 0.0, p=0.0)) == []
+
+
+def test_a_field_that_a_kernel_ignores_is_not_called_dead():
+    model = Attention(lambda module: 0.0)
+    model.config = type("Config", (), {})()
+    model.config.attention_dropout = 0.3
+    assert codes(model) == ["kernel-drops-attention-dropout"]
+
+
+def test_dropout_that_reaches_a_batch_norm_is_found():
+    before = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(8, 8))
+    (finding,) = findings(before)
+    assert (finding.code, finding.site) == ("dropout-before-batch-norm", "1")
+    assert "batch norm 3" in finding.message
+    after = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 8))
+    assert codes(after) == []
+
+
+def test_dropout_through_attention_reaches_a_batch_norm():
+    assert codes(nn.Sequential(Attention(), nn.BatchNorm1d(6))) == ["dropout-before-batch-norm"]
+    assert codes(nn.Sequential(nn.BatchNorm1d(6), Attention())) == []
+
+
+def test_dropout_straight_before_the_output_layer_is_found():
+    before = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 2))
+    (finding,) = findings(before)
+    assert (finding.code, finding.site) == ("dropout-before-output", "1")
+    assert codes(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2))) == []
+    assert codes(nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))) == []
+
+
+def blocks():
+    parts = [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.ReLU()) for _ in range(3)]
+    return nn.Sequential(*parts, nn.Linear(8, 2))
+
+
+def test_a_frozen_part_that_drops_is_found():
+    model = blocks()
+    for block in model[:2]:
+        block.requires_grad_(False)
+    assert [(f.code, f.site) for f in findings(model)] == [("frozen-but-drops", "*")]
+    model.train()
+    for block in model[:2]:
+        block.eval()
+    assert codes(model) == []
+    assert codes(blocks()) == []
+    # A part that is trained in part, as with adapters, does not count.
+    half = blocks()
+    half[0][0].weight.requires_grad_(False)
+    assert codes(half) == []
+
+
+class Checkpointed(nn.Module):
+    """Runs its body under activation checkpointing."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.first, self.options = nn.Linear(8, 8), options
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Tanh())
+
+    def forward(self, x):
+        x = self.first(x)
+        return checkpoint(self.body, x, **self.options) if self.training else self.body(x)
+
+
+def test_a_recomputation_with_another_mask_is_found():
+    (finding,) = findings(Checkpointed(use_reentrant=False, preserve_rng_state=False))
+    assert (finding.code, finding.site) == ("recompute-mask-differs", "body.1")
+    assert codes(Checkpointed(use_reentrant=False)) == []
+
+
+def test_a_recomputation_that_cannot_be_seen_is_said_so():
+    audit = td.audit(Checkpointed(use_reentrant=True, preserve_rng_state=False), X)
+    assert audit.findings == ()
+    assert audit.notes[0].startswith("Recomputation was not seen")
+
+
+def test_weight_decay_on_norms_is_found():
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    found = findings(model, optimizer=optimizer)
+    assert {(f.code, f.site) for f in found} == {
+        ("weight-decay-on-norms", "1.weight"),
+        ("weight-decay-on-norms", "1.bias"),
+    }
+    groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "weight_decay": 0.0}]
+    assert codes(model, optimizer=torch.optim.AdamW(groups, weight_decay=0.1)) == []
+
+
+class Moving:
+    """A schedule that writes a rate, into a module's attribute or into a buffer."""
+
+    progress = 0.0
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def set_progress(self, progress):
+        self.progress = progress
+        if isinstance(self.layer, nn.Dropout):
+            self.layer.p = 0.5 * progress
+        else:
+            self.layer.set_rate(0.5 * progress)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"), [(nn.Dropout, ["schedule-recompiles"]), (td.Dropout, [])], ids=["module", "ours"]
+)
+def test_a_schedule_that_recompiles_is_found(layer, expected):
+    model = nn.Sequential(nn.Linear(8, 8), layer(0.2), nn.ReLU())
+    schedule = Moving(model[1])
+    assert codes(model, regularization=schedule) == expected
+    assert schedule.progress == 0.0

@@ -1,0 +1,98 @@
+"""``dropout compare`` and ``dropout report`` with real runs."""
+
+import json
+import signal
+import time
+
+import pytest
+from filelock import FileLock
+
+from transformer_dropout.training.record import read_metrics, read_run
+from transformer_dropout.training.run import run
+
+
+@pytest.fixture
+def arms(config_file, tiny, learned):
+    """Two run configs, as paths."""
+    return [
+        config_file(tiny("none"), "none.yaml"),
+        config_file(tiny("learned", recipe=learned), "learned.yaml"),
+    ]
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/metrics.jsonl")}
+
+
+@pytest.mark.slow
+def test_the_same_command_again_does_only_what_is_missing(command, here, tmp_path, arms):
+    out = tmp_path / "out"
+    first = command("compare", *arms, "--seeds", "2", "--out", "out", "--jobs", "2")
+    assert first.code == 0, first.err
+    assert "none, seed 1: finished" in first.out
+    assert list(out.glob("*.html"))
+    before = times(out)
+    assert len(before) == 4
+    assert command("compare", *arms, "--seeds", "2", "--out", "out").code == 0
+    assert times(out) == before
+    more = command("compare", *arms, "--seeds", "3", "--out", "out", "--jobs", "2")
+    assert more.code == 0, more.err
+    after = times(out)
+    assert len(after) == 6
+    assert {path: after[path] for path in before} == before
+    assert json.loads((out / "comparison.json").read_text())["seeds"] == [0, 1, 2]
+    assert_report_rebuilds(here, out)
+
+
+def assert_report_rebuilds(here, out):
+    for page in out.glob("*.html"):
+        page.unlink()
+    before = times(out)
+    result = here("report", "out")
+    assert result.code == 0, result.err
+    assert "learned" in result.out
+    assert list(out.glob("*.html"))
+    assert times(out) == before
+
+
+@pytest.mark.slow
+def test_an_arm_that_crashes_is_reported_and_the_others_finish(command, tmp_path, arms, config_file, tiny):
+    bad = config_file(tiny("diverges", lr=1e30), "bad.yaml")
+    result = command("compare", *arms, bad, "--seeds", "1", "--out", "out", "--jobs", "2")
+    assert result.code == 1
+    assert "failed: diverges, seed 0: The loss was not finite at step 2" in result.out
+    assert "Traceback" not in result.err
+    assert read_run(tmp_path / "out" / "runs" / "diverges" / "seed-0")["status"] == "diverged"
+    for name in ("none", "learned"):
+        assert read_run(tmp_path / "out" / "runs" / name / "seed-0")["status"] == "finished"
+    assert list((tmp_path / "out").glob("*.html"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_every_run_and_the_same_command_continues_them(
+    start, command, tmp_path, config_file, tiny, learned
+):
+    configs = [
+        tiny(name, recipe=learned, steps=400, eval_every=20, lr=lr) for name, lr in (("a", 0.01), ("b", 0.02))
+    ]
+    files = [config_file(config, f"{config.name}.yaml") for config in configs]
+    arguments = ("compare", *files, "--seeds", "1", "--out", "out", "--jobs", "2")
+    folders = [tmp_path / "out" / "runs" / config.name / "seed-0" for config in configs]
+    process = start(*arguments)
+    while not all((folder / "checkpoints" / "step-00000020").exists() for folder in folders):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues them" in out
+    assert "Traceback" not in err
+    for folder in folders:
+        assert read_run(folder)["status"] == "interrupted"
+        with FileLock(folder / ".run.lock").acquire(blocking=False):
+            pass  # no process is left in it
+    assert command(*arguments).code == 0
+    for config, folder in zip(configs, folders, strict=True):
+        run(config, tmp_path / config.name)
+        ours, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, tmp_path / config.name))
+        assert [row["val_loss"] for row in ours] == [row["val_loss"] for row in theirs]

@@ -1,0 +1,129 @@
+"""Arms and seeds in one folder: what is refused, what is added, what is run."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from transformer_dropout.compare.cells import make_cells
+from transformer_dropout.compare.comparison import check_arms, open_comparison, run_cells
+from transformer_dropout.errors import InputError
+from transformer_dropout.training.run import run
+
+ABOUT = {"command": "dropout compare a.yaml", "reference": None}
+
+
+@pytest.fixture
+def arms(tiny, learned):
+    return [tiny("none"), tiny("learned", recipe=learned)]
+
+
+def content(folder):
+    return json.loads((folder / "comparison.json").read_text())
+
+
+def test_arms_that_share_a_folder_name_are_refused(tiny):
+    with pytest.raises(InputError, match=r"Two arms are called 'p 0\.1' and 'P=0\.1'"):
+        check_arms([tiny("P=0.1"), tiny("p 0.1")])
+
+
+def test_an_arm_that_does_not_fit_is_refused_before_anything_runs(tiny, learned):
+    with pytest.raises(InputError, match="cannot be split among 3 heads"):
+        check_arms([tiny("none"), tiny("bad", recipe=[learned[0] | {"heads": 3}])])
+
+
+def test_arms_of_two_backends_are_refused(tiny):
+    with pytest.raises(InputError, match=r"set training\.compile alike"):
+        check_arms([tiny("a"), tiny("b", compile=True)])
+
+
+def test_a_new_comparison_is_written_down(tmp_path, arms):
+    open_comparison(tmp_path / "new", arms, [0, 1], ABOUT)
+    written = content(tmp_path / "new")
+    assert (written["arms"], written["seeds"], written["command"]) == (
+        ["none", "learned"],
+        [0, 1],
+        ABOUT["command"],
+    )
+
+
+def test_seeds_and_arms_are_only_ever_added(tmp_path, arms, tiny):
+    folder = tmp_path / "new"
+    open_comparison(folder, arms, [0, 1], ABOUT)
+    created = content(folder)["created"]
+    open_comparison(folder, [tiny("third")], [1, 4], ABOUT)
+    assert content(folder)["arms"] == ["none", "learned", "third"]
+    assert content(folder)["seeds"] == [0, 1, 4]
+    assert content(folder)["created"] == created
+
+
+def test_an_arm_that_changed_is_refused_and_nothing_is_overwritten(tmp_path, arms, tiny):
+    open_comparison(tmp_path / "new", arms, [0], ABOUT)
+    before = (tmp_path / "new" / "comparison.json").read_bytes()
+    with pytest.raises(InputError, match="in which 'none' is set up differently"):
+        open_comparison(tmp_path / "new", [tiny("none", lr=0.5)], [0, 1], ABOUT)
+    assert (tmp_path / "new" / "comparison.json").read_bytes() == before
+
+
+def test_the_seed_of_a_config_does_not_make_it_another_arm(tmp_path, arms):
+    open_comparison(tmp_path / "new", arms, [0], ABOUT)
+    open_comparison(tmp_path / "new", [replace(arm, seed=5) for arm in arms], [0], ABOUT)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, arms):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="exists and is no comparison"):
+        open_comparison(tmp_path, arms, [0], ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is damaged"),
+        ('{"format": 1', "is damaged"),
+        ("{}", "is damaged"),
+        ("[1]", "is damaged"),
+        ('{"format": 1, "fingerprints": [], "seeds": []}', "is damaged"),
+        ('{"format": 99}', "has a newer format"),
+    ],
+)
+def test_a_comparison_that_cannot_be_read_is_refused_and_kept(tmp_path, arms, text, words):
+    (tmp_path / "comparison.json").write_text(text)
+    with pytest.raises(InputError, match=words):
+        open_comparison(tmp_path, arms, [0], ABOUT)
+    assert (tmp_path / "comparison.json").read_text() == text
+
+
+def test_one_arm_that_crashes_leaves_the_others_alone(tmp_path, tiny):
+    cells = make_cells([tiny("diverges", lr=1e30), tiny("sound")], [0], tmp_path)
+    told, counted = set(), []
+    outcomes = run_cells(
+        cells, jobs=1, on_event=lambda cell, event: told.add(cell.name), on_outcome=counted.append
+    )
+    assert counted == outcomes
+    assert {outcome.cell.config.name: outcome.status for outcome in outcomes} == {
+        "diverges": "failed",
+        "sound": "finished",
+    }
+    assert told == {cell.name for cell in cells}
+
+
+def test_finished_cells_need_neither_process_nor_data(tmp_path, tiny):
+    text = tmp_path / "text.txt"
+    text.write_text("All of the text that there is.\n" * 40)
+    arm = tiny("a", steps=1)
+    cells = make_cells([replace(arm, data=replace(arm.data, source=str(text)))], [0, 1], tmp_path)
+    for cell in cells:
+        run(cell.config, cell.folder)
+    text.unlink()
+    outcomes = run_cells(cells, jobs=1, on_event=pytest.fail, on_outcome=lambda outcome: None)
+    assert [outcome.status for outcome in outcomes] == ["finished", "finished"]
+
+
+def test_missing_data_are_told_before_a_process_starts(tmp_path, tiny):
+    arm = tiny("a")
+    arm = replace(arm, data=replace(arm.data, source=str(tmp_path / "gone.txt")))
+    with pytest.raises(InputError, match="There is no file or folder"):
+        run_cells(make_cells([arm], [0], tmp_path), jobs=1, on_event=pytest.fail, on_outcome=pytest.fail)
+    assert not (tmp_path / "runs").exists()

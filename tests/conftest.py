@@ -1,0 +1,85 @@
+"""Tiny runs for all tests: a text of a few kilobytes, a decoder of a few thousand weights, one thread."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from transformer_dropout.training.data import DataConfig
+from transformer_dropout.training.decoder import DecoderConfig
+from transformer_dropout.training.run_config import RunConfig, TrainingConfig
+
+LEARNED = {
+    "select": "mlp_output",
+    "layer": "LearnedDropout",
+    "heads": 2,
+    "shift": 1.0,
+    "penalty": "squared",
+    "weight": 0.1,
+}
+DROPOUT = {"select": "attention_output", "layer": "Dropout", "p": 0.1}
+
+MODEL = DecoderConfig(width=16, heads=2, blocks=1, context=16)
+TRAINING = TrainingConfig(steps=20, batch=4, eval_every=10, warmup_steps=2, lr=1e-2, probe_windows=8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two busy threads on a shared machine are slower than one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all tiny runs of one test process keep their prepared data."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def environment(cache: Path) -> dict[str, str]:
+    """The environment of child processes."""
+    return os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave the user's cache folder alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    yield
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 8 kB of plain English-like text."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    things = ("cat", "dog", "owl")
+    lines = (f"The {things[n % 3]} of house {n} counts {n * n % 97} and returns.\n" for n in range(200))
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(text_file: Path) -> Callable[..., RunConfig]:
+    """Make a run config of a few hundred milliseconds; keywords change ``training``."""
+
+    def make(name: str = "tiny", *, recipe: Any = (), seed: int = 0, **training: Any) -> RunConfig:
+        return RunConfig(
+            name=name,
+            seed=seed,
+            model=MODEL,
+            recipe=[dict(rule) for rule in recipe],
+            data=DataConfig(source=str(text_file)),
+            training=replace(TRAINING, **training),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def learned() -> list[dict[str, Any]]:
+    """A recipe whose masks are random in training: a learned one and a plain one."""
+    return [LEARNED, DROPOUT]
