@@ -39,12 +39,14 @@ class Stack:
         causal: whether a token sees only what came before it.
         owner: the module that is called with the attention mask of two dimensions and the cache, relative
             to the base model.
+        skips: the path of a float that already leaves out whole blocks, relative to the base model.
     """
 
     path: str
     places: Places
     causal: bool = True
     owner: str = ""
+    skips: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,8 @@ class Family:
     Attributes:
         stacks: the lists of blocks.
         embedding: places relative to the base model.
-        head: where the classifier's or the output layer's dropout lies, relative to the model; the first
-            that exists counts.
+        head: where the dropouts of the classifier or the output layer lie, relative to the model: all that
+            exist, or the first of the hooks where the head has none of its own.
         unreachable: kinds that cannot be reached, and why.
     """
 
@@ -70,9 +72,9 @@ def output(path: str, rate: str | None = None) -> tuple[Place, ...]:
     return (Place(path=path, rate=rate),)
 
 
-def before(path: str, rate: str | None = None) -> tuple[Place, ...]:
-    """A hook on a module's input."""
-    return (Place(path=path, access="input", rate=rate),)
+def before(*paths: str, rate: str | None = None) -> tuple[Place, ...]:
+    """Hooks on the inputs of modules."""
+    return tuple(Place(path=path, access="input", rate=rate) for path in paths)
 
 
 def child(*paths: str) -> tuple[Place, ...]:
@@ -85,7 +87,27 @@ def weights(*paths: str, rate: str) -> tuple[Place, ...]:
     return tuple(Place(path=path, access="attention", rate=f"{path}.{rate}") for path in paths)
 
 
-LM_HEAD = before("lm_head") + before("score") + before("classifier")
+# What the heads of all families call their dropouts, and the modules that begin the others.
+HEAD = child(
+    "pooler.dropout",
+    "dropout",
+    "classifier.dropout",
+    "sop_classifier.dropout",
+    "classification_head.dropout",
+    "multiple_choice_head.first_dropout",
+    "sequence_summary.last_dropout",
+) + before(
+    "lm_head",
+    "embed_out",
+    "cls",
+    "predictions",
+    "vocab_transform",
+    "generator_predictions",
+    "discriminator_predictions",
+    "qa_outputs",
+    "score",
+    "classifier",
+)
 
 
 def llama(*, embedding: tuple[Place, ...] = output("embed_tokens"), **changes: tuple[Place, ...]) -> Family:
@@ -97,7 +119,7 @@ def llama(*, embedding: tuple[Place, ...] = output("embed_tokens"), **changes: t
         "mlp_output": output("mlp"),
     }
     stack = Stack(path="layers", places=places | changes)
-    return Family(stacks=(stack,), embedding=embedding, head=LM_HEAD)
+    return Family(stacks=(stack,), embedding=embedding, head=HEAD)
 
 
 def gpt2(attention_weights: tuple[Place, ...]) -> Family:
@@ -108,11 +130,11 @@ def gpt2(attention_weights: tuple[Place, ...]) -> Family:
         "mlp_hidden": output("mlp.act"),
         "mlp_output": child("mlp.dropout"),
     }
-    return Family(stacks=(Stack(path="h", places=places),), embedding=child("drop"), head=LM_HEAD)
+    return Family(stacks=(Stack(path="h", places=places),), embedding=child("drop"), head=HEAD)
 
 
-def bert(attention_weights: tuple[Place, ...]) -> Family:
-    """The layout of BERT, whose relative DeBERTa drops attention weights in a module."""
+def bert(attention_weights: tuple[Place, ...], **more: tuple[Place, ...]) -> Family:
+    """The layout of BERT, whose relative DeBERTa drops attention weights in a module, and more places."""
     places: Places = {
         "attention_weights": attention_weights,
         "attention_output": child("attention.output.dropout"),
@@ -122,7 +144,7 @@ def bert(attention_weights: tuple[Place, ...]) -> Family:
     return Family(
         stacks=(Stack(path="encoder.layer", places=places, causal=False),),
         embedding=child("embeddings.dropout"),
-        head=child("dropout", "classifier.dropout") + before("cls") + before("lm_head"),
+        head=HEAD,
     )
 
 
@@ -146,7 +168,7 @@ GPT_NEOX = Family(
         ),
     ),
     embedding=child("emb_dropout"),
-    head=LM_HEAD + before("embed_out"),
+    head=HEAD,
 )
 
 OPT = Family(
@@ -163,7 +185,7 @@ OPT = Family(
         ),
     ),
     embedding=output("decoder.embed_tokens"),
-    head=LM_HEAD,
+    head=HEAD,
 )
 
 BLOOM = Family(
@@ -179,7 +201,7 @@ BLOOM = Family(
         ),
     ),
     embedding=output("word_embeddings"),
-    head=LM_HEAD,
+    head=HEAD,
 )
 
 MPT = Family(
@@ -195,7 +217,7 @@ MPT = Family(
         ),
     ),
     embedding=output("wte"),
-    head=LM_HEAD,
+    head=HEAD,
 )
 
 DISTILBERT = Family(
@@ -212,7 +234,7 @@ DISTILBERT = Family(
         ),
     ),
     embedding=child("embeddings.dropout"),
-    head=child("dropout") + before("vocab_transform"),
+    head=HEAD,
 )
 
 # All blocks share one set of modules, so a layer here acts in every pass through them.
@@ -230,7 +252,7 @@ ALBERT = Family(
         ),
     ),
     embedding=child("embeddings.dropout"),
-    head=child("dropout") + before("predictions"),
+    head=HEAD,
 )
 
 MODERNBERT = Family(
@@ -278,7 +300,7 @@ T5 = Family(
         ),
     ),
     embedding=child("encoder.dropout", "decoder.dropout"),
-    head=LM_HEAD,
+    head=HEAD,
 )
 
 BART_BLOCK: Places = {
@@ -296,7 +318,7 @@ BART = Family(
     ),
     embedding=output("encoder.layernorm_embedding", rate="encoder.dropout")
     + output("decoder.layernorm_embedding", rate="decoder.dropout"),
-    head=LM_HEAD,
+    head=HEAD,
 )
 
 BY_MODEL_TYPE: dict[str, Family] = {
