@@ -23,7 +23,9 @@ from .layers import (
     Standout,
     TokenDropout,
 )
-from .losses import Mixout, mixout_, neftune_, neftune_noise, rdrop_loss, two_passes
+from .losses import rdrop_loss, two_passes
+from .mixout import Mixout, mixout_
+from .neftune import neftune_, neftune_noise
 from .penalties import L1, L2, L2SP, ElasticNet, proximal_l1_
 from .recipe import Recipe, Rule
 from .regularize import Regularization, regularize_
