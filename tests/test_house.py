@@ -36,6 +36,7 @@ FLOORS = {
     "audit": 4,
     "contexts": 4,
     "regularize": 4,
+    "saved_recipe": 4,
     "integrations": 5,
     "training": 5,
     "compare": 6,

@@ -6,6 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer_dropout.errors import InputError
+from transformer_dropout.layers import Dropout
+from transformer_dropout.recipe import Recipe, Rule
+from transformer_dropout.regularize import regularize_
 from transformer_dropout.schedules import (
     Constant,
     Curriculum,
@@ -19,6 +22,7 @@ from transformer_dropout.schedules import (
     schedule_from_data,
     schedule_to_data,
 )
+from transformer_dropout.training.decoder import Decoder, DecoderConfig
 
 values = st.floats(-10, 10)
 rates = progresses = st.floats(0, 1)
@@ -223,3 +227,14 @@ def test_feedback_settles_where_the_gap_is_the_one_asked_for(slope, start):
     for _ in range(200):
         rate = feedback.next_rate(rate, 1.0, 1.4 - slope * rate)
     assert 0.4 - slope * rate == pytest.approx(0.3, abs=1e-3)
+
+
+def test_feedback_drives_a_handle_and_the_rate_stays_while_progress_goes_on():
+    model = Decoder(19, DecoderConfig(width=8, heads=2, blocks=2, context=6))
+    reg, rate = regularize_(model, Recipe([Rule("mlp_output", Dropout, p=0.1)])), 0.1
+    for progress, val_loss in ((0.2, 2.0), (0.4, 3.0)):
+        reg.set_progress(progress)
+        rate = Feedback().next_rate(rate, 1.0, val_loss)
+        reg.update({"mlp_output": rate})
+    reg.set_progress(0.6)
+    assert [placed.layer.p for placed in reg.placed] == pytest.approx([0.4, 0.4])

@@ -28,7 +28,8 @@ from .mixout import Mixout, mixout_
 from .neftune import neftune_, neftune_noise
 from .penalties import L1, L2, L2SP, ElasticNet, proximal_l1_
 from .recipe import Recipe, Rule
-from .regularize import Regularization, regularize_
+from .regularize import Regularization, regularize_, set_rates
+from .saved_recipe import load_recipe, load_regularized, save_recipe, save_regularized
 from .schedules import (
     Constant,
     Cosine,
@@ -84,6 +85,8 @@ __all__ = [
     "disabled",
     "find_sites",
     "layerwise_lr_groups",
+    "load_recipe",
+    "load_regularized",
     "mc_dropout",
     "mixout_",
     "neftune_",
@@ -93,6 +96,9 @@ __all__ = [
     "rdrop_loss",
     "recipes",
     "regularize_",
+    "save_recipe",
+    "save_regularized",
+    "set_rates",
     "set_weight_decay",
     "two_passes",
     "weight_decay_groups",

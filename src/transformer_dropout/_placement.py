@@ -76,6 +76,11 @@ def build_layer(site: Site, rule: Rule, source: nn.Module | None) -> DropoutLaye
             f"At {site.path} ({site.kind}) the model's own code drops and only the rate can be set: use Dropout "
             f"there, not {rule.layer.__name__}."
         )
+    if getattr(rule.layer, "acts_on", "weights") == "scores" and site.access != "attention":
+        raise InputError(
+            f"{rule.layer.__name__} acts on the scores before the softmax, which {site.path} ({site.kind}) does "
+            "not show; use it at attention_weights of a model whose attention is reached by a function."
+        )
     layer = rule.layer(**arguments)
     if rule.weight is not None and not layer.has_penalty:
         raise InputError(

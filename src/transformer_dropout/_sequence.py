@@ -104,5 +104,7 @@ def note_arguments(sequence: Sequence, module: nn.Module, arguments: tuple, keyw
             f"this one has the shape {tuple(mask.shape)}."
         )
     sequence.padding_mask, sequence.cache = mask, given.get("past_key_values")
-    tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+    tokens = next(
+        (given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None
+    )
     sequence.shape = None if tokens is None else (tokens.shape[0], tokens.shape[1])

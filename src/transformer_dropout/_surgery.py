@@ -117,6 +117,7 @@ class Surgery:
         self._keep(parent.register_forward_pre_hook(partial(on_input, child_name(site))))
 
     def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
+        self.silence(site)
         parent = self.add_child(site.path, child_name(site), layer)
         self._keep(parent.register_forward_hook(partial(on_branch, child_name(site)), with_kwargs=True))
 
@@ -198,7 +199,9 @@ def add_sequence(
     slot = None
     if sequence.cache is not None:
         if torch.is_grad_enabled() and layer.training:
-            raise InputError("LearnedDropout cannot train through a cache; call the model with use_cache=False.")
+            raise InputError(
+                "LearnedDropout cannot train through a cache; call the model with use_cache=False."
+            )
         slot = CacheSlot(sequence.cache, index, n_layers)
     x = sequence.unflattened(arguments[0])
     return (x, *arguments[1:]), {**keywords, "padding_mask": sequence.padding_mask, "past": slot}

@@ -12,7 +12,7 @@ from ._keep_count import KeepCount
 from ._placement import assign, build_layer, refuse_second_regularization
 from ._surgery import Surgery
 from .errors import InputError
-from .layers import Dropout, DropoutLayer, RateLayer
+from .layers import Dropout, DropoutLayer, LayerDrop, RateLayer
 from .recipe import Recipe, Rule
 from .schedules import Constant, Schedule, as_schedule, schedule_from_data, schedule_to_data
 from .sites import Site, find_sites
@@ -72,13 +72,14 @@ class Regularization:
         return source
 
     def keep_silenced_rates(self, sites: list[Site]) -> None:
-        """Give a Dropout of the model's own rate to places that share a silenced rate but have no rule."""
+        """Give a layer of the model's own rate to places that share a silenced rate but have no rule."""
         ruled = {placed.site.name: placed.site.rate for placed in self.placed}
         silenced = {rate: self._surgery.rate_before(rate) for rate in ruled.values() if rate is not None}
         for site in sites:
             before = silenced.get(site.rate or "", 0.0)
-            if before > 0 and site.name not in ruled and site.access in ("output", "input"):
-                self._surgery.place(site, Dropout(before))
+            if before > 0 and site.name not in ruled and site.access in ("output", "input", "block"):
+                own = LayerDrop if site.access == "block" else Dropout
+                self._surgery.place(site, own(before))
 
     def set_progress(self, progress: float) -> None:
         """Move every rate and weight to its value at ``progress``, a fraction in [0, 1].
@@ -199,9 +200,7 @@ class Regularization:
         self._surgery.undo()
 
 
-def regularize_(
-    model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | None = None
-) -> Regularization:
+def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | None = None) -> Regularization:
     """Put a recipe's layers into a model, in place; the model's own ``state_dict`` keys stay.
 
     Args:

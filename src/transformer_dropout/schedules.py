@@ -210,7 +210,7 @@ class Feedback:
         for epoch in range(epochs):
             train(model)
             rate = feedback.next_rate(rate, mean_loss(model, probe), mean_loss(model, validation))
-            layer.set_rate(rate)
+            reg.update({"mlp_output": rate})
 
     Args:
         gap: the gap in nats at which the rate stays.

@@ -51,8 +51,9 @@ def test_dropout_functions_are_seen_in_training_only(function):
     assert 0.05 < event.measured < 0.65
 
 
-def test_a_rate_of_one_draws_nothing_and_is_seen():
-    (event,) = events(lambda m, x: F.dropout(x, 1.0, m.training))
+@pytest.mark.parametrize("function", [F.dropout, torch.dropout])
+def test_a_rate_of_one_draws_nothing_and_is_seen(function):
+    (event,) = events(lambda m, x: function(x, 1.0, m.training))
     assert (event.resolved, event.measured) == (1.0, 1.0)
 
 
@@ -80,6 +81,32 @@ def test_stochastic_depth_is_a_block():
     (event,) = events(drop_path, drop_prob=0.25)
     assert (event.operation, event.kind) == ("Tensor.bernoulli_", "block")
     assert (event.configured, event.resolved) == (0.25, 0.25)
+
+
+class Blocks(nn.Module):
+    """One block with an attention in it, which applies a function and drops its result."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"attn": Function(function)})])
+
+    def forward(self, x):
+        return self.layers[0]["attn"](x)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda x: x.softmax(-1), "attention_weights"),
+        # A sink takes part of the weight: the rows sum to less than 1.
+        (lambda x: x.softmax(-1) * 0.7, "attention_weights"),
+        (lambda x: x.relu() * 9, "attention_output"),
+        (lambda x: x, "attention_output"),
+    ],
+)
+def test_attention_weights_are_known_by_their_numbers(function, kind):
+    (event,) = td.audit(Blocks(lambda m, x: F.dropout(function(x), 0.3, m.training)), X).events
+    assert event.kind == kind
 
 
 def test_noise_is_random_without_a_rate():

@@ -226,7 +226,7 @@ def test_a_recomputation_with_another_mask_is_found():
 def test_a_recomputation_that_cannot_be_seen_is_said_so():
     audit = td.audit(Checkpointed(use_reentrant=True, preserve_rng_state=False), X)
     assert audit.findings == ()
-    assert audit.notes[0].startswith("Recomputation was not seen")
+    assert audit.notes[0].startswith("Recomputation was not observed")
 
 
 def test_weight_decay_on_norms_is_found():

@@ -9,7 +9,6 @@ import torch
 import transformer_dropout as td
 from transformer_dropout.audit._configured import config_fields
 from transformer_dropout.integrations.tiny_models import FAMILIES, tiny_inputs, tiny_model
-from transformer_dropout.regularize import set_rates
 from transformer_dropout.sites import KINDS, find_sites, missing_kinds
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
@@ -30,14 +29,16 @@ def kinds_of(model):
     return [kind for kind in KINDS if kind not in missing_kinds(model)]
 
 
-def output(model, **changes):
-    torch.manual_seed(SEEDED)
+def output(model, seed=SEEDED):
+    torch.manual_seed(seed)
     with torch.no_grad():
-        return model(**(tiny_inputs(model) | changes)).logits
+        return model(**tiny_inputs(model)).logits
 
 
-def learned(kind="mlp_output"):
-    return td.Recipe([td.Rule(kind, td.LearnedDropout, heads=4, shift=1.4, weight=0.1)])
+def learned():
+    return td.Recipe(
+        [td.Rule("mlp_output", td.LearnedDropout, heads=4, shift=1.4, eval_mask="mean", weight=0.1)]
+    )
 
 
 def regularized(family, recipe=None):
@@ -54,9 +55,9 @@ def test_every_kind_is_reached_or_named_with_the_reason(family):
 
 @EVERY_FAMILY
 def test_every_place_but_the_attention_weights_has_its_true_width(family):
-    model, handle = fresh(family), None
+    model = fresh(family)
     kinds = [kind for kind in kinds_of(model) if kind != "attention_weights"]
-    handle = set_rates(model, dict.fromkeys(kinds, 0.0))
+    handle = td.set_rates(model, dict.fromkeys(kinds, 0.0))
     widths = {}
     for placed in handle.placed:
         placed.layer.register_forward_hook(
@@ -72,7 +73,7 @@ def test_one_recipe_drops_in_training_and_only_there_and_comes_out_again(family)
     keys, expected = list(model.state_dict()), output(model)
     attention, modules = model.config._attn_implementation, list(dict(model.named_modules()))
     for kind in kinds_of(model):
-        handle = set_rates(model, {kind: 0.9})
+        handle = td.set_rates(model, {kind: 0.9})
         assert torch.equal(output(model.eval()), expected), kind
         model.train()
         assert not torch.equal(output(model), expected), kind
@@ -90,7 +91,7 @@ def test_one_recipe_drops_in_training_and_only_there_and_comes_out_again(family)
 @EVERY_FAMILY
 def test_half_of_the_elements_at_each_place_are_really_zero(family):
     model = fresh(family).train()
-    handle = set_rates(model, dict.fromkeys(kinds_of(model), MEASURED))
+    handle = td.set_rates(model, dict.fromkeys(kinds_of(model), MEASURED))
     seen = {placed.site.name: [0, 0] for placed in handle.placed if placed.site.access != "rate"}
 
     def count(layer, given, result, name):
@@ -125,7 +126,7 @@ def test_a_rule_for_one_kind_leaves_the_models_own_rates_elsewhere(family):
     # In T5 one module serves a stack's embeddings and the end of the stack.
     shared = {"classifier"} if family == "t5" else set()
     for kind in {kind for _, kind, _ in before} - {"unknown", *shared}:
-        handle = set_rates(model, {kind: 0.11})
+        handle = td.set_rates(model, {kind: 0.11})
         after = rates_that_ran(model)
         assert {rate for _, k, rate in after if k == kind} == {0.11}, kind
         others = {"embedding": shared}.get(kind, set()) | {kind}
@@ -134,6 +135,20 @@ def test_a_rule_for_one_kind_leaves_the_models_own_rates_elsewhere(family):
         ), kind
         handle.remove()
         assert rates_that_ran(model) == before
+
+
+@EVERY_FAMILY
+def test_a_rate_of_zero_at_every_kind_turns_all_of_the_models_own_dropout_off(family):
+    model = tiny_model(family, **dict.fromkeys(config_fields(tiny_model(family)), 0.37)).train()
+    # Enough of them that all layers are dropped in one of the forwards.
+    assert any(not torch.equal(output(model), output(model, seed)) for seed in range(3))
+    handle = td.set_rates(model, dict.fromkeys(kinds_of(model), 0.0))
+    expected = output(model.eval())
+    model.train()
+    for seed in range(3):
+        torch.testing.assert_close(output(model, seed), expected)
+    handle.remove()
+    assert any(not torch.equal(output(model), output(model, seed)) for seed in range(3))
 
 
 def rates_that_ran(model):

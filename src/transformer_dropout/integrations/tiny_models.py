@@ -213,15 +213,17 @@ def class_of(family: str, stored: Mapping[str, Any]) -> Any:
     from transformers.models.auto import modeling_auto
 
     named = next(iter(stored.get("architectures") or ()), None)
-    if named is not None and isinstance(getattr(transformers, named, None), type):
-        return getattr(transformers, named)
+    found = None if named is None else getattr(transformers, str(named), None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     classifier = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     both = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     order = (classifier,) if family in ENCODERS else (both, causal, classifier)
     for mapping in (*order, modeling_auto.MODEL_MAPPING_NAMES):
         if family in mapping:
-            return getattr(transformers, mapping[family])
+            name: Any = mapping[family]
+            return getattr(transformers, name if isinstance(name, str) else name[0])
     raise InputError(f"transformers has no model of the family {family}.")
 
 

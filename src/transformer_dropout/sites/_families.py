@@ -142,8 +142,8 @@ def bert(attention_weights: tuple[Place, ...], **more: tuple[Place, ...]) -> Fam
         "mlp_output": child("output.dropout"),
     }
     return Family(
-        stacks=(Stack(path="encoder.layer", places=places, causal=False),),
-        embedding=child("embeddings.dropout"),
+        stacks=(Stack(path="encoder.layer", places=places | more, causal=False),),
+        embedding=child("embeddings.dropout", "encoder.conv.dropout"),
         head=HEAD,
     )
 
@@ -182,6 +182,7 @@ OPT = Family(
                 "mlp_output": output("fc2", rate="dropout"),
             },
             owner="decoder",
+            skips="decoder.layerdrop",
         ),
     ),
     embedding=output("decoder.embed_tokens"),
@@ -279,7 +280,9 @@ def t5_stack(path: str, *, mlp: str, attentions: tuple[str, ...], causal: bool) 
         path=path,
         places={
             "attention_weights": weights(*attentions, rate="dropout"),
-            "attention_output": child(*(f"{attention.rpartition('.')[0]}.dropout" for attention in attentions)),
+            "attention_output": child(
+                *(f"{attention.rpartition('.')[0]}.dropout" for attention in attentions)
+            ),
             "mlp_hidden": child(f"{mlp}.DenseReluDense.dropout"),
             "mlp_output": child(f"{mlp}.dropout"),
         },
@@ -313,8 +316,14 @@ BART_BLOCK: Places = {
 
 BART = Family(
     stacks=(
-        Stack(path="encoder.layers", places=BART_BLOCK, causal=False, owner="encoder"),
-        Stack(path="decoder.layers", places=BART_BLOCK, owner="decoder"),
+        Stack(
+            path="encoder.layers",
+            places=BART_BLOCK,
+            causal=False,
+            owner="encoder",
+            skips="encoder.layerdrop",
+        ),
+        Stack(path="decoder.layers", places=BART_BLOCK, owner="decoder", skips="decoder.layerdrop"),
     ),
     embedding=output("encoder.layernorm_embedding", rate="encoder.dropout")
     + output("decoder.layernorm_embedding", rate="decoder.dropout"),
@@ -350,7 +359,13 @@ BY_MODEL_TYPE: dict[str, Family] = {
     "bloom": BLOOM,
     "mpt": MPT,
     **dict.fromkeys(("bert", "roberta", "electra"), bert(weights("attention.self", rate="dropout.p"))),
-    "deberta-v2": bert(child("attention.self.dropout")),
+    # Besides tokens it embeds distances, in every block.
+    "deberta-v2": bert(
+        child("attention.self.dropout"),
+        embedding=(
+            Place(path="attention.self.pos_dropout", access="rate", rate="attention.self.pos_dropout.p"),
+        ),
+    ),
     "distilbert": DISTILBERT,
     "albert": ALBERT,
     "modernbert": MODERNBERT,

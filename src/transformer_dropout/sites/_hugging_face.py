@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -30,18 +31,24 @@ def hugging_face_sites(model: nn.Module, family: Family) -> list[Site]:
         sites.extend(site_at(model, "embedding", prefix, place, **whole_stack(model, stack, prefix)))
     for stack in family.stacks:
         sites.extend(stack_sites(model, stack, prefix))
-    for place in family.head:
-        found = list(site_at(model, "classifier", "", place, **whole_stack(model, family.stacks[-1], prefix)))
-        if found:
-            return sites + found
-    return sites
+    return sites + head_sites(model, family, prefix)
+
+
+def head_sites(model: nn.Module, family: Family, prefix: str) -> list[Site]:
+    """Return the sites of a model's head: its own dropouts, else the input of its first module."""
+    where = whole_stack(model, family.stacks[-1], prefix)
+    found = [site for place in family.head for site in site_at(model, "classifier", "", place, **where)]
+    return [site for site in found if site.access == "module"] or found[:1]
 
 
 def whole_stack(model: nn.Module, stack: Stack, prefix: str) -> dict[str, Any]:
     """Return what a site outside the blocks shares with the blocks of its stack."""
+    config = getattr(model, "config", None)
+    # An encoder's blocks can be used as a decoder of their own.
+    decodes = getattr(config, "is_decoder", False) and not getattr(config, "is_encoder_decoder", False)
     return {
         "n_blocks": len(block_paths(model, joined(prefix, stack.path))),
-        "causal": stack.causal,
+        "causal": stack.causal or bool(decodes),
         "owner": joined(prefix, stack.owner),
     }
 
@@ -54,7 +61,8 @@ def stack_sites(model: nn.Module, stack: Stack, prefix: str) -> Iterator[Site]:
         for kind, places in stack.places.items():
             for place in places:
                 yield from site_at(model, kind, path, place, **where)
-        yield from site_at(model, "block", path, Place(path="", access="block"), **where)
+        for site in site_at(model, "block", path, Place(path="", access="block"), **where):
+            yield site if stack.skips is None else replace(site, rate=joined(prefix, stack.skips))
 
 
 def block_paths(model: nn.Module, pattern: str) -> list[str]:
@@ -80,7 +88,11 @@ def site_at(
         module = model.get_submodule(path)
     except AttributeError:
         return
-    if place.access == "module" and not isinstance(module, nn.Dropout | nn.Identity) and not is_dropout(module):
+    if (
+        place.access == "module"
+        and not isinstance(module, nn.Dropout | nn.Identity)
+        and not is_dropout(module)
+    ):
         return
     yield Site(
         path=path,

@@ -113,6 +113,9 @@ class Records:
         if self.writes:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
+                file.flush()
+                # A checkpoint that outlives a power cut must not lack the rows before it.
+                os.fsync(file.fileno())
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of evaluations after a step, and a last line that a kill cut short."""

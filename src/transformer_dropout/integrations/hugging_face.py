@@ -1,0 +1,349 @@
+"""Hugging Face's ``Trainer`` and what inherits from it: schedules, penalties, logs, checkpoints, stopping.
+
+`RegularizedTrainerMixin` does all of it; `RegularizationCallback` alone serves recipes without penalties.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from ..errors import InputError
+from ..layers import RateLayer
+from ..regularize import Regularization
+from .saved_regularization import load_layers, save_regularization
+
+STATE_KEY = "regularization"
+
+# What a mixin's methods find by `super()`; at run time the Trainer comes from the subclass's other base.
+Base = Trainer if TYPE_CHECKING else object
+
+
+class RegularizationCallback(TrainerCallback):
+    """Moves rates and penalty weights with the training; their state travels in the Trainer's checkpoints.
+
+    Progress is ``global_step / max_steps``, so a resumed run continues in the middle of a schedule.
+
+    Args:
+        regularization: what `regularize_` returned.
+        penalties: further terms of the loss whose weights move too, such as ``td.L2SP(model, 0.1)``.
+        adds_penalties: whether the trainer adds the penalties; `RegularizedTrainerMixin` does.
+
+    Raises:
+        InputError: when training begins with penalties that nothing would add.
+    """
+
+    def __init__(
+        self,
+        regularization: Regularization,
+        *,
+        penalties: Iterable[Any] = (),
+        adds_penalties: bool = False,
+    ) -> None:
+        self.regularization, self.penalties = regularization, tuple(penalties)
+        if has_penalty(regularization, self.penalties) and not adds_penalties:
+            raise InputError(
+                "The regularization has penalties, and a callback cannot add them to the loss: write class "
+                "MyTrainer(RegularizedTrainerMixin, Trainer) and pass it regularization=... instead."
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Continue from the checkpoint, if there is one."""
+        if args.n_gpu > 1:
+            raise InputError(
+                "nn.DataParallel runs copies of the layers, whose penalties are lost; start one process a GPU with "
+                "torchrun."
+            )
+        saved = (state.stateful_callbacks or {}).get(STATE_KEY)
+        if saved is not None:
+            self.regularization.load_state_dict(saved)
+        self.follow(state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move everything to this step's place in the schedules."""
+        self.follow(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the schedules where the training ended."""
+        self.follow(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the state where the Trainer's next checkpoint takes it from."""
+        self.remember(state)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the state, which another callback may have changed, where the next checkpoint takes it from."""
+        self.remember(state)
+
+    def follow(self, state: TrainerState) -> None:
+        """Set the progress of the regularization and of the penalties."""
+        progress = min(1.0, state.global_step / max(1, state.max_steps))
+        for part in (self.regularization, *self.penalties):
+            part.set_progress(progress)
+
+    def remember(self, state: TrainerState) -> None:
+        """Write the regularization's state into the Trainer's."""
+        if isinstance(state.stateful_callbacks, dict):
+            state.stateful_callbacks[STATE_KEY] = self.regularization.state_dict()
+
+
+class GapStopping(TrainerCallback, ExportableState):
+    """Stops the training when it overfits: when the clean gap stays above a bound.
+
+    The gap is what `RegularizedTrainerMixin` measures, validation loss minus the loss of a fixed probe of the
+    training data, both in evaluation mode. It says when to stop, not which weights are best: for those set
+    ``load_best_model_at_end=True, metric_for_best_model="eval_loss"``.
+
+    Args:
+        max_gap: bound in nats.
+        patience: evaluations in a row above the bound before it stops.
+        metric: the name of the gap among the metrics.
+
+    Raises:
+        InputError: for a patience below 1, or an evaluation without the gap.
+    """
+
+    def __init__(self, max_gap: float, *, patience: int = 1, metric: str = "eval_gap") -> None:
+        if patience < 1:
+            raise InputError(f"patience is {patience}, but it counts evaluations and is at least 1.")
+        self.max_gap, self.patience, self.metric = max_gap, patience, metric
+        self.waited = 0
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take in one evaluation."""
+        if metrics is None or self.metric not in metrics:
+            raise InputError(
+                f"The evaluation has no {self.metric}; train with RegularizedTrainerMixin, a labelled "
+                "train_dataset with a length, and probe above 0."
+            )
+        self.waited = self.waited + 1 if metrics[self.metric] > self.max_gap else 0
+        if self.waited >= self.patience:
+            control.should_training_stop = True
+
+    def state(self) -> dict[str, dict]:
+        """Return what ``restore_callback_states_from_checkpoint`` restores."""
+        arguments = {"max_gap": self.max_gap, "patience": self.patience, "metric": self.metric}
+        return {"args": arguments, "attributes": {"waited": self.waited}}
+
+
+class RegularizedTrainerMixin(Base):
+    """Adds a regularization to a Trainer: ``class MyTrainer(RegularizedTrainerMixin, Trainer): pass``.
+
+    The loss that is minimised is ``loss + penalty``, whatever the gradient accumulation and the number of
+    processes; the two are logged apart. An evaluation also measures the loss of a fixed probe of the training
+    data in evaluation mode, ``eval_train_loss``, the clean gap ``eval_gap = eval_loss - eval_train_loss``, and
+    the fractions that computed masks keep, in training (``eval_keep/KIND``: masks sampled) and as evaluated
+    (``eval_keep_eval/KIND``).
+
+    Args:
+        args, kwargs: the Trainer's.
+        regularization: what `regularize_` returned for the model that is trained.
+        penalties: further terms of the loss, called without arguments, such as ``td.L2SP(model, 0.1)``.
+        probe: how many training examples, evenly spread, make the probe; 0 measures none.
+
+    Raises:
+        InputError: when the regularization belongs to another model, or when its layers are frozen.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        regularization: Regularization,
+        penalties: Iterable[Callable[[], Tensor]] = (),
+        probe: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        check_trained(self.model, regularization)
+        self.regularization, self.penalties, self.probe = regularization, tuple(penalties), probe
+        self.adds_penalty = has_penalty(regularization, self.penalties)
+        self.last_penalty = self.penalty_sum = torch.zeros(())
+        self.penalty_count = 0
+        self.progress_callback = RegularizationCallback(
+            regularization, penalties=self.penalties, adds_penalties=True
+        )
+        self.add_callback(self.progress_callback)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss, in training with the penalty."""
+        result = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+        if not (self.adds_penalty and model.training):
+            return result
+        loss, outputs = result if return_outputs else (result, None)
+        penalty = self.regularization.penalty().to(loss.device)
+        penalty = penalty + sum(term() for term in self.penalties)
+        self.last_penalty = penalty.detach()
+        loss = loss + penalty / self.left_to_divide(num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def left_to_divide(self, num_items_in_batch: Tensor | int | None) -> int:
+        """Return what the penalty must be divided by so that an optimizer step sees its mean.
+
+        A loss that was divided by the number of items of all accumulated batches is not divided again; the
+        Trainer divides any other by the number of batches. The factor for several processes is already in
+        the loss when the penalty is added, and their gradients are averaged.
+        """
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = by_model or self.compute_loss_func is not None
+        return self.current_gradient_accumulation_steps if scaled else 1
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Make one forward and backward; return the loss for the log, without the penalty."""
+        loss = super().training_step(*args, **kwargs)
+        if not self.adds_penalty:
+            return loss
+        self.penalty_sum = self.penalty_sum.to(loss.device) + self.last_penalty
+        self.penalty_count += 1
+        return loss - self.last_penalty / self.current_gradient_accumulation_steps
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log rates and penalty along with the training loss."""
+        if "loss" in logs:
+            logs.update(by_kind(self.regularization.metrics(), "p"))
+            if self.penalty_count:
+                logs["penalty"] = self.penalty_sum.item() / self.penalty_count
+            self.penalty_sum, self.penalty_count = torch.zeros(()), 0
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluate; add the probe's loss, the clean gap and the kept fractions to the metrics."""
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        loss = (output.metrics or {}).get(f"{metric_key_prefix}_loss")
+        if description != "Evaluation" or loss is None or self.probe_loader is None:
+            return output
+        with untouched_randomness(self.args.device), self.regularization.counting():
+            probe = super().evaluation_loop(self.probe_loader, "Probe", True, None, "probe").metrics or {}
+            keep_eval = by_kind(self.regularization.metrics(), "keep")
+        measured = {"train_loss": probe["probe_loss"], "gap": loss - probe["probe_loss"]}
+        measured |= {name.replace("keep/", "keep_eval/"): value for name, value in keep_eval.items()}
+        measured |= self.keep_in_training()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
+        return output
+
+    @cached_property
+    def probe_loader(self) -> Any:
+        """The fixed training examples of the probe, None where there are none."""
+        dataset: Any = self.train_dataset
+        if not (self.probe and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            return None
+        count = min(self.probe, len(dataset))
+        indices = [index * len(dataset) // count for index in range(count)]
+        # A dataset that can select keeps its columns, which the Trainer looks at.
+        chosen = dataset.select(indices) if hasattr(dataset, "select") else Subset(dataset, indices)
+        return self.get_eval_dataloader(chosen)
+
+    def keep_in_training(self) -> dict[str, float]:
+        """Return the fractions that masks keep in training mode, on the probe's first batch."""
+        if all(isinstance(placed.layer, RateLayer) for placed in self.regularization.placed):
+            return {}
+        model, was_training = self.model, self.model.training
+        with untouched_randomness(self.args.device), self.regularization.counting():
+            # To the end, since the Trainer counts the loaders that have begun.
+            for index, batch in enumerate(self.probe_loader):
+                if index == 0:
+                    model.train()
+                    self.prediction_step(model, batch, prediction_loss_only=True)
+                    model.train(was_training)
+            return by_kind(self.regularization.metrics(), "keep")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model with the recipe, and the layers' weights, beside it."""
+        self.progress_callback.remember(self.state)
+        super().save_model(output_dir, _internal_call)
+        save_regularization(
+            self.regularization, Path(output_dir or str(self.args.output_dir)), write=self.args.should_save
+        )
+
+    # An adapter's checkpoint holds the adapter alone, so the layers' weights are loaded from beside it.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_layers(self.regularization, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        load_layers(self.regularization, Path(str(self.state.best_model_checkpoint)))
+
+
+def has_penalty(regularization: Regularization, penalties: tuple) -> bool:
+    """Say whether there is anything to add to the loss."""
+    return bool(penalties) or any(rule.weight is not None for rule in regularization.recipe.rules)
+
+
+def check_trained(model: nn.Module, regularization: Regularization) -> None:
+    """Refuse layers that the optimizer would not reach.
+
+    Raises:
+        InputError: when the regularization belongs to another model, or when its layers are frozen.
+    """
+    if not any(module is regularization.model for module in model.modules()):
+        raise InputError(
+            "The regularization belongs to another model than the Trainer's; pass the model that was given "
+            "to td.regularize_."
+        )
+    for placed in regularization.placed:
+        if any(not parameter.requires_grad for parameter in placed.layer.parameters()):
+            raise InputError(
+                f"The {type(placed.layer).__name__} at {placed.site.path} is frozen and would learn nothing. "
+                "get_peft_model freezes what is there before it: call td.regularize_ after it, on "
+                "peft_model.get_base_model()."
+            )
+
+
+def by_kind(metrics: dict[str, float], metric: str) -> dict[str, float]:
+    """Return the means over the sites of each kind: ``p/mlp_output`` from every ``p/PATH/mlp_output``."""
+    groups: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        if name.startswith(f"{metric}/"):
+            groups.setdefault(f"{metric}/{name.rpartition('/')[2]}", []).append(value)
+    return {name: fmean(values) for name, values in groups.items()}
+
+
+@contextmanager
+def untouched_randomness(device: torch.device) -> Iterator[None]:
+    """Measure without moving the random numbers of the training."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
