@@ -8,7 +8,9 @@ import transformer_dropout as td
 from transformer_dropout.integrations.tiny_models import FAMILIES, tiny_inputs, tiny_model
 from transformer_dropout.saved_recipe import LEARNED_FILE, RECIPE_FILE
 
-RATES = td.Recipe([td.Rule("mlp_output", td.Dropout, p=td.Linear(0.3, 0.0)), td.Rule("block", td.DropPath, p=0.1)])
+RATES = td.Recipe(
+    [td.Rule("mlp_output", td.Dropout, p=td.Linear(0.3, 0.0)), td.Rule("block", td.DropPath, p=0.1)]
+)
 
 
 def rule(kind="mlp_output", layer=td.LearnedDropout):
@@ -107,7 +109,9 @@ def test_a_recipe_with_learned_layers_but_without_their_weights_is_refused(tmp_p
     td.save_recipe(tmp_path, td.Recipe([rule()]))
     model = tiny_model("llama")
     keys = list(model.state_dict())
-    with pytest.raises(td.InputError, match=r"no regularization\.safetensors; write it with td\.save_regularized"):
+    with pytest.raises(
+        td.InputError, match=r"no regularization\.safetensors; write it with td\.save_regularized"
+    ):
         td.load_regularized(tmp_path, model)
     assert list(model.state_dict()) == keys
 
@@ -115,7 +119,10 @@ def test_a_recipe_with_learned_layers_but_without_their_weights_is_refused(tmp_p
 @pytest.mark.parametrize(
     ("other", "part"),
     [
-        (rule("attention_output"), r"layers\.0\.mlp\.mlp_output_dropout\.qkv\.weight is of shape \(96, 32\) in the"),
+        (
+            rule("attention_output"),
+            r"layers\.0\.mlp\.mlp_output_dropout\.qkv\.weight is of shape \(96, 32\) in the",
+        ),
         (rule("mlp_hidden"), "is missing in"),
     ],
 )

@@ -146,7 +146,9 @@ class Surgery:
         sequence = self._sequences.get(site.owner)
         if sequence is None:
             sequence = self._sequences[site.owner] = Sequence()
-            self._keep(follow_sequence(self.model.get_submodule(site.owner), sequence))
+            owner = self.model.get_submodule(site.owner)
+            for hook in follow_sequence(self.model, owner, sequence):
+                self._keep(hook)
         index = self._remembering.get(site.owner, 0)
         self._remembering[site.owner] = index + 1
         hook = layer.register_forward_pre_hook(
@@ -202,6 +204,6 @@ def add_sequence(
             raise InputError(
                 "LearnedDropout cannot train through a cache; call the model with use_cache=False."
             )
-        slot = CacheSlot(sequence.cache, index, n_layers)
+        slot = CacheSlot(sequence, index, n_layers)
     x = sequence.unflattened(arguments[0])
     return (x, *arguments[1:]), {**keywords, "padding_mask": sequence.padding_mask, "past": slot}

@@ -52,9 +52,9 @@ class Regularization:
             self._surgery.inform(site, layer)
         self.placed.append(Placed(site, rule, layer))
 
-    def place_source(self, sites: list[Site], rule: Rule) -> nn.Module:
-        """Put the module that a rule's layers share beside the embedding, and return it."""
-        site = next((site for site in sites if site.kind == "embedding"), None)
+    def place_source(self, sites: list[Site], rule: Rule, owner: str | None) -> nn.Module:
+        """Put the module that a rule's layers in one stack share beside the stack's embedding; return it."""
+        site = next((site for site in sites if site.kind == "embedding" and site.owner == owner), None)
         if site is None or site.width is None:
             raise InputError(
                 f"{rule.layer.__name__} needs a model with an embedding site, and this one has none."
@@ -220,12 +220,14 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
     handle = Regularization(model, recipe)
-    sources: dict[int, nn.Module] = {}
+    # An encoder and a decoder embed tokens of their own.
+    sources: dict[tuple[int, str | None], nn.Module] = {}
     try:
         for site, rule in assignments:
-            if rule.layer.shared_source is not None and id(rule) not in sources:
-                sources[id(rule)] = handle.place_source(sites, rule)
-            handle.place(site, rule, build_layer(site, rule, sources.get(id(rule))))
+            shared = (id(rule), site.owner)
+            if rule.layer.shared_source is not None and shared not in sources:
+                sources[shared] = handle.place_source(sites, rule, site.owner)
+            handle.place(site, rule, build_layer(site, rule, sources.get(shared)))
         handle.keep_silenced_rates(sites)
         # A rate that leaves [0, 1] later is an error now, not in the middle of the training.
         for progress in (1.0, 0.5, 0.0):

@@ -3,11 +3,9 @@
 `RegularizedTrainerMixin` does all of it; `RegularizationCallback` alone serves recipes without penalties.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +17,16 @@ from transformers.trainer_callback import ExportableState
 from ..errors import InputError
 from ..layers import RateLayer
 from ..regularize import Regularization
-from .saved_regularization import load_layers, save_regularization
+from ..saved_recipe import (
+    LEARNED_FILE,
+    RECIPE_FILE,
+    learned_state,
+    load_recipe,
+    restore,
+    save_recipe,
+    save_regularized,
+)
+from ._handle import by_kind, check_trained, has_penalty, untouched_randomness
 
 STATE_KEY = "regularization"
 
@@ -38,7 +45,7 @@ class RegularizationCallback(TrainerCallback):
         adds_penalties: whether the trainer adds the penalties; `RegularizedTrainerMixin` does.
 
     Raises:
-        InputError: when training begins with penalties that nothing would add.
+        InputError: when there are penalties that nothing would add.
     """
 
     def __init__(
@@ -59,12 +66,8 @@ class RegularizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Continue from the checkpoint, if there is one."""
-        if args.n_gpu > 1:
-            raise InputError(
-                "nn.DataParallel runs copies of the layers, whose penalties are lost; start one process a GPU with "
-                "torchrun."
-            )
-        saved = (state.stateful_callbacks or {}).get(STATE_KEY)
+        stored: Any = state.stateful_callbacks or {}
+        saved = stored.get(STATE_KEY)
         if saved is not None:
             self.regularization.load_state_dict(saved)
         self.follow(state)
@@ -155,10 +158,10 @@ class RegularizedTrainerMixin(Base):
     """Adds a regularization to a Trainer: ``class MyTrainer(RegularizedTrainerMixin, Trainer): pass``.
 
     The loss that is minimised is ``loss + penalty``, whatever the gradient accumulation and the number of
-    processes; the two are logged apart. An evaluation also measures the loss of a fixed probe of the training
-    data in evaluation mode, ``eval_train_loss``, the clean gap ``eval_gap = eval_loss - eval_train_loss``, and
-    the fractions that computed masks keep, in training (``eval_keep/KIND``: masks sampled) and as evaluated
-    (``eval_keep_eval/KIND``).
+    processes; the two are logged apart. An evaluation also measures, in evaluation mode, the loss of a fixed
+    probe of the training data, ``eval_train_loss``, and with it the clean gap,
+    ``eval_gap = eval_loss - eval_train_loss``; and the fractions that computed masks keep, as drawn in
+    training, ``eval_keep/KIND``, and as evaluated, ``eval_keep_eval/KIND``.
 
     Args:
         args, kwargs: the Trainer's.
@@ -179,9 +182,14 @@ class RegularizedTrainerMixin(Base):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        assert self.model is not None
         check_trained(self.model, regularization)
         self.regularization, self.penalties, self.probe = regularization, tuple(penalties), probe
         self.adds_penalty = has_penalty(regularization, self.penalties)
+        if self.adds_penalty and self.args.n_gpu > 1:
+            raise InputError(
+                "nn.DataParallel loses the layers' penalties; start one process a GPU with torchrun."
+            )
         self.last_penalty = self.penalty_sum = torch.zeros(())
         self.penalty_count = 0
         self.progress_callback = RegularizationCallback(
@@ -197,7 +205,7 @@ class RegularizedTrainerMixin(Base):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss, in training with the penalty."""
-        result = super().compute_loss(
+        result: Any = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
         if not (self.adds_penalty and model.training):
@@ -261,8 +269,8 @@ class RegularizedTrainerMixin(Base):
         measured = {"train_loss": probe["probe_loss"], "gap": loss - probe["probe_loss"]}
         measured |= {name.replace("keep/", "keep_eval/"): value for name, value in keep_eval.items()}
         measured |= self.keep_in_training()
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
-        return output
+        named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        return output._replace(metrics=(output.metrics or {}) | named)
 
     @cached_property
     def probe_loader(self) -> Any:
@@ -280,7 +288,8 @@ class RegularizedTrainerMixin(Base):
         """Return the fractions that masks keep in training mode, on the probe's first batch."""
         if all(isinstance(placed.layer, RateLayer) for placed in self.regularization.placed):
             return {}
-        model, was_training = self.model, self.model.training
+        model: Any = self.model
+        was_training = model.training
         with untouched_randomness(self.args.device), self.regularization.counting():
             # To the end, since the Trainer counts the loaders that have begun.
             for index, batch in enumerate(self.probe_loader):
@@ -294,56 +303,30 @@ class RegularizedTrainerMixin(Base):
         """Save the model with the recipe, and the layers' weights, beside it."""
         self.progress_callback.remember(self.state)
         super().save_model(output_dir, _internal_call)
-        save_regularization(
-            self.regularization, Path(output_dir or str(self.args.output_dir)), write=self.args.should_save
-        )
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            if self.is_fsdp_enabled:
+                # The layers' weights are sharded, and lie in the model's own checkpoint.
+                save_recipe(folder, self.regularization.recipe)
+            else:
+                save_regularized(folder, self.regularization)
 
-    # An adapter's checkpoint holds the adapter alone, so the layers' weights are loaded from beside it.
+    # The checkpoint of an adapter holds the adapter alone, so what layers have learned comes from beside it.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        recipe = Path(resume_from_checkpoint) / RECIPE_FILE
+        if recipe.is_file() and load_recipe(recipe.parent) != self.regularization.recipe:
+            raise InputError(
+                f"The checkpoint belongs to another recipe, the one in {recipe}; apply that one."
+            )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_layers(self.regularization, Path(resume_from_checkpoint))
+        self.load_learned(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        load_layers(self.regularization, Path(str(self.state.best_model_checkpoint)))
+        self.load_learned(str(self.state.best_model_checkpoint))
 
-
-def has_penalty(regularization: Regularization, penalties: tuple) -> bool:
-    """Say whether there is anything to add to the loss."""
-    return bool(penalties) or any(rule.weight is not None for rule in regularization.recipe.rules)
-
-
-def check_trained(model: nn.Module, regularization: Regularization) -> None:
-    """Refuse layers that the optimizer would not reach.
-
-    Raises:
-        InputError: when the regularization belongs to another model, or when its layers are frozen.
-    """
-    if not any(module is regularization.model for module in model.modules()):
-        raise InputError(
-            "The regularization belongs to another model than the Trainer's; pass the model that was given "
-            "to td.regularize_."
-        )
-    for placed in regularization.placed:
-        if any(not parameter.requires_grad for parameter in placed.layer.parameters()):
-            raise InputError(
-                f"The {type(placed.layer).__name__} at {placed.site.path} is frozen and would learn nothing. "
-                "get_peft_model freezes what is there before it: call td.regularize_ after it, on "
-                "peft_model.get_base_model()."
-            )
-
-
-def by_kind(metrics: dict[str, float], metric: str) -> dict[str, float]:
-    """Return the means over the sites of each kind: ``p/mlp_output`` from every ``p/PATH/mlp_output``."""
-    groups: dict[str, list[float]] = {}
-    for name, value in metrics.items():
-        if name.startswith(f"{metric}/"):
-            groups.setdefault(f"{metric}/{name.rpartition('/')[2]}", []).append(value)
-    return {name: fmean(values) for name, values in groups.items()}
-
-
-@contextmanager
-def untouched_randomness(device: torch.device) -> Iterator[None]:
-    """Measure without moving the random numbers of the training."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
+    def load_learned(self, folder: str) -> None:
+        """Give the layers what they had learned at a checkpoint."""
+        file = Path(folder) / LEARNED_FILE
+        if file.is_file():
+            restore(learned_state(self.regularization), file)

@@ -4,88 +4,9 @@ Paths of blocks and embeddings are relative to the base model (``model.base_mode
 the block, paths of the classifier to the whole model. Read from transformers 5.23.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from ._site import Access, Kind
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """One place where a layer can act.
-
-    Attributes:
-        path: the module, relative to its block, to the base model, or to the model.
-        access: ``module`` replaces it, ``output`` and ``input`` hook it, ``attention`` goes through the
-            model's attention function, ``rate`` sets the number at ``rate`` and nothing else.
-        rate: the path of a float that already drops at this place, relative as ``path`` is; it is set to 0
-            while a layer acts here. None where the model has no dropout of its own here.
-    """
-
-    path: str
-    access: Access = "output"
-    rate: str | None = None
-
-
-Places = dict[Kind, tuple[Place, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stack:
-    """One list of blocks.
-
-    Attributes:
-        path: the list, relative to the base model; ``*`` stands for any part.
-        places: places inside a block; one that a block lacks is skipped (as cross-attention may be).
-        causal: whether a token sees only what came before it.
-        owner: the module that is called with the attention mask of two dimensions and the cache, relative
-            to the base model.
-        skips: the path of a float that already leaves out whole blocks, relative to the base model.
-    """
-
-    path: str
-    places: Places
-    causal: bool = True
-    owner: str = ""
-    skips: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """The sites of one model family.
-
-    Attributes:
-        stacks: the lists of blocks.
-        embedding: places relative to the base model.
-        head: where the dropouts of the classifier or the output layer lie, relative to the model: all that
-            exist, or the first of the hooks where the head has none of its own.
-        unreachable: kinds that cannot be reached, and why.
-    """
-
-    stacks: tuple[Stack, ...]
-    embedding: tuple[Place, ...]
-    head: tuple[Place, ...]
-    unreachable: dict[Kind, str] = field(default_factory=dict)
-
-
-def output(path: str, rate: str | None = None) -> tuple[Place, ...]:
-    """A hook on a module's output."""
-    return (Place(path=path, rate=rate),)
-
-
-def before(*paths: str, rate: str | None = None) -> tuple[Place, ...]:
-    """Hooks on the inputs of modules."""
-    return tuple(Place(path=path, access="input", rate=rate) for path in paths)
-
-
-def child(*paths: str) -> tuple[Place, ...]:
-    """Modules to replace: an ``nn.Dropout`` or ``nn.Identity`` that the model calls at this place."""
-    return tuple(Place(path=path, access="module") for path in paths)
-
-
-def weights(*paths: str, rate: str) -> tuple[Place, ...]:
-    """Attention modules that go through the model's attention function."""
-    return tuple(Place(path=path, access="attention", rate=f"{path}.{rate}") for path in paths)
-
+from ._places import Family, Place, Places, Stack, before, child, output, weights
 
 # What the heads of all families call their dropouts, and the modules that begin the others.
 HEAD = child(
@@ -276,6 +197,7 @@ MODERNBERT = Family(
 
 def t5_stack(path: str, *, mlp: str, attentions: tuple[str, ...], causal: bool) -> Stack:
     """One of T5's two stacks, whose sublayers are numbered."""
+    owner = path.partition(".")[0]
     return Stack(
         path=path,
         places={
@@ -287,11 +209,12 @@ def t5_stack(path: str, *, mlp: str, attentions: tuple[str, ...], causal: bool) 
             "mlp_output": child(f"{mlp}.dropout"),
         },
         causal=causal,
-        owner=path.partition(".")[0],
+        owner=owner,
+        end=output(f"{owner}.final_layer_norm", rate=f"{owner}.dropout.p"),
     )
 
 
-# T5 calls the dropout of a stack at its embeddings and again behind its last norm.
+# T5 calls the dropout of a stack at its embeddings and again behind its last norm: one module, two places.
 T5 = Family(
     stacks=(
         t5_stack("encoder.block", mlp="layer.1", attentions=("layer.0.SelfAttention",), causal=False),
@@ -302,7 +225,8 @@ T5 = Family(
             causal=True,
         ),
     ),
-    embedding=child("encoder.dropout", "decoder.dropout"),
+    embedding=output("encoder.embed_tokens", rate="encoder.dropout.p")
+    + output("decoder.embed_tokens", rate="decoder.dropout.p"),
     head=HEAD,
 )
 
@@ -332,7 +256,21 @@ BART = Family(
 
 BY_MODEL_TYPE: dict[str, Family] = {
     **dict.fromkeys(
-        "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text olmo2 granite smollm3 cohere nemotron glm".split(),
+        [
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "olmo2",
+            "granite",
+            "smollm3",
+            "cohere",
+            "nemotron",
+            "glm",
+        ],
         LLAMA,
     ),
     "phi": llama(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ._families import Place, Places, before, child, output
 from ._hugging_face import joined, site_at
+from ._places import Place, Places, before, child, output
 from ._site import Site
 from ._torch_layers import places_of
 

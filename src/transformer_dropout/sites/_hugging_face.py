@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ._families import BY_MODEL_TYPE, Family, Place, Stack
+from ._families import BY_MODEL_TYPE
+from ._places import Family, Place, Stack
 from ._site import Kind, Site
 from ._width import width_of
 
@@ -35,10 +36,17 @@ def hugging_face_sites(model: nn.Module, family: Family) -> list[Site]:
 
 
 def head_sites(model: nn.Module, family: Family, prefix: str) -> list[Site]:
-    """Return the sites of a model's head: its own dropouts, else the input of its first module."""
-    where = whole_stack(model, family.stacks[-1], prefix)
-    found = [site for place in family.head for site in site_at(model, "classifier", "", place, **where)]
-    return [site for site in found if site.access == "module"] or found[:1]
+    """Return the sites behind the blocks: the model's own dropouts there, else the input of its head."""
+    where = [whole_stack(model, stack, prefix) for stack in family.stacks]
+    found = [
+        site
+        for stack, at in zip(family.stacks, where, strict=True)
+        for place in stack.end
+        for site in site_at(model, "classifier", prefix, place, **at)
+    ]
+    for place in family.head:
+        found.extend(site_at(model, "classifier", "", place, **where[-1]))
+    return [site for site in found if site.access == "module" or site.rate is not None] or found[:1]
 
 
 def whole_stack(model: nn.Module, stack: Stack, prefix: str) -> dict[str, Any]:

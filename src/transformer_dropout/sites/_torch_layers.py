@@ -6,7 +6,7 @@ modules unless one of them has a hook.
 
 from torch import nn
 
-from ._families import Place, Places, output
+from ._places import Place, Places, output
 
 
 def own_rate(path: str) -> tuple[Place, ...]:

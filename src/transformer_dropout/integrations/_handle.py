@@ -1,0 +1,52 @@
+"""What every integration asks of a handle."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import fmean
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..regularize import Regularization
+
+
+def has_penalty(regularization: Regularization, penalties: tuple) -> bool:
+    """Say whether there is anything to add to the loss."""
+    return bool(penalties) or any(rule.weight is not None for rule in regularization.recipe.rules)
+
+
+def check_trained(model: nn.Module, regularization: Regularization) -> None:
+    """Refuse layers that the optimizer would not reach.
+
+    Raises:
+        InputError: when the regularization belongs to another model, or when its layers are frozen.
+    """
+    if not any(module is regularization.model for module in model.modules()):
+        raise InputError(
+            "The regularization belongs to another model than the Trainer's; pass the model that was given "
+            "to td.regularize_."
+        )
+    for placed in regularization.placed:
+        if any(not parameter.requires_grad for parameter in placed.layer.parameters()):
+            raise InputError(
+                f"The {type(placed.layer).__name__} at {placed.site.path} is frozen and would learn nothing. "
+                "get_peft_model freezes what is there before it: call td.regularize_ after it, on "
+                "peft_model.get_base_model()."
+            )
+
+
+def by_kind(metrics: dict[str, float], metric: str) -> dict[str, float]:
+    """Return the means over the sites of each kind: ``p/mlp_output`` from every ``p/PATH/mlp_output``."""
+    groups: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        if name.startswith(f"{metric}/"):
+            groups.setdefault(f"{metric}/{name.rpartition('/')[2]}", []).append(value)
+    return {name: fmean(values) for name, values in groups.items()}
+
+
+@contextmanager
+def untouched_randomness(device: torch.device) -> Iterator[None]:
+    """Measure without moving the random numbers of the training."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
