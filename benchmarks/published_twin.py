@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transformer_dropout.functional import KeysAndValues
 from transformer_dropout.layers import LearnedDropout
 
 
@@ -17,7 +18,9 @@ class PublishedTwin(LearnedDropout):
 
     previous: Tensor | None = None
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, padding_mask: Tensor | None = None, past: KeysAndValues | None = None
+    ) -> Tensor:
         batch, tokens, width = x.shape
         query, key, value = (
             part.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)

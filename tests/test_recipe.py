@@ -197,3 +197,12 @@ def test_every_exported_layer_can_be_named():
 def test_an_internal_class_cannot_be_named():
     with pytest.raises(InputError, match="no layer 'RateLayer'"):
         Rule.from_data({"select": "mlp_output", "layer": "RateLayer", "p": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"), [("heads", "four", "int"), ("bias", "no", "bool"), ("shift", True, "float")]
+)
+def test_an_argument_of_the_wrong_type_is_refused(key, value, wanted):
+    arguments = {"heads": 2} | {key: value}
+    with pytest.raises(InputError, match=f"{key} of LearnedDropout is {value!r}, but .* {wanted}"):
+        Rule("mlp_output", LearnedDropout, **arguments)

@@ -144,7 +144,7 @@ def route_through_layers(model: nn.Module) -> Callable[[], None]:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    before = {}
+    before: dict[int, tuple[Any, str]] = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         if getattr(config, "_attn_implementation", None) is not None and id(config) not in before:

@@ -124,7 +124,7 @@ class Surgery:
     def _hook_attention(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
         if hasattr(parent, "attend"):
-            parent.attend = attend_with_layer
+            object.__setattr__(parent, "attend", attend_with_layer)
             # The function of the class shows through again.
             self._ways_back.append(partial(delattr, parent, "attend"))
         elif not self._routed:

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from . import layers
 from .errors import InputError, did_you_mean
@@ -85,9 +86,13 @@ class Rule:
                 f"{name} learns its own rate; take p and depth out of the rule for {self.select!r}."
             )
         known = [key for key in inspect.signature(self.layer).parameters if key not in GIVEN_BY_SITE]
-        for key in self.arguments:
+        types = get_type_hints(self.layer.__init__)
+        for key, value in self.arguments.items():
             if key not in known:
                 raise InputError(f"{name} has no argument {key!r}.{did_you_mean(key, [*known, *RULE_KEYS])}")
+            if not fits(value, types.get(key)):
+                wanted = getattr(types[key], "__name__", str(types[key]))
+                raise InputError(f"{key} of {name} is {value!r}, but it takes a value of type {wanted}.")
         for progress in (0.0, 0.5, 1.0):
             if self.p is not None and not 0 <= self.p(progress) <= 1:
                 raise InputError(
@@ -147,6 +152,22 @@ class Rule:
             if not isinstance(key, str):
                 raise InputError(f"The rule for {select!r} has the key {key!r}, which is not a word.")
         return cls(select, getattr(layers, name), **rest)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Say whether a value from a recipe has the type that a layer's argument asks for.
+
+    A word of a ``Literal`` only has to be text: the layer names the nearest one when it is misspelt.
+    """
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return any(fits(value, choice) for choice in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        return isinstance(value, str)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation in (int, bool, str, NoneType):
+        return type(value) is annotation
+    return True
 
 
 @dataclass(frozen=True)

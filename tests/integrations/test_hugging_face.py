@@ -1,4 +1,4 @@
-"""The Trainer of Hugging Face: schedules, penalties, logs, checkpoints, stopping. Tiny models, real Trainers."""
+"""The Trainer of Hugging Face: schedules, penalties, logs, checkpoints, stopping. All on tiny models."""
 
 import json
 import os

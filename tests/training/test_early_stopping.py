@@ -27,7 +27,10 @@ def test_a_better_one_starts_the_count_again():
 def test_too_small_a_gain_does_not_count():
     stopped = follow([3.0, 2.95, 2.91], patience=2, min_delta=0.1)
     assert stopped.should_stop
-    assert stopped.best_step == 0
+
+
+def test_the_weights_to_restore_are_those_of_the_lowest_loss_however_small_the_gain():
+    assert follow([3.0, 2.95, 2.91], patience=2, min_delta=0.1).best_step == 2
 
 
 def test_small_gains_add_up():

@@ -32,6 +32,6 @@ def show_report(console: Console, folder: Path) -> None:
     # The verdicts follow in full, so their column is left out.
     console.print(rich_table("", table.columns[:-1], [row[:-1] for row in table.rows]))
     for verdict in judgement.verdicts.values():
-        console.print(f"{verdict.arm}: {verdict.text}", highlight=False)
-    console.print(f"\n{judgement.headline}\n{judgement.regime.text}", highlight=False)
-    console.print(f"Report: {path.resolve()}", soft_wrap=True)
+        console.print(f"{verdict.arm}: {verdict.text}", highlight=False, markup=False)
+    console.print(f"\n{judgement.headline}\n{judgement.regime.text}", highlight=False, markup=False)
+    console.print(f"Report: {path.resolve()}", soft_wrap=True, markup=False)

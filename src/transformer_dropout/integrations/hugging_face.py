@@ -315,9 +315,7 @@ class RegularizedTrainerMixin(Base):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         recipe = Path(resume_from_checkpoint) / RECIPE_FILE
         if recipe.is_file() and load_recipe(recipe.parent) != self.regularization.recipe:
-            raise InputError(
-                f"The checkpoint belongs to another recipe, the one in {recipe}; apply that one."
-            )
+            raise InputError(f"The checkpoint belongs to another recipe; apply the one in {recipe}.")
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.load_learned(resume_from_checkpoint)
 

@@ -1,6 +1,7 @@
 """What every layer shares: the slot for a penalty, and a rate that may move."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class DropoutLayer(nn.Module):
     """
 
     # Modules that every layer of one rule shares, built once by `regularize_`; see PrecomputedLearnedDropout.
-    shared_source: type[nn.Module] | None = None
+    shared_source: type[Any] | None = None
     has_penalty = False
     looks_at_tokens = False
 

@@ -124,10 +124,10 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width, bias=config.bias)
         self.apply(initialise)
-        for block in self.blocks:
-            for projection in (block.attention.projection, block.mlp.projection):
+        for name, parameter in self.named_parameters():
+            if name.endswith("projection.weight"):
                 # Two additions to the residual stream a block: keep its variance from growing with depth.
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * config.blocks))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.blocks))
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return the logits, or the mean cross-entropy in nats when targets are given."""

@@ -14,23 +14,28 @@ class EarlyStopping:
         config: patience and min_delta; None never stops.
 
     Attributes:
-        best: the lowest loss so far that counted as better, in nats.
+        best: the lowest loss so far, in nats; its weights are the ones to restore.
         best_step: its step.
-        waited: evaluations since.
+        counted: the last loss that counted as better, that is, by ``min_delta``.
+        waited: evaluations since that one.
     """
 
     config: EarlyStoppingConfig | None
     best: float = math.inf
     best_step: int = -1
+    counted: float = math.inf
     waited: int = 0
 
     def update(self, step: int, loss: float) -> bool:
         """Take in one evaluation; return whether it is the best so far."""
-        if loss < self.best - (self.config.min_delta if self.config else 0.0):
-            self.best, self.best_step, self.waited = loss, step, 0
-            return True
-        self.waited += 1
-        return False
+        if loss < self.counted - (self.config.min_delta if self.config else 0.0):
+            self.counted, self.waited = loss, 0
+        else:
+            self.waited += 1
+        if loss >= self.best:
+            return False
+        self.best, self.best_step = loss, step
+        return True
 
     @property
     def should_stop(self) -> bool:
@@ -39,8 +44,9 @@ class EarlyStopping:
 
     def state(self) -> dict[str, float]:
         """Return what a checkpoint keeps."""
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {name: getattr(self, name) for name in ("best", "best_step", "counted", "waited")}
 
     def load_state(self, state: dict) -> None:
         """Continue from a checkpoint."""
-        self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.counted, self.waited = state["counted"], state["waited"]

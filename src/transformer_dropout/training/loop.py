@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Training:
         self.shared = spread(self.model, processes, training.distributed)
         self.called: nn.Module = self.shared
         if training.compile:
-            self.called = torch.compile(self.shared)
+            self.called = cast(nn.Module, torch.compile(self.shared))
         self.optimizer = make_optimizer(self.model, training)
         self.autocast = training.precision == "bfloat16" or (
             training.precision == "auto"

@@ -76,9 +76,10 @@ def spread(model: nn.Module, processes: Processes, kind: str) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model)
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.blocks:
+    for block in model.get_submodule("blocks").children():
         fully_shard(block)
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 def without_gradient_sync(module: nn.Module, processes: Processes, last: bool) -> AbstractContextManager:
@@ -87,6 +88,9 @@ def without_gradient_sync(module: nn.Module, processes: Processes, last: bool) -
         return nullcontext()
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else module.no_sync()
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(module, FSDPModule)
     module.set_requires_gradient_sync(last)
     return nullcontext()
 
@@ -100,6 +104,7 @@ def like_shards(tensor: Tensor, reference: Tensor) -> Tensor:
     """Return a whole tensor in the sharding of a reference."""
     if not hasattr(reference, "full_tensor"):
         return tensor.to(reference.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    assert isinstance(reference, DTensor)
     return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)

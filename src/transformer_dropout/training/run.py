@@ -17,7 +17,7 @@ from .data import PreparedData, prepare, vocabulary_size
 from .evaluate import collapsed_masks
 from .files import clear_write_errors, write_atomically
 from .listener import Listener, Progress
-from .loop import Diverged, Training
+from .loop import CHECK_EVERY, Diverged, Training
 from .processes import Processes, joined_processes
 from .record import Records, new_record, read_run
 from .run_config import RunConfig
@@ -249,6 +249,9 @@ class RunInFolder:
 
     def stop_if_asked(self) -> None:
         """Save and raise Interrupted when a signal came to any process."""
+        if self.processes.size > 1 and self.training.step % CHECK_EVERY:
+            # Asking the other processes after every step would cost more than it is worth.
+            return
         numbers = self.processes.gather(self.stop.signal or 0)
         if not any(numbers):
             return

@@ -7,7 +7,7 @@ equal keys in silence.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -19,9 +19,9 @@ KeyPath = tuple[str | int, ...]
 class Loader(yaml.SafeLoader):
     """A safe loader whose plain words follow the YAML 1.2 core schema."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
 
-
+# None of the inherited words.
+Loader.yaml_implicit_resolvers = {}
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
 )
