@@ -40,6 +40,7 @@ FLOORS = {
     "integrations": 5,
     "training": 5,
     "compare": 6,
+    "finetuning": 6,
     "cli": 7,
     "__main__": 7,
 }

@@ -1,7 +1,8 @@
-"""Attention whose weights pass through a layer, for our decoder and for Hugging Face's attention interface."""
+"""Attention whose weights pass through a layer, in our decoder and behind Hugging Face's interface."""
 
 import sys
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -134,36 +135,28 @@ def interface_with_layer(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def route_through_layers(model: nn.Module) -> Callable[[], None]:
-    """Make a Hugging Face model call ``interface_with_layer``; return the way back.
+def route_through_layer(attention: nn.Module) -> Callable[[], None]:
+    """Make an attention module of a Hugging Face model call ``interface_with_layer``; return the way back.
+
+    The module gets a config of its own, since models may share theirs; the masks stay those of the model.
 
     Raises:
-        InputError: when the model's attention runs in a kernel that shows no weights.
+        InputError: when the attention runs in a kernel that shows no weights.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers import AttentionInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    before: dict[int, tuple[Any, str]] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if getattr(config, "_attn_implementation", None) is not None and id(config) not in before:
-            before[id(config)] = (config, config._attn_implementation)
-    for _, name in before.values():
-        if name.removeprefix(PREFIX) not in REACHED:
-            raise InputError(
-                f"The model's attention runs as {name!r}, where no layer can reach its weights; load it with "
-                "attn_implementation='sdpa'."
-            )
-    for config, name in before.values():
-        plain = name.removeprefix(PREFIX)
-        original = None if plain == "eager" else ALL_ATTENTION_FUNCTIONS[plain]
-        AttentionInterface.register(PREFIX + plain, partial(interface_with_layer, original))
-        AttentionMaskInterface.register(PREFIX + plain, ALL_MASK_ATTENTION_FUNCTIONS[plain])
-        config._attn_implementation = PREFIX + plain
-
-    def back() -> None:
-        for config, name in before.values():
-            config._attn_implementation = name
-
-    return back
+    shared: Any = getattr(attention, "config", None)
+    name = getattr(shared, "_attn_implementation", None)
+    if name not in REACHED:
+        raise InputError(
+            f"The model's attention runs as {name!r}, where no layer can reach its weights; load it with "
+            "attn_implementation='sdpa'."
+        )
+    original = None if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    AttentionInterface.register(PREFIX + name, partial(interface_with_layer, original))
+    own: Any = copy(shared)
+    # The empty name leaves configs inside it alone, which are still shared.
+    own._attn_implementation = {"": PREFIX + name}
+    attention.config = own
+    return partial(setattr, attention, "config", shared)

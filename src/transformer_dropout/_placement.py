@@ -8,7 +8,7 @@ from torch import nn
 
 from ._surgery import child_name
 from .errors import InputError
-from .layers import Dropout, DropoutLayer
+from .layers import Dropout, DropoutLayer, DropPath
 from .recipe import Recipe, Rule
 from .sites import Site
 
@@ -80,6 +80,11 @@ def build_layer(site: Site, rule: Rule, source: nn.Module | None) -> DropoutLaye
         raise InputError(
             f"{rule.layer.__name__} acts on the scores before the softmax, which {site.path} ({site.kind}) does "
             "not show; use it at attention_weights of a model whose attention is reached by a function."
+        )
+    if not site.batch_first and (rule.layer.looks_at_tokens or rule.layer is DropPath):
+        raise InputError(
+            f"{rule.layer.__name__} needs tensors (batch, tokens, width), but {site.path} ({site.kind}) has the "
+            "tokens first; build the layer with batch_first=True."
         )
     layer = rule.layer(**arguments)
     if rule.weight is not None and not layer.has_penalty:

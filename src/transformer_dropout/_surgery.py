@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._attention import attend_with_layer, route_through_layers
+from ._attention import attend_with_layer, route_through_layer
 from ._sequence import CacheSlot, Sequence, follow_sequence
 from .errors import InputError
 from .layers import DropoutLayer
@@ -33,7 +33,6 @@ class Surgery:
         self._sequences: dict[str, Sequence] = {}
         self._remembering: dict[str, int] = {}
         self._rates_before: dict[str, float] = {}
-        self._routed = False
 
     @property
     def done(self) -> bool:
@@ -77,7 +76,16 @@ class Surgery:
             child.to(reference.device, reference.dtype if reference.is_floating_point() else None)
         parent.add_module(name, child.train(parent.training))
         self._ways_back.append(partial(delattr, parent, name))
+        self._keep_tensors_whole(path)
         return parent
+
+    def _keep_tensors_whole(self, path: str) -> None:
+        """Let no ``nn.TransformerEncoder`` around a module pack padded sequences, which hooked layers refuse."""
+        for end in [index for index, letter in enumerate(path) if letter == "."] + ([0] if path else []):
+            outer = self.model.get_submodule(path[:end])
+            if isinstance(outer, nn.TransformerEncoder) and outer.use_nested_tensor:
+                outer.use_nested_tensor = False
+                self._ways_back.append(partial(setattr, outer, "use_nested_tensor", True))
 
     def silence(self, site: Site) -> None:
         """Set the model's own rate at a site to 0 while a layer acts there."""
@@ -127,9 +135,8 @@ class Surgery:
             object.__setattr__(parent, "attend", attend_with_layer)
             # The function of the class shows through again.
             self._ways_back.append(partial(delattr, parent, "attend"))
-        elif not self._routed:
-            self._routed = True
-            self._ways_back.append(route_through_layers(self.model))
+        else:
+            self._ways_back.append(route_through_layer(parent))
 
     def show_output(self, path: str, name: str, child: nn.Module) -> None:
         """Let a new child see what the module at a path returns, and leave that as it is."""

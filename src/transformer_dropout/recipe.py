@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from . import layers
 from .errors import InputError, did_you_mean
 from .schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
-from .sites import KINDS, Site
+from .sites import KINDS, Site, rates_in_config
 
 # Arguments that `regularize_` gives to a layer from the site and the recipe.
 GIVEN_BY_SITE = ("width", "p", "source")
@@ -191,6 +191,26 @@ class Recipe:
     def from_data(cls, data: Iterable[Mapping[str, Any]]) -> "Recipe":
         """Return the recipe that a list of plain mappings describes."""
         return cls(Rule.from_data(rule) for rule in data)
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Recipe":
+        """Return the dropout that a Hugging Face config says, as rules for kinds of sites.
+
+        A field at 0 or None gives no rule; where there is none, a model keeps what it has. So it does where
+        a field belongs to one place among others of its kind: ``pooler_dropout``, ``summary_last_dropout``,
+        ``qa_dropout``. ``layerdrop`` becomes ``LayerDrop``. A head's field is a rule for the place before the
+        output layer, whichever head the model has.
+
+        Args:
+            config: ``model.config``, its dictionary, or a few fields: ``{"resid_pdrop": 0.1}``.
+
+        Raises:
+            InputError: for a dropout field that is not known, is no rate, or contradicts another.
+        """
+        return cls(
+            Rule(kind, layers.LayerDrop if kind == "block" else layers.Dropout, p=rate)
+            for kind, rate in rates_in_config(config).items()
+        )
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML text."""

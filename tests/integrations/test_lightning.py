@@ -1,5 +1,9 @@
 """Lightning's Trainer: schedules, penalties, logs, checkpoints, stopping. All on tiny models."""
 
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
 
 import pytest
@@ -64,6 +68,12 @@ class WithoutLoss(Module):
     def training_step(self, batch, index):
         return {"loss": super().training_step(batch, index) * 0}
 
+    def on_train_start(self):
+        self.masks = []
+        self.regularization.placed[0].layer.observer = lambda keep, mask: self.masks.append(
+            mask.detach().clone()
+        )
+
     def on_before_optimizer_step(self, optimizer):
         self.gradient = self.regularization.placed[0].layer.shift.grad.clone()
 
@@ -105,6 +115,37 @@ def test_the_penalty_has_the_same_gradient_at_every_accumulation(accumulation, t
     reference.regularization.penalty().backward()
     expected = reference.regularization.placed[0].layer.shift.grad
     torch.testing.assert_close(module.gradient, expected, rtol=1e-5, atol=1e-8)
+
+
+def two_processes():
+    """The worker of the test below: write this process's gradient and masks for two accumulations."""
+    torch.set_num_threads(1)
+    found = []
+    for accumulation in (1, 2):
+        module = WithoutLoss(PENALTY)
+        options = {"strategy": "ddp", "devices": 2, "accumulate_grad_batches": accumulation}
+        with tempfile.TemporaryDirectory() as folder:
+            fit(module, folder, batch=4 // accumulation, epochs=1, **options)
+        found.append((module.gradient, module.masks[0]))
+    torch.save(found, f"{sys.argv[1]}.{os.environ['RANK']}")
+
+
+@pytest.mark.slow
+def test_with_two_processes_the_penalty_has_the_same_gradient_and_masks_differ(tmp_path, environment):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    file = str(tmp_path / "found")
+    done = subprocess.run([*command, __file__, file], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    reference = Module(PENALTY)
+    reference.decoder(windows())
+    reference.regularization.penalty().backward()
+    expected = reference.regularization.placed[0].layer.shift.grad
+    for (mine, my_mask), (other, other_mask) in zip(
+        torch.load(f"{file}.0"), torch.load(f"{file}.1"), strict=True
+    ):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-8)
+        assert torch.equal(mine, other)
+        assert 0.2 < (my_mask != other_mask).float().mean() < 0.6
 
 
 def test_other_penalties_are_added_too(tmp_path):
@@ -211,3 +252,12 @@ def test_optimization_by_hand_is_refused(tmp_path):
 def test_a_regularization_of_another_model_is_refused(tmp_path):
     with pytest.raises(td.InputError, match="another model"):
         fit(Module(), tmp_path, RegularizationCallback(Module().regularization))
+
+
+def test_a_training_without_an_end_is_refused(tmp_path):
+    with pytest.raises(td.InputError, match="give the Trainer max_epochs or max_steps"):
+        fit(Module(), tmp_path, epochs=-1)
+
+
+if __name__ == "__main__":
+    two_processes()

@@ -5,14 +5,32 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from ..training.files import write_atomically
 from ..training.record import read_run
-from ..training.run_config import RunConfig
+
+
+class CellConfig(Protocol):
+    """What a cell asks of a run config: a dataclass that can be written and told apart."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def training(self) -> Any: ...
+    def to_yaml(self) -> str: ...
+    def fingerprint(self) -> str: ...
+    def slug(self) -> str: ...
+
+
+TRAINING = "transformer_dropout.training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +40,12 @@ class Cell:
     Attributes:
         config: the run config with its seed.
         folder: the run folder.
+        module: the module whose ``python -m`` trains such a folder.
     """
 
-    config: RunConfig
+    config: CellConfig
     folder: Path
+    module: str = TRAINING
 
     @property
     def name(self) -> str:
@@ -57,10 +77,16 @@ class Outcome:
     reason: str = ""
 
 
-def make_cells(arms: list[RunConfig], seeds: list[int], folder: Path) -> list[Cell]:
+def make_cells(
+    arms: Sequence[CellConfig], seeds: list[int], folder: Path, *, module: str = TRAINING
+) -> list[Cell]:
     """Return the cells, seed by seed, so that an early look compares all arms."""
     return [
-        Cell(config=replace(arm, seed=seed), folder=folder / "runs" / arm.slug() / f"seed-{seed}")
+        Cell(
+            config=replace(arm, seed=seed),
+            folder=folder / "runs" / arm.slug() / f"seed-{seed}",
+            module=module,
+        )
         for seed in seeds
         for arm in arms
     ]
@@ -104,7 +130,7 @@ class CellRunner:
         return Outcome(cell=cell, status="failed", reason=why(cell.folder / "log.txt", code))
 
     def _run_process(self, cell: Cell) -> int:
-        command = [sys.executable, "-m", "transformer_dropout.training", str(cell.folder)]
+        command = [sys.executable, "-m", cell.module, str(cell.folder)]
         command += ["--threads", str(self.threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         with (cell.folder / "log.txt").open("w", encoding="utf-8") as log:

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..training.cost import count_cost
 from ..training.data import prepare, vocabulary_size
 from ..training.files import clear_write_errors, write_json
 from ..training.run_config import RunConfig
-from .cells import Cell, CellRunner, Outcome
+from .cells import Cell, CellConfig, CellRunner, Outcome
 
 FORMAT = 1
 
@@ -42,7 +42,7 @@ def check_arms(arms: list[RunConfig]) -> None:
         )
 
 
-def open_comparison(folder: Path, arms: list[RunConfig], seeds: list[int], about: dict) -> None:
+def open_comparison(folder: Path, arms: Sequence[CellConfig], seeds: list[int], about: dict) -> None:
     """Write ``comparison.json``, adding to what an earlier call of the same comparison left.
 
     Args:
@@ -120,7 +120,8 @@ def run_cells(
         on_event: called with a cell and each event of its process.
         on_outcome: called as each cell ends.
     """
-    for data in {cell.config.data for cell in cells if not cell.finished}:
+    unfinished = [cell.config for cell in cells if not cell.finished]
+    for data in {config.data for config in unfinished if isinstance(config, RunConfig)}:
         prepare(data)
     runner = CellRunner(on_event)
     # Threads only wait for their process; a cluster's joblib backend maps the same call.

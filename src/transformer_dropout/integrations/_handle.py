@@ -50,3 +50,8 @@ def untouched_randomness(device: torch.device) -> Iterator[None]:
     """Measure without moving the random numbers of the training."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
+
+
+def draw_own_masks(seed: int, rank: int) -> None:
+    """Give this process random numbers of its own: trainers seed all alike, and so would all masks be."""
+    torch.manual_seed((seed * 1_000_003 + rank + 1) % 2**63)

@@ -26,7 +26,7 @@ from ..saved_recipe import (
     save_recipe,
     save_regularized,
 )
-from ._handle import by_kind, check_trained, has_penalty, untouched_randomness
+from ._handle import by_kind, check_trained, draw_own_masks, has_penalty, untouched_randomness
 
 STATE_KEY = "regularization"
 
@@ -65,7 +65,10 @@ class RegularizationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Continue from the checkpoint, if there is one."""
+        """Continue from the checkpoint, if there is one; else let each process draw masks of its own."""
+        # Ranks that share a batch by tensor or context parallelism must share its masks.
+        if args.world_size > 1 and state.global_step == 0 and args.parallelism_config is None:
+            draw_own_masks(args.seed, args.process_index)
         stored: Any = state.stateful_callbacks or {}
         saved = stored.get(STATE_KEY)
         if saved is not None:
@@ -295,7 +298,10 @@ class RegularizedTrainerMixin(Base):
             for index, batch in enumerate(self.probe_loader):
                 if index == 0:
                     model.train()
-                    self.prediction_step(model, batch, prediction_loss_only=True)
+                    # Not by `compute_loss`, where some trainers count what they have trained on.
+                    with torch.no_grad(), self.compute_loss_context_manager():
+                        model(**self._prepare_inputs(batch))
+                        self.regularization.penalty()
                     model.train(was_training)
             return by_kind(self.regularization.metrics(), "keep")
 

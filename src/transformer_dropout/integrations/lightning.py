@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor
 
 from ..errors import InputError
 from ..layers import RateLayer
 from ..regularize import Regularization
-from ._handle import by_kind, check_trained, has_penalty, untouched_randomness
+from ._handle import by_kind, check_trained, draw_own_masks, has_penalty, untouched_randomness
 
 
 class RegularizationCallback(Callback):
@@ -50,7 +51,6 @@ class RegularizationCallback(Callback):
         self.regularization, self.penalties = regularization, tuple(penalties)
         self.probe, self.monitor = None if probe is None else list(probe), monitor
         self.last_penalty: Tensor | None = None
-        self.random_states: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the module's ``training_step`` under this callback."""
@@ -75,15 +75,14 @@ class RegularizationCallback(Callback):
         return output + penalty
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue the random numbers of a checkpoint."""
+        """Refuse a training without an end; let each process draw masks of its own."""
+        if isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
+            # A resumed run must not draw the masks of its beginning again.
+            draw_own_masks(torch.initial_seed() + trainer.global_step, trainer.global_rank)
         if not 0 < trainer.estimated_stepping_batches < float("inf"):
             raise InputError(
                 "A schedule needs the training's length; give the Trainer max_epochs or max_steps."
             )
-        # The file of several processes holds the random numbers of one.
-        if self.random_states is not None and trainer.world_size == 1:
-            set_random_states(self.random_states)
-        self.random_states = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -156,7 +155,9 @@ class RegularizationCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.regularization.load_state_dict(state_dict["regularization"])
-        self.random_states = state_dict["random"]
+        # Now, since Lightning draws the first batches before `on_train_start`.
+        if not several_processes():
+            set_random_states(state_dict["random"])
 
 
 class GapStopping(Callback):
@@ -231,6 +232,12 @@ def silent(module: LightningModule) -> Iterator[None]:
 
 def ignore(*args: Any, **kwargs: Any) -> None:
     """Do nothing."""
+
+
+def several_processes() -> bool:
+    """Say whether several processes train; a checkpoint has the random numbers of only one."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def random_states() -> dict[str, Any]:

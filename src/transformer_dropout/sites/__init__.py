@@ -1,6 +1,8 @@
 """Sites: the named places in a model where a layer can act."""
 
+from ._config_fields import rates_in_config
 from ._find import find_sites, missing_kinds
+from ._own_rate import own_rate
 from ._site import KINDS, Site
 
-__all__ = ["KINDS", "Site", "find_sites", "missing_kinds"]
+__all__ = ["KINDS", "Site", "find_sites", "missing_kinds", "own_rate", "rates_in_config"]

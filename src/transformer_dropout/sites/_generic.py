@@ -1,133 +1,128 @@
 """The sites of a model that no table knows, read off its structure.
 
-Rests on two customs: modules are registered in the order in which they are called, and attention is called
-attention. Where a model keeps to neither, hand its sites over: ``td.regularize_(model, recipe, sites=[...])``.
+Rests on customs: modules are registered in the order in which they are called, attention is called attention.
+Where a model keeps to neither, hand its sites over: ``td.regularize_(model, recipe, sites=[...])``.
+
+Whether a token sees the ones after it is read off an attention of Hugging Face's; elsewhere it cannot be, and
+sites are causal, which leaks nothing, but for those of images: in the rule for an encoder write
+``causal=False``. Padding and caches are known in models of Hugging Face only.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 
 from torch import nn
 
-from ._hugging_face import joined, site_at
-from ._places import Place, Places, before, child, output
+from ._block import after, attention_paths, calls_interface, dropouts, linears, read_block, widths
+from ._hugging_face import is_hugging_face, joined, site_at
+from ._places import Place, before, child, output
 from ._site import Site
-from ._torch_layers import places_of
 
-Named = list[tuple[str, nn.Module]]
+TORCH_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 def generic_sites(model: nn.Module) -> list[Site]:
     """Return the sites of any model: of its blocks where it has some, else of its linear layers."""
-    stacks = [path for path, module in model.named_modules() if is_stack(module)]
+    stacks = block_lists(model)
     if not stacks:
-        return chain_sites(model)
-    sites = list(embedding_sites(model, stacks))
-    for stack in stacks:
-        blocks = model.get_submodule(stack)
-        assert isinstance(blocks, nn.ModuleList | nn.Sequential)
-        for index, block in enumerate(blocks):
-            causal = "decoder" in f"{stack} {type(block).__name__}".lower()
-            where = {"block": index, "n_blocks": len(blocks), "causal": causal}
-            path = joined(stack, str(index))
-            for kind, places in (places_of(block) or read_block(block)).items():
-                for place in places:
-                    sites.extend(site_at(model, kind, path, place, **where))
-            sites.extend(site_at(model, "block", path, Place(path="", access="block"), **where))
-    return sites + list(head_sites(model, stacks))
+        # Projections of an attention are no chain.
+        return [] if attention_paths(model) else chain_sites(model)
+    causal = not any(isinstance(module, nn.Conv2d) for _, module in outside(model, stacks))
+    sites = list(embedding_sites(model, stacks, causal))
+    for blocks in stacks:
+        for index, path in enumerate(blocks):
+            sites.extend(block_sites(model, path, index, len(blocks), causal))
+    return sites + list(head_sites(model, stacks, causal))
+
+
+def block_lists(model: nn.Module) -> list[list[str]]:
+    """Return the paths of the blocks with attention in them, list by list; a lone block is a list of one."""
+    found: list[list[str]] = []
+    for path, module in model.named_modules():
+        if any(inside(path, [block]) for blocks in found for block in blocks):
+            continue
+        if isinstance(module, nn.ModuleList | nn.Sequential) and is_stack(module):
+            found.append([joined(path, name) for name, _ in module.named_children()])
+        elif isinstance(module, TORCH_LAYERS):
+            found.append([path])
+    return found
 
 
 def is_stack(module: nn.Module) -> bool:
-    """Say whether a module is a list of equal blocks with attention in them."""
-    if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
-        return False
-    return len({type(block) for block in module}) == 1 and attention_path(module[0]) is not None
+    """Say whether a module is a list of blocks, each with attention in it."""
+    return len(list(module.children())) > 0 and all(attention_paths(block) for block in module.children())
 
 
-def attention_path(block: nn.Module) -> str | None:
-    """Return the outermost module inside a block that is called attention."""
-    for path, module in block.named_modules():
-        words = f"{path.rpartition('.')[2]} {type(module).__name__}".lower()
-        if path and ("attn" in words or "attention" in words) and linears(module):
-            return path
-    return None
+def block_sites(model: nn.Module, path: str, index: int, n_blocks: int, causal: bool) -> Iterator[Site]:
+    """Yield the sites of one block."""
+    block = model.get_submodule(path)
+    known = dict(widths(block))
+    batch_first = not isinstance(block, TORCH_LAYERS) or block.self_attn.batch_first
+    where = {"block": index, "n_blocks": n_blocks, "owner": owner_of(model, path)}
+    core = next((part for part in block.modules() if calls_interface(part)), None)
+    where["causal"] = causal if core is None else getattr(core, "is_causal", causal)
+    places = read_block(block) | {"block": (Place(path="", access="block"),)}
+    for kind, of_kind in places.items():
+        for place in of_kind:
+            for site in site_at(model, kind, path, place, **where):
+                yield replace(site, width=known.get(kind), batch_first=batch_first)
 
 
-def linears(module: nn.Module) -> Named:
-    """Return the linear layers inside a module, in order."""
-    return [(path, part) for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+def owner_of(model: nn.Module, block: str) -> str | None:
+    """Return the module that is called with the attention mask and the cache of a block's tokens."""
+    if not is_hugging_face(model):
+        return None
+    if getattr(model.config, "is_encoder_decoder", False):
+        # The list of blocks lies in its encoder or decoder.
+        return block.rpartition(".")[0].rpartition(".")[0]
+    prefix = str(model.base_model_prefix)
+    return prefix if hasattr(model, prefix) else ""
 
 
-def dropouts(module: nn.Module) -> Named:
-    """Return the dropouts and empty places inside a module, in order."""
-    return [(path, part) for path, part in module.named_modules() if is_drop(path, part)]
+def inside(path: str, roots: list[str]) -> bool:
+    """Say whether a module lies in one of some others, or is one."""
+    return any(not root or path == root or path.startswith(f"{root}.") for root in roots)
 
 
-def is_drop(path: str, module: nn.Module) -> bool:
-    """Say whether a module is an ``nn.Dropout``, or an ``nn.Identity`` in a dropout's place."""
-    if isinstance(module, nn.Identity):
-        return "drop" in path.rpartition(".")[2].lower()
-    return isinstance(module, nn.Dropout)
-
-
-def read_block(block: nn.Module) -> Places:
-    """Return the places inside a block, from the order of its linear layers and dropouts."""
-    order = [path for path, _ in block.named_modules()]
-    attention = attention_path(block)
-    assert attention is not None
-    inside = f"{attention}."
-    attention_linears = [path for path, _ in linears(block) if path.startswith(inside)]
-    other_linears = [
-        path
-        for path, _ in linears(block)
-        if not path.startswith(inside) and order.index(path) > order.index(attention_linears[-1])
-    ]
-    drops = [path for path, _ in dropouts(block)]
-    last = attention_linears[-1]
-    end = other_linears[0] if other_linears else None
-    places: Places = {"attention_output": after(last, end, drops, order)}
-    weights = [path for path in drops if path.startswith(inside) and order.index(path) < order.index(last)]
-    if weights:
-        # Some models call it, others only read its rate: setting the rate serves both.
-        places["attention_weights"] = (Place(path=weights[-1], access="rate", rate=f"{weights[-1]}.p"),)
-    if len(other_linears) > 1:
-        between = after(other_linears[-2], other_linears[-1], drops, order)
-        hidden = between if between[0].access == "module" else before(other_linears[-1])
-        places["mlp_hidden"] = hidden
-        places["mlp_output"] = after(other_linears[-1], None, drops, order)
-    return places
-
-
-def after(path: str, end: str | None, drops: list[str], order: list[str]) -> tuple[Place, ...]:
-    """Return the dropout between two modules, else the output of the first."""
-    start, stop = order.index(path), order.index(end) if end else len(order)
-    found = [drop for drop in drops if start < order.index(drop) < stop]
-    return child(found[0]) if found else output(path)
-
-
-def outside(model: nn.Module, stacks: list[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that lie in no stack of blocks and hold none."""
+def outside(model: nn.Module, stacks: list[list[str]]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that lie in no block and hold none."""
+    blocks = [block for stack in stacks for block in stack]
     for path, module in model.named_modules():
-        holds = any(stack.startswith(f"{path}.") or stack == path for stack in stacks)
-        inside = any(path.startswith(f"{stack}.") for stack in stacks)
-        if path and not holds and not inside:
+        if path and not inside(path, blocks) and not any(inside(block, [path]) for block in blocks):
             yield path, module
 
 
-def embedding_sites(model: nn.Module, stacks: list[str]) -> Iterator[Site]:
-    """Yield the place where the embeddings enter the first block."""
+def embedding_sites(model: nn.Module, stacks: list[list[str]], causal: bool) -> Iterator[Site]:
+    """Yield the place where the embeddings enter the first block: the dropout there, else the embedding."""
+    order = [path for path, _ in model.named_modules()]
+    first = order.index(stacks[0][0])
     for path, module in outside(model, stacks):
         if isinstance(module, nn.Embedding | nn.Conv2d) or "embed" in type(module).__name__.lower():
-            inner = dropouts(module)
-            place = child(joined(path, inner[-1][0])) if inner else output(path)
-            yield from site_at(model, "embedding", "", place[0], causal=False)
+            start = order.index(path)
+            drops = [drop for drop, _ in dropouts(model) if start < order.index(drop) < first]
+            # An empty place is taken only where no dropout is.
+            filled = [drop for drop in drops if isinstance(model.get_submodule(drop), nn.Dropout)]
+            place = child(*(filled or drops)[:1]) or output(path)
+            for site in site_at(model, "embedding", "", place[0], causal=causal):
+                yield replace(site, width=dict(widths(model.get_submodule(stacks[0][0])))["block"])
             return
 
 
-def head_sites(model: nn.Module, stacks: list[str]) -> Iterator[Site]:
-    """Yield the place before the last linear layer outside the blocks."""
-    heads = [path for path, module in outside(model, stacks) if isinstance(module, nn.Linear)]
-    if heads:
-        yield from site_at(model, "classifier", "", before(heads[-1])[0], causal=False)
+def head_sites(model: nn.Module, stacks: list[list[str]], causal: bool) -> Iterator[Site]:
+    """Yield the place before the last linear layer behind the blocks: the dropout there, else its input."""
+    order = [path for path, _ in model.named_modules()]
+    last = order.index(stacks[-1][-1])
+    behind = [(path, module) for path, module in outside(model, stacks) if order.index(path) > last]
+    heads = [(path, module) for path, module in behind if isinstance(module, nn.Linear)]
+    if not heads:
+        return
+    path, head = heads[-1]
+    drops = [drop for drop, _ in dropouts(model) if last < order.index(drop) < order.index(path)]
+    drops = [drop for drop in drops if drop in dict(behind)]
+    place = child(*drops[-1:]) or before(path)
+    for site in site_at(model, "classifier", "", place[0], causal=causal):
+        yield replace(site, width=head.in_features)
 
 
 def chain_sites(model: nn.Module) -> list[Site]:
@@ -136,12 +131,12 @@ def chain_sites(model: nn.Module) -> list[Site]:
     chain = [path for path, _ in linears(model)]
     drops = [path for path, _ in dropouts(model)]
     sites: list[Site] = []
-    for index, (first, second) in enumerate(zip(chain, chain[1:], strict=False)):
+    for index, (first, second) in enumerate(pairwise(chain)):
         place = after(first, second, drops, order)[0]
         if place.access != "module":
             place = before(second)[0]
         kind = "classifier" if second == chain[-1] else "mlp_hidden"
-        sites.extend(
-            site_at(model, kind, "", place, causal=False, block=index, n_blocks=max(0, len(chain) - 1))
-        )
+        where = {"causal": False, "block": index, "n_blocks": max(0, len(chain) - 1)}
+        width = model.get_submodule(second).in_features
+        sites.extend(replace(site, width=width) for site in site_at(model, kind, "", place, **where))
     return sites

@@ -28,6 +28,7 @@ class Site:
         owner: path of the module that is called with the attention mask and the cache of these tokens; None
             where there are no such.
         causal: whether a token at this place sees only the tokens before it.
+        batch_first: whether the tensor's first dimension counts the samples, not the tokens.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Site:
     rate: str | None = None
     owner: str | None = None
     causal: bool = True
+    batch_first: bool = True
 
     @property
     def name(self) -> str:

@@ -1,0 +1,162 @@
+"""``dropout sites``: where layers can act in a model, and what a recipe would do there."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..errors import InputError
+from .audit import narrow_table, open_target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..recipe import Recipe
+    from ..regularize import Placed
+    from ..sites import Site
+
+NOTHING = "-"
+
+
+def sites(
+    target: Annotated[
+        str,
+        typer.Argument(help="A family (gpt2), a config.json, a saved model's folder, or module:function."),
+    ],
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="A recipe in YAML, or a folder that holds one."),
+    ] = None,
+) -> None:
+    """List the places of a model where a layer can act, and what a recipe would do at each.
+
+    A family or a config.json is built tiny and random: seconds, no weights. Equal places of several blocks
+    share a line, with a star for the block. Nothing is run and nothing is written. A rate that moves is shown
+    at the beginning, in the middle and at the end of training. Exit code 2: a rule matches no place, or its
+    layer cannot act there.
+
+    Examples:
+
+    - `dropout sites llama`
+    - `dropout sites models/mine --recipe recipe.yaml`
+    - `dropout sites my_package.model:build --recipe recipe.yaml`
+    """
+    from ..sites import find_sites, missing_kinds, own_rate
+
+    model = plain(open_target(target).model)
+    chosen = None if recipe is None else read_recipe(recipe)
+    found = find_sites(model)
+    rates = {site.name: number(own_rate(model, site)) for site in found}
+    missing = missing_kinds(model)
+    plans = None if chosen is None else planned(model, chosen)
+    console = Console()
+    columns = ("path", "kind", "blocks", "reached by", "width", "rate now")
+    columns = columns if plans is None else (*columns, "with the recipe")
+    rows = [
+        (
+            pattern(site),
+            site.kind,
+            site.block,
+            site.access,
+            NOTHING if site.width is None else str(site.width),
+            rates[site.name],
+            *(() if plans is None else (plans.get(site.name, "as it is"),)),
+        )
+        for site in found
+    ]
+    console.print(narrow_table(f"{target}: sites of {type(model).__name__}", columns, merged(rows), fixed=2))
+    for kind, reason in missing.items():
+        console.print(f"not reached: {kind}, {escape(reason)}.", soft_wrap=True, highlight=False)
+
+
+def plain(model: "nn.Module") -> "nn.Module":
+    """Return a model without the recipe that a saved decoder of ours brings along."""
+    from ..training.decoder import Decoder
+
+    return Decoder(model.vocabulary_size, model.config) if isinstance(model, Decoder) else model
+
+
+def read_recipe(path: Path) -> "Recipe":
+    """Read a recipe from a file, or from the folder of a saved model.
+
+    Raises:
+        InputError: when there is none.
+    """
+    from ..recipe import Recipe
+    from ..saved_recipe import load_recipe
+
+    if path.is_dir():
+        return load_recipe(path)
+    if not path.is_file():
+        raise InputError(f"There is no recipe {path}; give a YAML file such as: - {{select: mlp_output, ...}}.")
+    return Recipe.from_yaml(path)
+
+
+def planned(model: "nn.Module", recipe: "Recipe") -> dict[str, str]:
+    """Return what a recipe does at each site of a model, by the site's name."""
+    from ..regularize import regularize_
+
+    # On the model in memory, which nobody else sees: all that cannot be done is refused as it would be.
+    handle = regularize_(model, recipe)
+    plans = {placed.site.name: plan(placed) for placed in handle.placed}
+    handle.remove()
+    return plans
+
+
+def plan(placed: "Placed") -> str:
+    """Return the layer of a site with its rate from the beginning to the end of training."""
+    rule = placed.rule
+    parts = [rule.layer.__name__]
+    if rule.p is not None:
+        parts.append(span(rule.rate(placed.site, at) for at in (0.0, 0.5, 1.0)))
+    parts += [f"{name}={value}" for name, value in rule.arguments.items()]
+    if rule.weight is not None:
+        parts.append(f"penalty x {span(rule.weight(at) for at in (0.0, 0.5, 1.0))}")
+    return " ".join(parts)
+
+
+def span(values: Iterable[float]) -> str:
+    """Return a number, or how it moves at the beginning, the middle and the end of training."""
+    texts = [number(value) for value in values]
+    return texts[0] if len(set(texts)) == 1 else " > ".join(texts)
+
+
+def number(value: float | None) -> str:
+    """Return a rate as text."""
+    return NOTHING if value is None else f"{value:.4g}"
+
+
+def pattern(site: "Site") -> str:
+    """Return a path with a star for the index of the block."""
+    parts = site.path.split(".")
+    if str(site.block) in parts:
+        parts[parts.index(str(site.block))] = "*"
+    return ".".join(parts)
+
+
+def merged(rows: list[tuple]) -> list[tuple[str, ...]]:
+    """Join rows that differ in their block only, in the order of the first of them."""
+    blocks: dict[tuple, list[int | None]] = {}
+    for path, kind, block, *others in rows:
+        blocks.setdefault((path, kind, *others), []).append(block)
+    return [
+        (path if len(of) > 1 else path.replace("*", str(of[0])), kind, ranges(of), *others)
+        for (path, kind, *others), of in blocks.items()
+    ]
+
+
+def ranges(blocks: list[int | None]) -> str:
+    """Return block indices as text: 0-3, 5."""
+    texts: list[str] = []
+    start = previous = None
+    for block in [*(block for block in blocks if block is not None), None]:
+        if start is not None and (block is None or block != previous + 1):
+            texts.append(f"{start}" if start == previous else f"{start}-{previous}")
+            start = None
+        if start is None:
+            start = block
+        previous = block
+    return ", ".join(texts) or NOTHING
