@@ -335,10 +335,10 @@ def backward(model, handle):
 
 @OLD_NAME
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_learned_layers_placed_on_the_base_model_of_an_adapter_train(name):
+def test_learned_layers_placed_on_a_model_with_an_adapter_train(name):
     model = adapted(tiny_model(name)).train()
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    handle = td.regularize_(model.get_base_model(), EVERYWHERE)
+    handle = td.regularize_(model, EVERYWHERE)
     gates = {id(p) for placed in handle.placed for p in placed.layer.parameters()}
     assert len(gates) == 4
     assert {id(parameter) for parameter in backward(model, handle)} == trained | gates
@@ -350,23 +350,15 @@ def test_learned_layers_placed_on_the_base_model_of_an_adapter_train(name):
 @OLD_NAME
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_an_adapters_own_dropout_has_a_rate_by_layer(name):
-    model = adapted(tiny_model(name)).train().get_base_model()
-    lora = [
-        td.Site(
-            path=path, kind="attention_output", access="module", block=int(path.split(".")[2]), n_blocks=2
-        )
-        for path, _ in model.named_modules()
-        if path.endswith(".lora_dropout.default")
-    ]
-    recipe = td.Recipe([td.Rule("*.lora_dropout.default", td.Dropout, p=0.4, depth=td.Linear(0.5, 1.0))])
-    handle = td.regularize_(model, recipe, sites=lora)
+    model = adapted(tiny_model(name)).train()
+    handle = td.regularize_(model, td.Recipe([td.Rule("lora", td.Dropout, p=0.4, depth=td.Linear(0.5, 1.0))]))
     rates = {placed.site.block: placed.layer.p for placed in handle.placed}
     assert rates == pytest.approx({0: 0.2, 1: 0.4})
     dropped = []
     for placed in handle.placed:
         placed.layer.register_forward_hook(lambda layer, args, out: dropped.append((out == 0).float().mean()))
     loss_of(model, torch.cat([tokens()] * 8))
-    assert len(dropped) == len(lora)
+    assert len(dropped) == len(handle.placed)
     found = torch.stack(dropped).unflatten(0, (2, -1)).mean(1)
     assert found.tolist() == pytest.approx([0.2, 0.4], abs=0.03)
 

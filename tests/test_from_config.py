@@ -55,7 +55,9 @@ def test_each_field_means_the_kinds_at_which_the_model_drops(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_recipe_of_a_model_leaves_its_rates_as_they_are(family):
     fields = fields_of(family)
-    others = {name for name in fields if (family, name) in OF_OTHER_HEADS | OF_ONE_PLACE or "layerdrop" in name}
+    others = {
+        name for name in fields if (family, name) in OF_OTHER_HEADS | OF_ONE_PLACE or "layerdrop" in name
+    }
     chosen = dict.fromkeys(fields, P) | dict.fromkeys(others, 0.0)
     model = tiny_model(family, **chosen)
     before = ran(model)
@@ -125,7 +127,9 @@ def test_a_few_fields_in_a_dictionary():
 
 
 def test_the_rules_stand_in_the_order_of_the_forward_pass():
-    kinds = list(rates(td.Recipe.from_config({"classifier_dropout": 0.1, "dropout_rate": 0.1, "layerdrop": 0.2})))
+    kinds = list(
+        rates(td.Recipe.from_config({"classifier_dropout": 0.1, "dropout_rate": 0.1, "layerdrop": 0.2}))
+    )
     assert kinds == list(KINDS)
 
 
@@ -138,11 +142,17 @@ def test_layer_drop_stays_layer_drop():
     ("config", "part"),
     [
         ({"resid_prdop": 0.1}, r"'resid_prdop' is not known.* Did you mean 'resid_pdrop'\?"),
-        ({"model_type": "new", "strange_dropout": 0.1}, "'strange_dropout' is not known, so its 0.1 has no place"),
+        (
+            {"model_type": "new", "strange_dropout": 0.1},
+            "'strange_dropout' is not known, so its 0.1 has no place",
+        ),
         ({"resid_pdrop": "0.1"}, "resid_pdrop is '0.1', but a probability"),
         ({"resid_pdrop": True}, "resid_pdrop is True"),
         ({"resid_pdrop": 1.5}, "p is 1.5"),
-        ({"resid_pdrop": 0.1, "hidden_dropout": 0.2}, "resid_pdrop is 0.1 and hidden_dropout is 0.2, but both"),
+        (
+            {"resid_pdrop": 0.1, "hidden_dropout": 0.2},
+            "resid_pdrop is 0.1 and hidden_dropout is 0.2, but both",
+        ),
         ({"encoder_layerdrop": 0.1, "decoder_layerdrop": 0.2}, "both are for block"),
     ],
 )

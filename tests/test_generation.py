@@ -57,7 +57,9 @@ def assert_the_cache_changes_nothing(model, inputs, **options):
     with_cache, without = (generated(model, inputs, use_cache=cache, **options) for cache in (True, False))
     assert torch.equal(with_cache.sequences, without.sequences)
     assert len(with_cache.logits) == NEW
-    torch.testing.assert_close(torch.stack(with_cache.logits), torch.stack(without.logits), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.stack(with_cache.logits), torch.stack(without.logits), atol=2e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -92,7 +94,9 @@ def test_an_encoder_and_a_decoder_embed_their_masks_apart():
 def test_several_rules_share_one_cache():
     torch.manual_seed(0)
     model = tiny_model("llama")
-    rules = [td.Rule(kind, td.LearnedDropout, heads=4, shift=1.5) for kind in ("attention_output", "mlp_output")]
+    rules = [
+        td.Rule(kind, td.LearnedDropout, heads=4, shift=1.5) for kind in ("attention_output", "mlp_output")
+    ]
     td.regularize_(model, td.Recipe(rules))
     assert_the_cache_changes_nothing(model, prompts(model, padded=True), num_beams=2)
 

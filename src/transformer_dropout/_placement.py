@@ -73,18 +73,18 @@ def build_layer(site: Site, rule: Rule, source: nn.Module | None) -> DropoutLaye
         raise InputError(f"{rule.layer.__name__} in the rule for {rule.select!r} needs {', '.join(missing)}.")
     if site.access == "rate" and rule.layer is not Dropout:
         raise InputError(
-            f"At {site.path} ({site.kind}) the model's own code drops and only the rate can be set: use Dropout "
-            f"there, not {rule.layer.__name__}."
+            f"At {site.path} ({site.kind}) the model's own code drops and only the rate can be set: use "
+            f"Dropout there, not {rule.layer.__name__}."
         )
     if getattr(rule.layer, "acts_on", "weights") == "scores" and site.access != "attention":
         raise InputError(
-            f"{rule.layer.__name__} acts on the scores before the softmax, which {site.path} ({site.kind}) does "
-            "not show; use it at attention_weights of a model whose attention is reached by a function."
+            f"{rule.layer.__name__} acts on the scores before the softmax, which {site.path} ({site.kind}) "
+            "does not show; use it at attention_weights of a model whose attention is reached by a function."
         )
     if not site.batch_first and (rule.layer.looks_at_tokens or rule.layer is DropPath):
         raise InputError(
-            f"{rule.layer.__name__} needs tensors (batch, tokens, width), but {site.path} ({site.kind}) has the "
-            "tokens first; build the layer with batch_first=True."
+            f"{rule.layer.__name__} needs tensors (batch, tokens, width), but {site.path} ({site.kind}) has "
+            "the tokens first; build the layer with batch_first=True."
         )
     layer = rule.layer(**arguments)
     if rule.weight is not None and not layer.has_penalty:

@@ -48,8 +48,8 @@ class Sequence:
             return x
         if x.ndim != 2 or self.shape is None or x.shape[0] != self.shape[0] * self.shape[1]:
             raise InputError(
-                f"LearnedDropout sees tensors of shape {tuple(x.shape)} here, which are not the tokens of whole "
-                "sequences; place it at attention_output or mlp_output."
+                f"LearnedDropout sees tensors of shape {tuple(x.shape)} here, which are not the tokens of "
+                "whole sequences; place it at attention_output or mlp_output."
             )
         return x.view(*self.shape, x.shape[-1])
 
@@ -78,16 +78,16 @@ class CacheSlot:
 
         if not isinstance(self.cache, DynamicCache):
             raise InputError(
-                f"LearnedDropout keeps its keys in a DynamicCache, not in a {type(self.cache).__name__}; call "
-                "generate without cache_implementation, or with use_cache=False."
+                f"LearnedDropout keeps its keys in a DynamicCache, not in a {type(self.cache).__name__}; "
+                "call generate without cache_implementation, or with use_cache=False."
             )
         while len(self.cache.layers) <= self.index:
             self.cache.layers.append(DynamicLayer())
         keys, values = self.cache.update(key, value, self.index)
         if keys.shape[-2] != self.past + key.shape[-2]:
             raise InputError(
-                "The cache was filled by a forward that did not pass it through LearnedDropout; hand an empty "
-                "DynamicCache to the first forward as past_key_values, or use use_cache=False."
+                "The cache was filled by a forward that did not pass it through LearnedDropout; hand an "
+                "empty DynamicCache to the first forward as past_key_values, or use use_cache=False."
             )
         return keys, values
 
@@ -127,5 +127,5 @@ def note_arguments(sequence: Sequence, module: nn.Module, arguments: tuple, keyw
 
 
 def let_go_of_cache(sequence: Sequence, module: nn.Module, arguments: tuple, output: Any) -> None:
-    """Forward hook: forget the cache, which may be large; a checkpoint's recomputation needs the mask only."""
+    """Forward hook: forget the cache, which may be large; a recomputation needs the mask only."""
     sequence.cache = None

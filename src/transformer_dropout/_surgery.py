@@ -80,7 +80,7 @@ class Surgery:
         return parent
 
     def _keep_tensors_whole(self, path: str) -> None:
-        """Let no ``nn.TransformerEncoder`` around a module pack padded sequences, which hooked layers refuse."""
+        """Let no ``nn.TransformerEncoder`` around a module pack sequences, which hooked layers refuse."""
         for end in [index for index, letter in enumerate(path) if letter == "."] + ([0] if path else []):
             outer = self.model.get_submodule(path[:end])
             if isinstance(outer, nn.TransformerEncoder) and outer.use_nested_tensor:

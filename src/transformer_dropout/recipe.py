@@ -104,7 +104,7 @@ class Rule:
         """Say whether this rule selects the site."""
         if self.blocks is not None and site.block not in self.blocks:
             return False
-        if self.select in KINDS:
+        if self.select in (*KINDS, "lora"):
             return site.kind == self.select
         return fnmatchcase(site.path, self.select)
 

@@ -168,7 +168,7 @@ class Regularization:
         return "\n".join(f"{p.site.path}  {p.site.kind}  {p.layer!r}".split("\n")[0] for p in self.placed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold beside the model's own state: recipe, progress, changed rates."""
+        """Return what a checkpoint holds beside the model's own state: recipe, progress, changed rates."""
         changed = {name: schedule_to_data(schedule) for name, schedule in self._changed_rates.items()}
         return {"recipe": self.recipe.to_data(), "progress": self.progress, "changed_rates": changed}
 
@@ -180,7 +180,7 @@ class Regularization:
         """
         if state["recipe"] != self.recipe.to_data():
             raise InputError(
-                "The state belongs to another recipe; apply td.Recipe.from_data(state['recipe']) to the model."
+                "The state belongs to another recipe; apply td.Recipe.from_data(state['recipe'])."
             )
         self._changed_rates = {
             name: schedule_from_data(data, name) for name, data in state["changed_rates"].items()

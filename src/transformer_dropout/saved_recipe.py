@@ -135,8 +135,8 @@ def restore(wanted: dict[str, Tensor], path: Path) -> None:
         here, there = wanted.get(key), stored.get(key)
         if here is None or there is None or here.shape != there.shape:
             raise InputError(
-                f"{path} does not fit the model: {key} is {shape_of(there)} in the file and {shape_of(here)} in "
-                "the model."
+                f"{path} does not fit the model: {key} is {shape_of(there)} in the file and {shape_of(here)} "
+                "in the model."
             )
     for key, tensor in wanted.items():
         tensor.data.copy_(stored[key])

@@ -11,7 +11,10 @@ from transformer_dropout.training.run import run
 RECIPE = """
 - {select: mlp_output, layer: LearnedDropout, heads: 4, weight: {linear: {start: 0.0, end: 0.1}}}
 - {select: attention_weights, layer: Dropout, p: 0.1}
-- {select: attention_output, layer: Dropout, p: {linear: {start: 0.3, end: 0.0}}, depth: {linear: {start: 0.0, end: 1.0}}}
+- select: attention_output
+  layer: Dropout
+  p: {linear: {start: 0.3, end: 0.0}}
+  depth: {linear: {start: 0.0, end: 1.0}}
 """
 
 
@@ -137,7 +140,8 @@ def test_help_shows_examples(here):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "text"), [([None], "-"), ([0], "0"), ([0, 1, 2, 3], "0-3"), ([0, 1, 3], "0-1, 3"), ([2, 4], "2, 4")]
+    ("blocks", "text"),
+    [([None], "-"), ([0], "0"), ([0, 1, 2, 3], "0-3"), ([0, 1, 3], "0-1, 3"), ([2, 4], "2, 4")],
 )
 def test_blocks_as_text(blocks, text):
     assert sites.ranges(blocks) == text

@@ -8,22 +8,37 @@ from transformer_dropout.finetuning.batches import batch_indices, encode, steps_
 from transformer_dropout.finetuning.pretrained import load_tokenizer
 from transformer_dropout.finetuning.sentences import Sentence
 
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=150)
 
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3), st.integers(0, 5))
-def test_an_epoch_sees_every_sentence_once(sentences, batch, epoch, seed):
-    per_epoch = steps_per_epoch(sentences, batch)
+
+@given(LENGTHS, st.integers(1, 12), st.integers(0, 3), st.integers(0, 5))
+def test_an_epoch_sees_every_sentence_once(lengths, batch, epoch, seed):
+    per_epoch = steps_per_epoch(len(lengths), batch)
     steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-    seen = [index for step in steps for index in batch_indices(sentences, batch, step, seed)]
-    assert sorted(seen) == list(range(sentences))
+    seen = [batch_indices(lengths, batch, step, seed) for step in steps]
+    assert sorted(index for indices in seen for index in indices) == list(range(len(lengths)))
+    assert sum(len(indices) == batch for indices in seen) == len(lengths) // batch
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
+    lengths = [5 + n % 7 for n in range(100)]
     torch.manual_seed(1)
-    first = batch_indices(100, 32, 0, 5)
+    first = batch_indices(lengths, 32, 0, 5)
     torch.manual_seed(2)
-    assert batch_indices(100, 32, 0, 5) == first
-    assert batch_indices(100, 32, 4, 5) != first
-    assert batch_indices(100, 32, 0, 6) != first
+    assert batch_indices(lengths, 32, 0, 5) == first
+    assert batch_indices(lengths, 32, 4, 5) != first
+    assert batch_indices(lengths, 32, 0, 6) != first
+
+
+def test_a_batch_holds_sentences_of_similar_length_and_no_epoch_begins_with_the_short_ones():
+    lengths = [n % 64 for n in range(512)]
+    spans = []
+    for epoch in range(50):
+        own = [lengths[index] for index in batch_indices(lengths, 16, epoch * 32, 0)]
+        spans.append((min(own), max(own)))
+    assert max(high - low for low, high in spans) < 24
+    assert min(low for low, _ in spans) < 8
+    assert max(low for low, _ in spans) > 40
 
 
 def test_a_batch_is_padded_to_its_longest_sentence(model_dir):

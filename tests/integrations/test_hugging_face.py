@@ -433,7 +433,7 @@ def test_layers_that_an_adapter_has_frozen_are_refused(tmp_path):
     model = tiny_model("llama")
     handle = td.regularize_(model, SCHEDULES)
     with pytest.raises(
-        td.InputError, match=r"LearnedDropout at model\.layers\.0\.mlp is frozen .*get_base_model"
+        td.InputError, match=r"LearnedDropout at model\.layers\.0\.mlp is frozen .*on the PEFT model"
     ):
         trainer(tmp_path, adapted(model), handle)
 
@@ -445,7 +445,7 @@ def test_a_resumed_adapter_brings_its_learned_layers_back(tmp_path):
     def adapter_run(folder):
         torch.manual_seed(0)
         model = adapted(tiny_model("llama"))
-        handle = td.regularize_(model.get_base_model(), SCHEDULES)
+        handle = td.regularize_(model, SCHEDULES)
         saving = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 0.1, "seed": 3}
         return trainer(folder, model, handle, max_steps=6, per_device_train_batch_size=2, **saving)
 

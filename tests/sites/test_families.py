@@ -1,4 +1,4 @@
-"""Every Hugging Face family: each kind of site is reached, really drops, saves, copies and comes out again."""
+"""Every Hugging Face family: each kind of site is reached, really drops, saves, copies and comes out."""
 
 import copy
 import functools

@@ -306,7 +306,11 @@ def test_the_attention_of_a_hugging_face_model_without_a_table_takes_any_layer()
 
 def test_a_hugging_face_model_without_a_table_hands_padding_and_cache_over():
     config = transformers.FalconConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=64, new_decoder_architecture=False
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=64,
+        new_decoder_architecture=False,
     )
     torch.manual_seed(0)
     model = transformers.FalconForCausalLM(config).eval()

@@ -94,7 +94,11 @@ def test_rates_of_zero_turn_all_of_the_models_own_dropout_off_and_it_comes_back(
     handle.remove()
     assert not torch.equal(run(model, inputs, 0), run(model, inputs, 1))
     rates = {part.p for part in model.modules() if isinstance(part, nn.Dropout)}
-    assert rates == {part.dropout for part in model.modules() if isinstance(part, nn.MultiheadAttention)} == {0.4}
+    assert (
+        rates
+        == {part.dropout for part in model.modules() if isinstance(part, nn.MultiheadAttention)}
+        == {0.4}
+    )
 
 
 @EVERY_MODEL

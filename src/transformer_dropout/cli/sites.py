@@ -91,7 +91,9 @@ def read_recipe(path: Path) -> "Recipe":
     if path.is_dir():
         return load_recipe(path)
     if not path.is_file():
-        raise InputError(f"There is no recipe {path}; give a YAML file such as: - {{select: mlp_output, ...}}.")
+        raise InputError(
+            f"There is no recipe {path}; give a YAML file such as: - {{select: mlp_output, ...}}."
+        )
     return Recipe.from_yaml(path)
 
 
@@ -151,12 +153,13 @@ def merged(rows: list[tuple]) -> list[tuple[str, ...]]:
 def ranges(blocks: list[int | None]) -> str:
     """Return block indices as text: 0-3, 5."""
     texts: list[str] = []
-    start = previous = None
+    start: int | None = None
+    previous = -1
     for block in [*(block for block in blocks if block is not None), None]:
         if start is not None and (block is None or block != previous + 1):
             texts.append(f"{start}" if start == previous else f"{start}-{previous}")
             start = None
         if start is None:
             start = block
-        previous = block
+        previous = -1 if block is None else block
     return ", ".join(texts) or NOTHING

@@ -12,6 +12,8 @@ from .sentences import Sentence
 
 # Sentences in one forward of an evaluation.
 EVALUATED_TOGETHER = 64
+# Batches of training whose sentences are sorted by length together.
+POOLED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,9 @@ class Encoded:
         return len(self.ids)
 
     @property
-    def tokens(self) -> int:
-        """Tokens of all sentences."""
-        return sum(map(len, self.ids))
+    def lengths(self) -> list[int]:
+        """Tokens of each sentence."""
+        return list(map(len, self.ids))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the sentences with these indices."""
@@ -100,16 +102,23 @@ def steps_per_epoch(sentences: int, batch: int) -> int:
     return -(-sentences // batch)
 
 
-def batch_indices(sentences: int, batch: int, step: int, seed: int) -> list[int]:
+def batch_indices(lengths: Sequence[int], batch: int, step: int, seed: int) -> list[int]:
     """Return the sentences of one step: each epoch is a new shuffle of all of them.
 
+    Within some batches' worth of shuffled sentences those of similar length come together, and then the
+    batches are shuffled: real sentences would else be padded to twice their length.
+
     Args:
-        sentences: how many there are.
-        batch: sentences in a step; the last step of an epoch takes what is left.
+        lengths: tokens of every sentence.
+        batch: sentences in a step; one step of an epoch takes what is left over.
         step: counted from 0 over the whole training.
         seed: of the shuffles.
     """
-    epoch, at = divmod(step, steps_per_epoch(sentences, batch))
+    epoch, at = divmod(step, steps_per_epoch(len(lengths), batch))
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    order = torch.randperm(sentences, generator=generator)
-    return order[at * batch : (at + 1) * batch].tolist()
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    pools = [order[i : i + POOLED * batch] for i in range(0, len(order), POOLED * batch)]
+    grouped = [index for pool in pools for index in sorted(pool, key=lengths.__getitem__)]
+    batches = torch.randperm(steps_per_epoch(len(lengths), batch), generator=generator).tolist()
+    first = batches[at] * batch
+    return grouped[first : first + batch]

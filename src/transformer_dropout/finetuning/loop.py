@@ -81,7 +81,7 @@ class FineTuning:
 
     def indices(self, step: int) -> list[int]:
         """Return the training sentences of one step."""
-        return batch_indices(len(self.train), self.config.training.batch, step, self.config.seed)
+        return batch_indices(self.train.lengths, self.config.training.batch, step, self.config.seed)
 
     def advance(self) -> None:
         """Make one optimizer step.

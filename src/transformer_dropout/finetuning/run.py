@@ -140,7 +140,7 @@ def new_record(config: FineTuningConfig, training: FineTuning) -> dict[str, Any]
             "source": f"sentences of {len(config.data.files)} classes: {', '.join(config.data.files)}",
             "tokenizer": Path(config.model.source).name,
             "vocabulary_size": len(training.tokenizer),
-            **{name: {"documents": len(part), "tokens": part.tokens} for name, part in parts.items()},
+            **{name: {"documents": len(part), "tokens": sum(part.lengths)} for name, part in parts.items()},
             **{f"{name}_sha256": value for name, value in config.data.sha256.items()},
         },
         "parameters": {

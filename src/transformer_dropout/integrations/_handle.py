@@ -31,8 +31,8 @@ def check_trained(model: nn.Module, regularization: Regularization) -> None:
         if any(not parameter.requires_grad for parameter in placed.layer.parameters()):
             raise InputError(
                 f"The {type(placed.layer).__name__} at {placed.site.path} is frozen and would learn nothing. "
-                "get_peft_model freezes what is there before it: call td.regularize_ after it, on "
-                "peft_model.get_base_model()."
+                "get_peft_model freezes what is there before it: call td.regularize_ after it, on the PEFT "
+                "model."
             )
 
 

@@ -6,6 +6,7 @@
 import copy
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,19 @@ COLUMNS = (
 )
 INTRODUCTION = """# Model families
 
-Each row is measured on a tiny random model of the family (transformers {transformers}, torch {torch}), with its
-own dropout at {own} in every field of its config. Make the page anew with
+Each row is measured on a tiny random model of the family (transformers {transformers}, torch {torch}), with
+its own dropout at {own} in every field of its config. Make the page anew with
 
     python -m transformer_dropout.integrations.family_table > docs/families.md
 
-* **sites reached**: how many of the kinds have a place in the family: {kinds}.
-* **`set_rates` effective**: at how many of them a rate of 0.9 changes the output in training, leaves the one in
-  evaluation bit-equal, and 0 gives the undropped output back.
+* **sites reached**: how many of the kinds have a place in the family:
+  {kinds}.
+* **`set_rates` effective**: at how many of them a rate of 0.9 changes the output in training, leaves the one
+  in evaluation bit-equal, and 0 gives the undropped output back.
 * **`disabled` exact**: inside `td.disabled(model)` two forwards in training mode are bit-equal.
 * **`mc_dropout` varies**: `td.mc_dropout(model, 2)` shows a variance above zero.
-* **`remove` exact**: after `remove()` the keys of the state, the output in training under a seed, and the output
-  in evaluation are bit for bit those from before.
+* **`remove` exact**: after `remove()` the keys of the state, the output in training under a seed, and the
+  output in evaluation are bit for bit those from before.
 """
 OWN_RATE = 0.37
 
@@ -104,7 +106,7 @@ def rates_only(family: str, model: nn.Module) -> list[str]:
     ]
 
 
-def fields(family: str, rate: float) -> dict[str, float]:
+def fields(family: str, rate: float) -> dict[str, Any]:
     """Return every dropout field of a family's config at one rate."""
     # Whole blocks left out could hide whether anything else drops.
     names = config_fields(tiny_model(family))
@@ -153,7 +155,9 @@ def remove_is_exact(model: nn.Module, kinds: list[str]) -> tuple[bool, str]:
     model = copy.deepcopy(model)
     before = list(model.state_dict()), output(model.train()), output(model.eval())
     handle = set_rates(model, dict.fromkeys(kinds, 0.2))
-    placed = len(handle.placed) == len(find_sites(model)) and not torch.equal(output(model.train()), before[1])
+    placed = len(handle.placed) == len(find_sites(model)) and not torch.equal(
+        output(model.train()), before[1]
+    )
     handle.remove()
     same = list(model.state_dict()) == before[0] and torch.equal(output(model.train()), before[1])
     return placed and same and torch.equal(output(model.eval()), before[2]), "an output differs."

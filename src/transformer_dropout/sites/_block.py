@@ -73,7 +73,7 @@ def attention_paths(block: nn.Module) -> list[str]:
     return found
 
 
-def linears(module: nn.Module) -> Named:
+def linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
     """Return the linear layers inside a module, in order."""
     return [(path, part) for path, part in module.named_modules() if isinstance(part, nn.Linear)]
 
@@ -141,9 +141,7 @@ def calls_interface(module: nn.Module) -> bool:
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names and hasattr(module, "config")
 
 
-def output_places(
-    block: nn.Module, attention: str, drops: list[str], order: list[str]
-) -> tuple[Place, ...]:
+def output_places(block: nn.Module, attention: str, drops: list[str], order: list[str]) -> tuple[Place, ...]:
     """Return where an attention's result can be dropped: its own dropout there, else what it returns."""
     last = last_linear(block, attention)
     behind = [path for path in drops if not (path.startswith(f"{attention}.") and is_of_weights(path))]
@@ -190,10 +188,12 @@ def widths(block: nn.Module) -> Iterator[tuple[str, int]]:
     if isinstance(block, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         hidden, width = block.linear1.out_features, block.linear2.out_features
     else:
+        features = dict(linears(block))
         attentions = attention_paths(block)
         order = [path for path, _ in block.named_modules()]
         last = last_linear(block, attentions[-1])
-        width = block.get_submodule(last).out_features
+        width = features[last].out_features
         inner = mlp_linears(block, attentions, order.index(last), order)
-        hidden = block.get_submodule(inner[1]).in_features if inner is not None else 0
-    yield from (("attention_output", width), ("mlp_output", width), ("block", width), ("mlp_hidden", hidden))
+        hidden = features[inner[1]].in_features if inner is not None else 0
+    yield from dict.fromkeys(("attention_output", "mlp_output", "block"), width).items()
+    yield "mlp_hidden", hidden

@@ -77,8 +77,8 @@ def rates_in_config(config: Any) -> dict[Kind, float]:
             continue
         if name not in known:
             raise InputError(
-                f"The config field {name!r} is not known, so its {value!r} has no place; leave it out and write a "
-                f"td.Rule.{did_you_mean(name, known)}"
+                f"The config field {name!r} is not known, so its {value!r} has no place; leave it out and "
+                f"write a td.Rule.{did_you_mean(name, known)}"
             )
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{name} is {value!r}, but a probability of dropping is a number from 0 to 1.")
@@ -86,8 +86,8 @@ def rates_in_config(config: Any) -> dict[Kind, float]:
             other, rate = found.setdefault(kind, (name, float(value)))
             if rate != value:
                 raise InputError(
-                    f"{other} is {rate} and {name} is {value}, but both are for {kind}; leave one out and write "
-                    "rules with paths."
+                    f"{other} is {rate} and {name} is {value}, but both are for {kind}; leave one out "
+                    "and write rules with paths."
                 )
     return {kind: found[kind][1] for kind in KINDS if kind in found}
 

@@ -1,5 +1,7 @@
 """The sites of the project's reference decoder."""
 
+from typing import Any
+
 from torch import nn
 
 from ._site import Access, Kind, Site
@@ -15,7 +17,8 @@ IN_EACH_BLOCK: tuple[tuple[Kind, str, Access, int | None], ...] = (
 
 def decoder_sites(model: nn.Module) -> list[Site]:
     """Return the sites of a ``Decoder``."""
-    width, n_blocks = model.config.width, model.config.blocks
+    config: Any = model.config
+    width, n_blocks = config.width, config.blocks
     sites = [Site(path="embedding", kind="embedding", access="output", n_blocks=n_blocks, width=width)]
     for block in range(n_blocks):
         for kind, path, access, multiple in IN_EACH_BLOCK:

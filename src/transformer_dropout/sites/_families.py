@@ -5,6 +5,7 @@ the block, paths of the classifier to the whole model. Read from transformers 5.
 """
 
 from dataclasses import replace
+from typing import cast
 
 from ._places import Family, Place, Places, Stack, before, child, output, weights
 
@@ -39,7 +40,8 @@ def llama(*, embedding: tuple[Place, ...] = output("embed_tokens"), **changes: t
         "mlp_hidden": before("mlp.down_proj"),
         "mlp_output": output("mlp"),
     }
-    stack = Stack(path="layers", places=places | changes)
+    places.update(cast(Places, changes))
+    stack = Stack(path="layers", places=places)
     return Family(stacks=(stack,), embedding=embedding, head=HEAD)
 
 
@@ -62,8 +64,9 @@ def bert(attention_weights: tuple[Place, ...], **more: tuple[Place, ...]) -> Fam
         "mlp_hidden": before("output.dense"),
         "mlp_output": child("output.dropout"),
     }
+    places.update(cast(Places, more))
     return Family(
-        stacks=(Stack(path="encoder.layer", places=places | more, causal=False),),
+        stacks=(Stack(path="encoder.layer", places=places, causal=False),),
         embedding=child("embeddings.dropout", "encoder.conv.dropout"),
         head=HEAD,
     )

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..errors import InputError
+from ._adapters import below, inside_adapter, lora_sites
 from ._decoder import decoder_sites
 from ._generic import generic_sites
 from ._hugging_face import family_of, hugging_face_sites, is_hugging_face
@@ -18,6 +19,19 @@ def find_sites(model: nn.Module) -> list[Site]:
     Raises:
         InputError: for a model in which no place is found.
     """
+    prefix = inside_adapter(model)
+    if prefix:
+        return [below(prefix, site) for site in find_sites(model.get_submodule(prefix))]
+    sites = own_sites(model)
+    return sites + list(lora_sites(model, sites))
+
+
+def own_sites(model: nn.Module) -> list[Site]:
+    """Return the places of a model without those of adapters in it.
+
+    Raises:
+        InputError: for a model in which no place is found.
+    """
     family = family_of(model) if is_hugging_face(model) else None
     if family is not None:
         return hugging_face_sites(model, family)
@@ -25,8 +39,8 @@ def find_sites(model: nn.Module) -> list[Site]:
     sites = decoder_sites(model) if type(model).__name__ == "Decoder" else generic_sites(model)
     if not sites:
         raise InputError(
-            f"No place for a layer was found in a {type(model).__name__}: it has no blocks with attention and "
-            "fewer than two linear layers."
+            f"No place for a layer was found in a {type(model).__name__}: it has no blocks with attention "
+            "and fewer than two linear layers."
         )
     return sites
 

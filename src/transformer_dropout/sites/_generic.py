@@ -11,11 +11,12 @@ sites are causal, which leaks nothing, but for those of images: in the rule for 
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
 from ._block import after, attention_paths, calls_interface, dropouts, linears, read_block, widths
-from ._hugging_face import is_hugging_face, joined, site_at
+from ._hugging_face import base_path, is_hugging_face, joined, site_at
 from ._places import Place, before, child, output
 from ._site import Site
 
@@ -59,7 +60,7 @@ def block_sites(model: nn.Module, path: str, index: int, n_blocks: int, causal: 
     block = model.get_submodule(path)
     known = dict(widths(block))
     batch_first = not isinstance(block, TORCH_LAYERS) or block.self_attn.batch_first
-    where = {"block": index, "n_blocks": n_blocks, "owner": owner_of(model, path)}
+    where: dict[str, Any] = {"block": index, "n_blocks": n_blocks, "owner": owner_of(model, path)}
     core = next((part for part in block.modules() if calls_interface(part)), None)
     where["causal"] = causal if core is None else getattr(core, "is_causal", causal)
     places = read_block(block) | {"block": (Place(path="", access="block"),)}
@@ -76,8 +77,7 @@ def owner_of(model: nn.Module, block: str) -> str | None:
     if getattr(model.config, "is_encoder_decoder", False):
         # The list of blocks lies in its encoder or decoder.
         return block.rpartition(".")[0].rpartition(".")[0]
-    prefix = str(model.base_model_prefix)
-    return prefix if hasattr(model, prefix) else ""
+    return base_path(model)
 
 
 def inside(path: str, roots: list[str]) -> bool:
@@ -128,7 +128,8 @@ def head_sites(model: nn.Module, stacks: list[list[str]], causal: bool) -> Itera
 def chain_sites(model: nn.Module) -> list[Site]:
     """Return the sites of a chain of linear layers: the hidden units between them."""
     order = [path for path, _ in model.named_modules()]
-    chain = [path for path, _ in linears(model)]
+    features = dict(linears(model))
+    chain = list(features)
     drops = [path for path, _ in dropouts(model)]
     sites: list[Site] = []
     for index, (first, second) in enumerate(pairwise(chain)):
@@ -137,6 +138,6 @@ def chain_sites(model: nn.Module) -> list[Site]:
             place = before(second)[0]
         kind = "classifier" if second == chain[-1] else "mlp_hidden"
         where = {"causal": False, "block": index, "n_blocks": max(0, len(chain) - 1)}
-        width = model.get_submodule(second).in_features
+        width = features[second].in_features
         sites.extend(replace(site, width=width) for site in site_at(model, kind, "", place, **where))
     return sites

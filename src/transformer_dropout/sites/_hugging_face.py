@@ -25,7 +25,7 @@ def family_of(model: nn.Module) -> Family | None:
 
 def hugging_face_sites(model: nn.Module, family: Family) -> list[Site]:
     """Return the sites of a Hugging Face model, in the order of its tables."""
-    prefix = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
+    prefix = base_path(model)
     sites: list[Site] = []
     for index, place in enumerate(family.embedding):
         stack = family.stacks[min(index, len(family.stacks) - 1)]
@@ -33,6 +33,12 @@ def hugging_face_sites(model: nn.Module, family: Family) -> list[Site]:
     for stack in family.stacks:
         sites.extend(stack_sites(model, stack, prefix))
     return sites + head_sites(model, family, prefix)
+
+
+def base_path(model: nn.Module) -> str:
+    """Return the path of the model without its head; empty where it has none."""
+    prefix = str(model.base_model_prefix)
+    return prefix if hasattr(model, prefix) else ""
 
 
 def head_sites(model: nn.Module, family: Family, prefix: str) -> list[Site]:
@@ -65,7 +71,7 @@ def stack_sites(model: nn.Module, stack: Stack, prefix: str) -> Iterator[Site]:
     """Yield the sites of one stack of blocks, block by block."""
     blocks = block_paths(model, joined(prefix, stack.path))
     for index, path in enumerate(blocks):
-        where = {"block": index, **whole_stack(model, stack, prefix)}
+        where: dict[str, Any] = {"block": index, **whole_stack(model, stack, prefix)}
         for kind, places in stack.places.items():
             for place in places:
                 yield from site_at(model, kind, path, place, **where)

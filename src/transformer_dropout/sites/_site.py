@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal[
+# What any model may have; an adapter adds a kind of its own.
+ModelKind = Literal[
     "embedding", "attention_weights", "attention_output", "mlp_hidden", "mlp_output", "block", "classifier"
 ]
+Kind = ModelKind | Literal["lora"]
 Access = Literal["module", "rate", "output", "input", "block", "attention"]
 
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[str, ...] = get_args(ModelKind)
 
 
 @dataclass(frozen=True, kw_only=True)

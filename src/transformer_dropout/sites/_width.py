@@ -1,5 +1,7 @@
 """How many channels the tensor at a place has."""
 
+from typing import Any
+
 from torch import nn
 
 # What the configs of the families call the width of the residual stream, and of the MLP's hidden units.
@@ -37,8 +39,10 @@ def in_features(module: nn.Module) -> int | None:
     for part in module.modules():
         if isinstance(part, nn.Linear):
             return part.in_features
-        if hasattr(part, "nf") and hasattr(part, "nx"):
-            return part.nx
+        # GPT-2's own linear layer.
+        channels: Any = getattr(part, "nx", None)
+        if isinstance(channels, int):
+            return channels
     return None
 
 
