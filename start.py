@@ -27,9 +27,7 @@ python3 start.py COMMAND     any other command of `dropout`, e.g. train, generat
 def main(words: list[str]) -> int:
     """Install what the command needs and run it; return its exit code."""
     if sys.version_info < (3, 11):
-        print(
-            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; run this with python3.11."
-        )
+        print(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; run this with python3.11.")
         return 2
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")

@@ -209,12 +209,21 @@ def test_an_output_layer_that_sees_only_the_last_token_is_named():
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_copy_made_after_a_forward_has_its_own_padding_and_cache(cached):
+    def noted(model):
+        """Return what is noted of the running forward, once for each module that reads it."""
+        hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+        return {
+            id(hook.args[0]) for hook in hooks if hook.func.__name__ in ("add_sequence", "note_arguments")
+        }
+
     model, _ = regularized("llama")
     inputs = prompts(model, padded=True)
     cache = DynamicCache() if cached else None
     # With a graph, whose tensors could not be copied.
     model(**inputs, past_key_values=cache)
     twin = copy.deepcopy(model)
+    assert len(noted(model)) == len(noted(twin)) == 1
+    assert noted(model).isdisjoint(noted(twin))
     expected = model(**inputs).logits
     other = {"input_ids": inputs["input_ids"][:1], "attention_mask": torch.ones(1, 6, dtype=torch.long)}
     seen = []
