@@ -212,3 +212,13 @@ def test_many_alarms_and_cautions_stay_short(folder):
     page = write_report(path).read_text()
     assert "<summary>19 more of learned</summary>" in page
     assert "none seed 4 and 1 more runs." in page
+
+
+def test_losses_are_counted_per_what_the_comparison_says(folder):
+    path = folder.write(seeds=(1, 2, 3))
+    assert "nats a token" in write_report(path).read_text(encoding="utf-8")
+    record = json.loads((path / "comparison.json").read_text())
+    (path / "comparison.json").write_text(json.dumps(record | {"item": "sentence"}))
+    page = write_report(path).read_text(encoding="utf-8")
+    assert "nats a sentence" in page
+    assert "a token" not in page

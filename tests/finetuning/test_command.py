@@ -29,6 +29,8 @@ def test_the_command_runs_every_cell_once_and_shows_both_tables(command, model_d
     assert "bert, seed 1: finished" in printed.out
     assert "test accuracy" in printed.out
     assert (tmp_path / "out" / "report.html").is_file()
+    (tmp_path / "out" / "accuracy.md").unlink()
+    assert command("report", tmp_path / "out")[0] == 0
     assert (tmp_path / "out" / "accuracy.md").is_file()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").rglob("*")}
     assert command(*arguments)[0] == 0

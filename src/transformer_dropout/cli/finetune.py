@@ -79,6 +79,7 @@ def finetune(
         batch=batch,
     )
     about = {
+        "item": "sentence",
         "command": shlex.join(["dropout", *sys.argv[1:]]),
         "reference": choose_reference(reference, [config.name for config in configs]),
     }

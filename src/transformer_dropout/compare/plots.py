@@ -92,7 +92,7 @@ def loss_figure(comparison: Comparison, judgement: Judgement) -> str | None:
                 _line(axes, drawn[arm][key], looks[arm], band=len(order) <= _MOST_BANDS)
             axes.set_title(f"{name} loss")
             axes.set_xlabel("passes over the training data")
-        left.set_ylabel("loss, nats a token")
+        left.set_ylabel(f"loss, nats a {comparison.item}")
         left.set_ylim(*_loss_limits([item for found in drawn.values() for item in found.values()]))
         _legend(figure, {arm: looks[arm] for arm in order}, heading="lowest validation loss first")
         return _svg(figure, title)
@@ -150,7 +150,9 @@ def forest_figure(comparison: Comparison, judgement: Judgement) -> str | None:
         axes.set_yticks(range(len(order)), [_short(arm) for arm in order])
         axes.set_ylim(-0.6, len(order) - 0.4)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"validation loss minus that of {_short(judgement.reference.name)}, nats a token")
+        axes.set_xlabel(
+            f"validation loss minus that of {_short(judgement.reference.name)}, nats a {comparison.item}"
+        )
         low, high = axes.get_xlim()
         axes.set_xlim(min(low, -0.15 * high), max(high, -0.15 * low))
         axes.set_title("← better", loc="left", color=_KIND_COLOURS["better"])
@@ -177,7 +179,7 @@ def cost_figure(comparison: Comparison, judgement: Judgement) -> str | None:
                 _cost_point(axes, comparison, arm, values[arm], shift, looks[arm])
             axes.set_xlim(0.0, 1.12 * max(values.values()))
             axes.set_xlabel(name)
-        grid[0].set_ylabel("validation loss, nats a token")
+        grid[0].set_ylabel(f"validation loss, nats a {comparison.item}")
         _legend(figure, {arm: looks[arm] for arm in costs}, marker=True)
         return _svg(figure, "Validation loss against what training cost: lower and further left is better")
 

@@ -79,6 +79,7 @@ class Comparison:
         command: the command line that made the folder.
         created: when, in ISO 8601.
         runs: every run of these arms and seeds that has a ``run.json``.
+        item: what a loss is the mean over: a token, or the sentence of a classifier.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class Comparison:
     command: str
     created: str
     runs: tuple[Run, ...]
+    item: str = "token"
 
     def of(self, arm: str) -> list[Run]:
         """Return the runs of one arm, in order of seed, whatever their status."""
@@ -98,7 +100,7 @@ class Comparison:
         return [run for run in self.of(arm) if run.usable]
 
     def losses(self, arm: str) -> dict[int, float]:
-        """Return the final validation loss of each usable seed of one arm, in nats per token."""
+        """Return the final validation loss of each usable seed of one arm, in nats per item."""
         return {run.seed: run.val_loss for run in self.usable(arm)}
 
 
@@ -137,6 +139,7 @@ def load_comparison(folder: Path) -> Comparison:
         reference=reference,
         command=str(record.get("command") or ""),
         created=str(record.get("created") or ""),
+        item=str(record.get("item") or "token"),
         runs=tuple(sorted(mine, key=lambda run: (arms.index(run.name), run.seed))),
     )
 

@@ -111,8 +111,8 @@ def markdown(comparison: Comparison, judgement: Judgement) -> str:
         f"{judgement.regime.text}\n",
         f"Reference: {judgement.reference.name}, because {judgement.reference.why}.\n",
         result_table(comparison, judgement).markdown(),
-        "Losses in nats a token, mean over seeds ± half the 95 % t-interval; difference: arm minus "
-        "reference, paired by seed, with its 95 % t-interval; verdict: Holm-adjusted p below 0.05.\n",
+        f"Losses in nats a {comparison.item}, mean over seeds ± half the 95 % t-interval; difference: arm "
+        "minus reference, paired by seed, with its 95 % t-interval; verdict: Holm-adjusted p below 0.05.\n",
         cost_table(comparison).markdown(),
     )
     return "\n".join(parts)

@@ -162,7 +162,7 @@ def regime(comparison: Comparison) -> Regime:
     bare = _bare_twin(comparison, best)
     passes = _passes(comparison.usable(bare or best or comparison.arms[0]))
     gap = _gap(comparison.usable(bare)) if bare else None
-    context = _context(passes, gap)
+    context = _context(passes, gap, comparison.item)
     if best is None or bare is None:
         missing = "plain dropout" if best is None else f"an empty recipe and the same settings as {best}"
         text = (
@@ -194,7 +194,9 @@ def headline(comparison: Comparison, reference: str, verdicts: dict[str, Verdict
         return "No run has finished with a validation loss, so there is nothing to compare yet."
     losses = list(comparison.losses(best).values())
     fewer = any(0 < len(comparison.losses(arm)) < len(losses) for arm in comparison.arms)
-    start = f"{best} has the lowest validation loss ({mean_interval(losses).mean:.3f} nats a token, "
+    start = (
+        f"{best} has the lowest validation loss ({mean_interval(losses).mean:.3f} nats a {comparison.item}, "
+    )
     start += (
         f"mean of {_count(len(losses), 'seed')}{', among the arms that finished as many' if fewer else ''})"
     )
@@ -311,10 +313,12 @@ def _gap(runs: list[Run]) -> float | None:
     return sum(gaps) / len(gaps) if gaps else None
 
 
-def _context(passes: float | None, gap: float | None) -> str:
+def _context(passes: float | None, gap: float | None, item: str) -> str:
     parts = []
     if passes is not None:
-        few = f", fewer than the {FEW_PASSES} at which overfitting shows" if passes < FEW_PASSES else ""
+        few = f", fewer than the {FEW_PASSES} at which overfitting shows"
+        # A pre-trained model overfits sooner.
+        few = few if passes < FEW_PASSES and item == "token" else ""
         parts.append(f"{passes:.1f} passes over the training data{few}")
     if gap is not None:
         side = "above" if gap >= 0 else "below"
