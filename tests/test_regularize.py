@@ -223,3 +223,14 @@ def test_the_same_seed_gives_the_same_layers():
         regularize_(model, EVERYWHERE)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_graph_compiled_for_a_plain_model_does_not_serve_a_regularized_one():
+    plain, regularized = decoder(), decoder()
+    handle = regularize_(regularized, Recipe([Rule("mlp_output", Dropout, p=0.5)]))
+    compiled = torch.compile(plain, backend="eager")
+    expected = compiled(tokens())
+    acting = torch.compile(regularized, backend="eager")
+    assert not acting(tokens()).equal(acting(tokens()))
+    handle.remove()
+    assert acting(tokens()).equal(expected)

@@ -2,6 +2,7 @@
 
 from torch.utils.hooks import RemovableHandle
 
+from ._compiled_hooks import let_compiler_see_hooks
 from .errors import InputError
 from .schedules import Schedule
 from .weights import value_at
@@ -15,6 +16,7 @@ class NoiseHandle:
     """
 
     def __init__(self, schedule: Schedule) -> None:
+        let_compiler_see_hooks()
         self.schedule = schedule
         self._hooks: list[RemovableHandle] = []
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._compiled_hooks import let_compiler_see_hooks
 from ._keep_count import KeepCount
 from ._placement import assign, build_layer, refuse_second_regularization
 from ._surgery import Surgery
@@ -219,6 +220,8 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
     sites = find_sites(model) if sites is None else list(sites)
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
+    if assignments:
+        let_compiler_see_hooks()
     handle = Regularization(model, recipe)
     # An encoder and a decoder embed tokens of their own.
     sources: dict[tuple[int, str | None], nn.Module] = {}

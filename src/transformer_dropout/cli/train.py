@@ -1,7 +1,6 @@
 """``dropout train``: one run."""
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,6 +87,7 @@ def print_cost(console: Console, config: "RunConfig") -> None:
 def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: bool) -> None:
     """Train with one progress bar, then print the result."""
     from ..training.listener import Listener, Progress
+    from ..training.processes import leave
     from ..training.run import Interrupted, run
 
     bars = run_bars(console)
@@ -107,7 +107,7 @@ def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: 
     except Interrupted as interrupted:
         stop_bars(bars)
         tell(f"Saved at step {interrupted.step}; continue with the same command and --resume --out {folder}")
-        sys.exit(128 + interrupted.signal)
+        leave(128 + interrupted.signal)
     finally:
         stop_bars(bars)
     result = record["result"]
@@ -122,3 +122,4 @@ def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: 
     )
     tell(f"train loss {result['train_loss']:.4f}, val loss {result['val_loss']:.4f}{keep}")
     tell(f"Run folder: {folder}\nTry: dropout generate {folder} --prompt 'Return the' --tokens 200")
+    leave(0)

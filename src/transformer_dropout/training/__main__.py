@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .listener import Listener
+from .processes import leave
 from .run import Interrupted, choose_threads, run
 from .run_config import load_run_config
 
@@ -43,4 +44,4 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+leave(main())
