@@ -203,7 +203,7 @@ def test_a_constant_coefficient_stays_a_number():
         ({(*MODEL, "use_dropout_entropy_penalty"): True}, "a layer has one penalty"),
         ({(*MODEL, "l1_norm_penalty_type"): None}, "l1_norm_penalty_type is to be set exactly when"),
         ({LEARNED: None}, "learned_dropout_config is missing"),
-        ({(*COEFFICIENT, "exp_rate"): None}, "min_coeff and exp_rate go together"),
+        ({(*COEFFICIENT, "exp_rate"): None}, "min_coeff needs exp_rate"),
         ({(*COEFFICIENT, "exp_rate"): 1.5}, "exp_rate is 1.5"),
         ({(*COEFFICIENT, "min_coeff"): 0.2}, "min_coeff is 0.2"),
         ({(*LEARNED, "shift_intt"): 0}, "Did you mean 'shift_init'?"),
@@ -250,3 +250,10 @@ def test_every_file_trains_at_a_reduced_scale(name, tmp_path, text_file):
     assert record["result"]["val_loss"] < math.log(256) - 0.5
     assert bool(record["notes"]) == (name == "precomputed_masks")
     assert (record["result"]["keep"] is None) == (name.endswith("baseline"))
+
+
+def test_a_coefficient_with_a_rate_alone_grows_from_zero():
+    alone = PublishedCoefficient(max_coeff=0.1, exp_rate=1e-4)
+    assert alone.weight(1000) == PublishedCoefficient(max_coeff=0.1, min_coeff=0.0, exp_rate=1e-4).weight(
+        1000
+    )

@@ -17,16 +17,19 @@ DROPOUT_SITES = ("embedding", "attention_weights", "attention_output", "mlp_outp
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCoefficient:
-    """``min(max_coeff, min_coeff + exp(exp_rate * step) - 1)``, or ``max_coeff`` without the other two."""
+    """``min(max_coeff, min_coeff + exp(exp_rate * step) - 1)``, or ``max_coeff`` without an ``exp_rate``.
+
+    With an ``exp_rate`` alone, ``min_coeff`` is 0.
+    """
 
     max_coeff: float = 1.0
     min_coeff: float | None = None
     exp_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.min_coeff is None) != (self.exp_rate is None):
+        if self.min_coeff is not None and self.exp_rate is None:
             raise InputError(
-                "min_coeff and exp_rate go together: give both for a schedule, neither for a constant."
+                "min_coeff needs exp_rate, which says how fast the coefficient grows from there."
             )
         if self.min_coeff is not None and not 0 <= self.min_coeff < self.max_coeff:
             raise InputError(
@@ -37,14 +40,13 @@ class PublishedCoefficient:
 
     def weight(self, steps: int) -> float | dict[str, Any]:
         """Return the weight as a schedule over the progress of so many steps."""
-        if self.exp_rate is None or self.min_coeff is None:
+        if self.exp_rate is None:
             return self.max_coeff
+        start = self.min_coeff or 0.0
         # expm1(exp_rate * step) reaches max - min at this step.
-        reach = math.log1p(self.max_coeff - self.min_coeff)
+        reach = math.log1p(self.max_coeff - start)
         until = reach / self.exp_rate / steps
-        return {
-            "exponential": {"start": self.min_coeff, "end": self.max_coeff, "rate": reach, "until": until}
-        }
+        return {"exponential": {"start": start, "end": self.max_coeff, "rate": reach, "until": until}}
 
 
 @dataclass(frozen=True, kw_only=True)

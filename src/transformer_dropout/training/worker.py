@@ -1,0 +1,51 @@
+"""A run as a process of its own, which tells a parent how it goes.
+
+One JSON object a line on standard output tells progress and messages; one sentence on standard error says
+what went wrong.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import InputError
+from .listener import Listener
+from .processes import leave
+from .run import Interrupted, choose_threads
+
+
+def tell(**event: object) -> None:
+    """Write one event."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def work(module: str, run_folder: Callable[[Path, Listener], Any]) -> NoReturn:
+    """Run the folder that the command line names, and end the process.
+
+    Exits with 0, with 2 for what a user can put right, with 128 + n after signal n.
+
+    Args:
+        module: the module's name on the command line.
+        run_folder: trains the run that a folder's ``config.yaml`` describes.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a run folder with its config.yaml")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments = parser.parse_args()
+    choose_threads(arguments.threads)
+    listener = Listener(
+        progress=lambda progress: tell(**asdict(progress)), message=lambda text: tell(message=text)
+    )
+    try:
+        run_folder(arguments.folder, listener)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        leave(2)
+    except Interrupted as interrupted:
+        leave(128 + interrupted.signal)
+    leave(0)
