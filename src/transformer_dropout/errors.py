@@ -1,7 +1,7 @@
 """The one exception for what a user can put right."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -18,3 +18,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean {near[0]!r}?"
     return f" Known: {', '.join(choices)}." if choices else ""
+
+
+def check_choice(value: str, allowed: Sequence[str], name: str) -> None:
+    """Refuse a word that is not among the allowed ones.
+
+    Raises:
+        InputError: naming the nearest of them.
+    """
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}.{did_you_mean(str(value), allowed)}")

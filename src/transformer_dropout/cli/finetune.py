@@ -32,6 +32,9 @@ EpochsOption = Annotated[
 RateOption = Annotated[
     float | None, typer.Option("--lr", help="Peak; default: 5e-5 up to 2,000 sentences, else 3e-5.")
 ]
+DTypeOption = Annotated[
+    str, typer.Option("--dtype", help="float32, or bfloat16, faster where the processor has it.")
+]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")
 ]
@@ -52,6 +55,7 @@ def finetune(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of all runs.")] = Path(
         "runs/finetune"
     ),
+    dtype: DTypeOption = "float32",
     jobs: JobsOption = None,
     reference: ReferenceOption = None,
 ) -> None:
@@ -77,6 +81,7 @@ def finetune(
         epochs=epochs,
         lr=lr,
         batch=batch,
+        dtype=dtype,
     )
     about = {
         "item": "sentence",

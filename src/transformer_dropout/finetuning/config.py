@@ -6,13 +6,15 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from ..errors import InputError
+from ..errors import InputError, check_choice
 from ..training.checked import STRICT_KEYS, checked
 from ..training.yaml_file import dump_yaml, read_yaml
 
 FORMAT = 1
+
+DType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class TrainingConfig:
         clip: largest gradient norm.
         max_tokens: longer sentences are cut.
         probe: training sentences on which the clean training loss is measured.
+        dtype: "float32", or "bfloat16" for autocast, in training and evaluation; weights stay in float32.
     """
 
     steps: int
@@ -68,6 +71,7 @@ class TrainingConfig:
     clip: float = 1.0
     max_tokens: int = 128
     probe: int = 256
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         for name in ("steps", "eval_every", "batch", "max_tokens", "probe"):
@@ -80,6 +84,7 @@ class TrainingConfig:
             raise InputError(f"training.warmup is {self.warmup}, but it is a share in [0, 1).")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"training.weight_decay is {self.weight_decay}, but it is at least 0.")
+        check_choice(self.dtype, get_args(DType), "training.dtype")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from ..training.evaluate import fixed_randomness
 from ..training.loop import Diverged, peak_memory_bytes
 from ..weights import weight_decay_groups
 from .arms import parts_of
-from .batches import batch_indices, encode, steps_per_epoch
+from .batches import Encoded, batch_indices, encode, steps_per_epoch
 from .config import FineTuningConfig, TrainingConfig
 from .evaluate import CPU, Score, mask_statistics, score
 from .objective import Objective
@@ -104,7 +104,8 @@ class FineTuning:
         """Add the gradients of the step that comes next."""
         batch = self.train.batch(self.indices(self.step))
         self.model.train()
-        loss = self.objective.loss(batch.inputs, batch.labels)
+        with self.computing():
+            loss = self.objective.loss(batch.inputs, batch.labels)
         penalty = self.objective.penalty(self.regularization)
         (loss + penalty).backward()
         self.loss, self.penalty = loss.item(), penalty.item()
@@ -112,18 +113,27 @@ class FineTuning:
         if not math.isfinite(self.loss + self.penalty):
             raise Diverged(self.step + 1)
 
+    def computing(self) -> torch.autocast:
+        """Return the context in which the model runs, for its dtype."""
+        return torch.autocast(CPU.type, torch.bfloat16, enabled=self.config.training.dtype == "bfloat16")
+
+    def score(self, sentences: Encoded) -> Score:
+        """Return the score on some sentences."""
+        with self.computing():
+            return score(self.model, sentences)
+
     def evaluate(self) -> dict[str, Any]:
         """Measure and return one line of the metrics.
 
         Raises:
             Diverged: when a loss is not finite.
         """
-        train, validation = score(self.model, self.probe), score(self.model, self.validation)
+        train, validation = self.score(self.probe), self.score(self.validation)
         if not math.isfinite(train.loss + validation.loss):
             raise Diverged(self.step)
-        masks = mask_statistics(
-            self.regularization, self.probe.batch(range(min(64, len(self.probe)))), self.step
-        )
+        with self.computing():
+            batch = self.probe.batch(range(min(64, len(self.probe))))
+            masks = mask_statistics(self.regularization, batch, self.step)
         seconds, self.step_seconds = self.step_seconds, []
         return {
             "step": self.step,
@@ -139,10 +149,6 @@ class FineTuning:
             "step_seconds": sum(seconds) / len(seconds) if seconds else None,
             "peak_memory_bytes": peak_memory_bytes(CPU),
         }
-
-    def validate(self) -> Score:
-        """Return the score on the validation split."""
-        return score(self.model, self.validation)
 
     def count_flops(self) -> dict[str, float]:
         """Return operations a token, counted in one training step that is not made and one evaluation.

@@ -34,9 +34,9 @@ class Objective:
         R-Drop's loss is halved: it has two cross-entropies, and the gradients of all arms are clipped alike.
         """
         if self.rdrop is None:
-            return F.cross_entropy(self.model(**inputs).logits, labels)
+            return F.cross_entropy(self.model(**inputs).logits.float(), labels)
         first, second = two_passes(self.model, inputs, doubled=True)
-        return rdrop_loss(first, second, labels, self.rdrop) / 2
+        return rdrop_loss(first.float(), second.float(), labels, self.rdrop) / 2
 
     def penalty(self, regularization: Regularization) -> Tensor:
         """Return what is added to the loss; call it once after each training forward."""

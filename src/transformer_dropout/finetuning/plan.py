@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import InputError, did_you_mean
 from .arms import make_arms
 from .batches import steps_per_epoch
-from .config import DataConfig, FineTuningConfig, ModelConfig, TrainingConfig
+from .config import DataConfig, DType, FineTuningConfig, ModelConfig, TrainingConfig
 from .pretrained import load_classifier, load_tokenizer, model_folder, weights_digest
 from .run import split_digests
 from .sentences import prepared_splits
@@ -24,6 +24,7 @@ def plan(
     epochs: int | None = None,
     lr: float | None = None,
     batch: int = 32,
+    dtype: DType = "float32",
 ) -> list[FineTuningConfig]:
     """Return the run configs of some arms, their seed left at 0.
 
@@ -35,6 +36,7 @@ def plan(
         epochs: passes over them; None for 8 up to 2,000 sentences, else 3.
         lr: peak learning rate; None for 5e-5 up to 2,000 sentences, else 3e-5.
         batch: sentences in a step.
+        dtype: "bfloat16" computes under autocast.
 
     Raises:
         InputError: for a model, file, arm or number that does not fit.
@@ -55,6 +57,7 @@ def plan(
         steps=(epochs or (8 if few else 3)) * per_epoch,
         eval_every=per_epoch,
         batch=batch,
+        dtype=dtype,
         lr=lr if lr is not None else (5e-5 if few else 3e-5),
     )
     data = DataConfig(

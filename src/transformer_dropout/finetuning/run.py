@@ -12,7 +12,6 @@ from ..training.listener import Listener, Progress
 from ..training.loop import Diverged
 from ..training.record import Records, machine, read_run, versions
 from .config import DataConfig, FineTuningConfig
-from .evaluate import score
 from .loop import FineTuning
 from .pretrained import model_folder, of_transformers, weights_digest
 from .sentences import Splits, digest, prepared_splits
@@ -106,7 +105,7 @@ def train(config: FineTuningConfig, splits: Splits, records: Records, listener: 
 
 def result(training: FineTuning, metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the end of a run, which is its last step; only here the test split is looked at."""
-    again, test = training.validate(), score(training.model, training.test)
+    again, test = training.score(training.validation), training.score(training.test)
     names = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "keep", "keep_eval", "penalty")
     return {
         "step": training.step,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, check_choice
 from ._base import DropoutLayer
 
 EvalMask = Literal["threshold", "mean", "sample"]
@@ -18,12 +18,6 @@ PENALTIES = {
     "linear": functional.linear_penalty,
     "entropy": functional.entropy_penalty,
 }
-
-
-def check_choice(value: str, allowed: tuple[str, ...], name: str) -> None:
-    """Refuse a word that is not among the allowed ones."""
-    if value not in allowed:
-        raise InputError(f"{name} is {value!r}.{did_you_mean(str(value), allowed)}")
 
 
 def check_heads(width: int, heads: int) -> None:
