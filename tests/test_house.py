@@ -18,6 +18,7 @@ FLOORS = {
     "_compiled_hooks": 0,
     "errors": 0,
     "functional": 0,
+    "kernels": 0,
     "schedules": 0,
     "layers": 1,
     "_noise_handle": 1,
@@ -42,6 +43,7 @@ FLOORS = {
     "training": 5,
     "compare": 6,
     "finetuning": 6,
+    "bench": 6,
     "cli": 7,
     "__main__": 7,
 }

@@ -1,0 +1,1 @@
+"""Fast versions of the mathematics, each beside the plain formula that it is tested against."""

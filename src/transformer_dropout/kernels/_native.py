@@ -1,0 +1,55 @@
+"""The rule that chooses between pure PyTorch and the native extra."""
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+PURE: ContextVar[bool] = ContextVar("pure_pytorch", default=False)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@contextmanager
+def pure_pytorch() -> Iterator[None]:
+    """Use no native code inside, as where numba is not installed."""
+    token = PURE.set(True)
+    try:
+        yield
+    finally:
+        PURE.reset(token)
+
+
+def takes_native(*tensors: Tensor) -> bool:
+    """Say whether native code computes with these tensors.
+
+    It does in eager mode, where numba is installed, on plain contiguous float32 or bfloat16 tensors in the
+    memory of the processor. A compiled graph takes the pure version, which its compiler fuses, and so does
+    code whose operations somebody watches (a count of operations, an audit): native code shows none.
+    """
+    return (
+        not (torch.compiler.is_compiling() or PURE.get() or _get_current_dispatch_mode() is not None)
+        and numba_installed()
+        and all(map(plain, tensors))
+    )
+
+
+@functools.cache
+def numba_installed() -> bool:
+    """Say whether the native extra is there, without loading it."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def plain(tensor: Tensor) -> bool:
+    """Say whether native code can read a tensor's memory as it lies there."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.dtype in DTYPES
+        and tensor.is_contiguous()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
