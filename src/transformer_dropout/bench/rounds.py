@@ -83,4 +83,5 @@ def timed_ratio(
         seconds={name: statistics.median(round[name] for round in times) for name in sides},
         gate=gate,
         about=about,
+        action=sides[under],
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Path = Literal["pure", "native"]
+Path = Literal["pure", "native", "gpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Measurement:
         seconds: median CPU seconds of one call of each side.
         gate: what was checked before timing, and by how much the sides differed.
         about: shape, dtype and settings, as plain data.
+        action: one call of the side that should be fast, to be profiled when it is not.
     """
 
     value: float
@@ -37,6 +38,7 @@ class Measurement:
     seconds: Mapping[str, float] = field(default_factory=dict)
     gate: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    action: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +47,13 @@ class Row:
 
     Attributes:
         name: what is compared, as ``reference / ours``.
-        path: which of our implementations: PyTorch alone, or the native extra.
+        path: which of our implementations: PyTorch alone, with the native extra, or on a GPU. A "pure" row
+            is measured inside ``pure_pytorch()``.
         target: what the value should reach.
         at_least: whether the value should be at least the target, or at most.
         unit: "x" for a ratio, "bytes" for bytes an element.
         measure: measures it.
-        obstacle: when the target is missed, what a profile shows to be in the way.
+        obstacle: what to say beside the profile when the target is missed.
     """
 
     name: str

@@ -1,0 +1,68 @@
+"""``dropout bench``: time what this package makes fast against the way the published code is built."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from .progress import rich_table
+
+RowOption = Annotated[
+    list[str] | None,
+    typer.Option("--row", metavar="PATTERN", help="Only rows whose name matches; repeatable."),
+]
+GrowthOption = Annotated[
+    bool, typer.Option("--growth/--no-growth", help="Measure cost against width, context and keep as well.")
+]
+
+
+def bench(
+    rows: RowOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller shapes, under 3 minutes.")] = False,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each side.")] = 7,
+    growth: GrowthOption = True,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where record, page and figures go.")
+    ] = Path("runs/bench"),
+) -> None:
+    """Time training steps, masks, decoding and skipped work; every figure is a ratio to a reference.
+
+    Leave the machine alone meanwhile. Ends with exit code 1 when two sides did not compute the same.
+
+    Examples:
+
+    - `dropout bench --quick`
+    - `dropout bench --row "decode*" --row "mask*" --no-growth`
+    - `dropout bench --out benchmarks`
+    """
+    import torch
+
+    from ..bench.record import new_record
+    from ..bench.results import results_table
+    from ..bench.row import Budget
+    from ..bench.run import Result, chosen_rows, run_rows
+    from ..bench.table import all_rows
+    from ..bench.write import write_results
+
+    chosen, budget = chosen_rows(all_rows(), rows or ()), Budget(rounds=rounds, quick=quick)
+    torch.set_num_threads(1)
+    console = Console()
+    with Progress(console=console) as bars:
+        bar = bars.add_task("rows", total=len(chosen))
+
+        def tell(result: Result) -> None:
+            bars.update(bar, advance=1, description=f"{result.row.name}, {result.row.path}")
+
+        results = run_rows(chosen, budget, tell)
+        record = new_record(results, budget, shlex.join(["dropout", *sys.argv[1:]]))
+        if growth:
+            record["growth"] = grow(bars, budget)
+    table = results_table(record)
+    console.print(rich_table("", table.columns, table.rows))
+    console.print(f"Page: {write_results(out, record).resolve()}", soft_wrap=True, markup=False)
+    if any(result.status == "failed" for result in results):
+        raise typer.Exit(1)
