@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import transformer_dropout as td
 from transformer_dropout import functional
 from transformer_dropout.integrations.tiny_models import tiny_model
+from transformer_dropout.saved_recipe import LEARNED_FILE, learned_state, restore
 from transformer_dropout.training.decoder import Decoder, DecoderConfig
 
 MODELS = ("decoder", "gpt2", "llama")
@@ -258,11 +260,55 @@ def masks_of_process(name, kind, rank):
     return masks
 
 
+def pulled_gradients(name, share=lambda model: model, part=slice(None)):
+    """Return gradients and weights under mixed weights and penalties on weights.
+
+    The penalties are made once before the model is shared out, and once after.
+    """
+    model, _ = regularized(name, td.Recipe())
+    start = {key: 0.9 * value + 0.01 for key, value in model.state_dict().items()}
+    mixed = td.mixout_(model, 0.5, pretrained=start, select="*0.*weight")
+    terms = penalties_of(model, start)
+    called = share(model)
+    terms += penalties_of(model, start)
+    loss = loss_of(called, tokens()[part])
+    value = sum(term() for term in terms)
+    (loss + value).backward()
+    gradients = {path: whole(parameter.grad).clone() for path, parameter in model.named_parameters()}
+    td.proximal_l1_(terms[0].parameters, 1.0, lr=0.01)
+    assert mixed.unreached == []
+    return value.detach(), gradients, {path: whole(p.detach()) for path, p in model.named_parameters()}
+
+
+def penalties_of(model, start):
+    net = td.ElasticNet(model, 0.01, l1_ratio=0.3)
+    return [td.L1(model, 0.001), td.L2(model, 0.1), net, td.L2SP(model, 0.1, pretrained=start)]
+
+
+def dropped_below_zero(x, p):
+    """A dropout whose mask follows from the input."""
+    return x * (x > 0) / (1 - p) if p else x
+
+
+def save_sharded(folder):
+    """Save learned layers from shards, forget them, and read them back into the shards."""
+    model, handle = regularized("llama", td.Recipe([LEARNED]))
+    expected = {key: tensor.detach().clone() for key, tensor in learned_state(handle).items()}
+    sharded(model)
+    td.save_regularized(folder, handle)
+    dist.barrier()
+    for tensor in learned_state(handle).values():
+        tensor.data.zero_()
+    restore(learned_state(handle), folder / LEARNED_FILE)
+    for key, tensor in learned_state(handle).items():
+        assert torch.equal(tensor.full_tensor(), expected[key])
+
+
 def two_processes():
     """The worker of the test below: write this process's gradients and masks."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rank, sampled = dist.get_rank(), functional.sampled_mask
+    rank, sampled, dropout = dist.get_rank(), functional.sampled_mask, functional.dropout
     found = {}
     for case in CASES:
         name, kind = case.split("/")
@@ -270,12 +316,20 @@ def two_processes():
         gradients = gradients_of_process(name, kind, rank)
         functional.sampled_mask = sampled
         found[case] = gradients, masks_of_process(name, kind, rank)
+        share = DistributedDataParallel if kind == "ddp" else sharded
+        functional.dropout = dropped_below_zero
+        found[case] += pulled_gradients(name, share, slice(2 * rank, 2 * rank + 2))
+        functional.dropout = dropout
+    save_sharded(Path(f"{sys.argv[1]}.saved"))
     torch.save(found, f"{sys.argv[1]}.{rank}")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one_and_masks_of_their_own(tmp_path, environment, fixed_masks):
+def test_two_processes_have_the_gradients_of_one_and_masks_of_their_own(
+    tmp_path, environment, fixed_masks, monkeypatch
+):
+    monkeypatch.setattr(functional, "dropout", dropped_below_zero)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     file = str(tmp_path / "found")
     done = subprocess.run([*command, __file__, file], env=environment, capture_output=True, text=True)
@@ -283,7 +337,9 @@ def test_two_processes_have_the_gradients_of_one_and_masks_of_their_own(tmp_path
     first, second = torch.load(f"{file}.0"), torch.load(f"{file}.1")
     for case in CASES:
         expected = step(*regularized(case.split("/")[0], STILL))[2]
-        (gradients, masks), (others, other_masks) = first[case], second[case]
+        (gradients, masks, *pulled), (others, other_masks, *other_pulled) = first[case], second[case]
+        for found in (pulled, other_pulled):
+            assert_same(found, pulled_gradients(case.split("/")[0]), rtol=1e-4, atol=1e-6)
         assert gradients.keys() == expected.keys()
         for name, gradient in expected.items():
             for found in (gradients[name], others[name]):
@@ -292,6 +348,10 @@ def test_two_processes_have_the_gradients_of_one_and_masks_of_their_own(tmp_path
                 )
         for mask, other in zip(masks, other_masks, strict=True):
             assert 0.1 < (mask != other).float().mean() < 0.6
+    # What was saved from shards is whole.
+    saved = td.load_regularized(f"{file}.saved", tiny_model("llama"))
+    state = learned_state(regularized("llama", td.Recipe([LEARNED]))[1])
+    assert all(torch.equal(tensor, state[key]) for key, tensor in learned_state(saved).items())
 
 
 # --- adapters

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A file imports from its own floor and from lower ones. The package's own __init__ shows users the rooms.
 FLOORS = {
     "_compiled_hooks": 0,
+    "_sharded": 0,
     "errors": 0,
     "functional": 0,
     "kernels": 0,
@@ -32,6 +33,8 @@ FLOORS = {
     "recipes": 3,
     "_attention": 4,
     "_keep_count": 4,
+    "_mlp": 4,
+    "_own_rates": 4,
     "_placement": 4,
     "_sequence": 4,
     "_surgery": 4,

@@ -181,6 +181,31 @@ def test_l2_sp_follows_the_model_to_another_dtype(model):
     assert penalty().item() == 0.0
 
 
+def replaced(model, change=lambda value: value.clone()):
+    """Put new parameters in the place of all, as sharding a model does."""
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                setattr(module, name, nn.Parameter(change(parameter.detach())))
+
+
+@pytest.mark.parametrize("build", [td.L1, td.L2, td.ElasticNet, td.L2SP])
+def test_parameters_that_are_replaced_later_are_the_ones_that_are_penalised(build):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    term = build(model, 1.0)
+    replaced(model, lambda value: value + 1)
+    term().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.ndim == 2)
+
+
+def test_a_parameter_that_is_gone_is_named():
+    model = nn.Sequential(nn.Linear(3, 2))
+    term = td.L2(model, 1.0)
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(td.InputError, match=r"0.weight is no parameter of shape \(2, 3\) any more"):
+        term()
+
+
 def test_strong_l2_sp_keeps_a_model_where_it_was(model):
     start = model.body.weight.detach().clone()
     penalty = td.L2SP(model, 100.0, select="body.weight")

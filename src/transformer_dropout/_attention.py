@@ -17,11 +17,10 @@ PREFIX = "transformer_dropout_"
 REACHED = ("sdpa", "eager")
 
 
-def weigh(
-    layer: nn.Module,
+def attention_weights(
+    layer: Callable[[Tensor], Tensor],
     query: Tensor,
     key: Tensor,
-    value: Tensor,
     *,
     scaling: float,
     hidden: Tensor | None = None,
@@ -29,11 +28,11 @@ def weigh(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Return ``layer(softmax(scores)) v``, written out so that a layer can act on weights or scores.
+    """Return ``layer(softmax(scores))``, or ``softmax(layer(scores))`` for a layer that acts on scores.
 
     Args:
         layer: acts on the weights, or on the scores where it says ``acts_on = "scores"``.
-        query, key, value: with as many key heads as query heads.
+        query, key: with as many key heads as query heads.
         scaling: factor of the scores.
         hidden: true where a query may not look.
         bias: added to the scores: position biases and masks of minus infinity.
@@ -41,7 +40,8 @@ def weigh(
         sinks: one more logit a head that takes weight and gives no value, as gpt-oss has it.
 
     Shape:
-        query: (batch, heads, queries, d); key, value: (batch, heads, keys, d); result as the query.
+        query: (batch, heads, queries, d); key: (batch, heads, keys, d).
+        Result: (batch, heads, queries, keys).
     """
     scores = query @ key.transpose(-2, -1) * scaling
     if softcap is not None:
@@ -58,9 +58,18 @@ def weigh(
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     if sinks is not None:
         weights = weights[..., :-1]
-    if getattr(layer, "acts_on", "weights") == "weights":
-        weights = layer(weights)
-    return weights @ value
+    return layer(weights) if getattr(layer, "acts_on", "weights") == "weights" else weights
+
+
+def weigh(
+    layer: Callable[[Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor, **others: Any
+) -> Tensor:
+    """Return ``attention_weights(...) v``, written out so that a layer can act on weights or scores.
+
+    Shape:
+        query: (batch, heads, queries, d); key, value: (batch, heads, keys, d); result as the query.
+    """
+    return attention_weights(layer, query, key, **others) @ value
 
 
 def future(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ._surgery import child_name
+from ._surgery import buffer_name, child_name, reader_of
 from .errors import InputError
 from .layers import Dropout, DropoutLayer, DropPath
 from .recipe import Recipe, Rule
@@ -39,16 +39,26 @@ def assign(sites: list[Site], recipe: Recipe) -> list[tuple[Site, Rule]]:
 def refuse_second_regularization(model: nn.Module, sites: Iterable[Site]) -> None:
     """Raise InputError when a site already holds a layer of an earlier `regularize_`."""
     for site in sites:
-        module = model.get_submodule(site.path)
-        if isinstance(module, DropoutLayer) or hasattr(module, child_name(site)):
+        module, name = model.get_submodule(site.path), child_name(site)
+        if site.access == "rate":
+            module, name = model.get_submodule(reader_of(site)), buffer_name(site)
+        if isinstance(module, DropoutLayer) or hasattr(module, name):
             raise InputError(
                 "The model is regularized already; call remove() on the handle of the first "
                 "td.regularize_ before a second."
             )
 
 
-def build_layer(site: Site, rule: Rule, source: nn.Module | None) -> DropoutLayer:
+def build_layer(
+    site: Site, rule: Rule, source: nn.Module | None, inputs: int | None = None
+) -> DropoutLayer:
     """Make the layer of a rule for a site.
+
+    Args:
+        site: where it will act.
+        rule: what it is.
+        source: the module that the layers of the rule share, if there is one.
+        inputs: channels of the input of the plain MLP around the site, if there is one.
 
     Raises:
         InputError: when the layer cannot act there, or its penalty and the rule's weight do not go together.
@@ -62,6 +72,8 @@ def build_layer(site: Site, rule: Rule, source: nn.Module | None) -> DropoutLaye
                 "use it at mlp_output, attention_output, mlp_hidden or embedding."
             )
         arguments["width"] = site.width
+    if "inputs" in parameters:
+        arguments["inputs"] = inputs
     if source is not None:
         arguments["source"] = source
     elif "causal" in parameters:

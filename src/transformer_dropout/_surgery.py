@@ -9,15 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from ._attention import attend_with_layer, route_through_layer
+from ._mlp import PlainMLP, detours, plain_mlp, untouched
+from ._own_rates import MARK, Read, forward_with_rates
 from ._sequence import CacheSlot, Sequence, follow_sequence
 from .errors import InputError
-from .layers import DropoutLayer
+from .layers import DropoutLayer, LearnedBlockDropout
 from .sites import Site
 
 
 def child_name(site: Site) -> str:
     """Return the name that a site's layer has as a child of the site's module."""
     return f"{site.kind}_dropout"
+
+
+def reader_of(site: Site) -> str:
+    """Return the path of the module whose code reads the rate of a site: of an ``nn.Dropout``, the parent."""
+    assert site.rate is not None
+    holder, _, name = site.rate.rpartition(".")
+    return holder.rpartition(".")[0] if name == "p" else holder
+
+
+def buffer_name(site: Site) -> str:
+    """Return the name of the reader's buffer for the rate of a site."""
+    assert site.rate is not None
+    return f"{site.rate.removeprefix(f'{reader_of(site)}.').replace('.', '_')}_rate"
 
 
 class Surgery:
@@ -33,6 +48,7 @@ class Surgery:
         self._sequences: dict[str, Sequence] = {}
         self._remembering: dict[str, int] = {}
         self._rates_before: dict[str, float] = {}
+        self._reads: dict[str, list[Read]] = {}
 
     @property
     def done(self) -> bool:
@@ -50,6 +66,9 @@ class Surgery:
         Raises:
             InputError: when the layer cannot act there.
         """
+        if isinstance(layer, LearnedBlockDropout) and (mlp := plain_mlp(self.model, site)) is not None:
+            self._compute_mlp(site, layer, mlp)
+            return
         match site.access:
             case "module":
                 self._replace(site.path, layer)
@@ -65,7 +84,7 @@ class Surgery:
                 self._hook_attention(site, layer)
             case "rate":
                 # The model's own code drops; `Regularization.set_progress` writes how much.
-                pass
+                self._follow_rate(site)
 
     def add_child(self, path: str, name: str, child: nn.Module) -> nn.Module:
         """Make a module a child of the module at a path, on its device, in its dtype and mode."""
@@ -101,6 +120,33 @@ class Surgery:
             self._rates_before[site.rate] = getattr(owner, name)
             self._ways_back.append(partial(setattr, owner, name, getattr(owner, name)))
         setattr(owner, name, value)
+        for read in self._reads.get(reader_of(site), ()):
+            if read.owner is owner and read.name == name:
+                read.set(value)
+
+    def _follow_rate(self, site: Site) -> None:
+        """Let compiled code drop at the rate of a site without reading the number."""
+        assert site.rate is not None
+        path, (holder, _, name) = reader_of(site), site.rate.rpartition(".")
+        reader, owner, buffer = (
+            self.model.get_submodule(path),
+            self.model.get_submodule(holder),
+            buffer_name(site),
+        )
+        reference = next(reader.parameters(), next(self.model.parameters(), None))
+        device = None if reference is None else reference.device
+        reader.register_buffer(buffer, torch.zeros((), device=device), persistent=False)
+        self._ways_back.append(partial(delattr, reader, buffer))
+        reads = self._reads.setdefault(path, [])
+        reads.append(Read(reader=reader, owner=owner, name=name, buffer=buffer, mark=MARK / 2 ** len(reads)))
+        if len(reads) == 1:
+            before = vars(reader).get("forward")
+            reader.forward = partial(forward_with_rates, reader.forward, reads)
+            self._ways_back.append(
+                partial(delattr, reader, "forward")
+                if before is None
+                else partial(setattr, reader, "forward", before)
+            )
 
     def rate_before(self, path: str) -> float:
         """Return what a rate of the model's own was before it was silenced; 0 when it was not."""
@@ -123,6 +169,19 @@ class Surgery:
     def _hook_input(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
         self._keep(parent.register_forward_pre_hook(partial(on_input, child_name(site))))
+
+    def _compute_mlp(self, site: Site, layer: LearnedBlockDropout, mlp: PlainMLP) -> None:
+        """Let a layer compute the MLP around its site, so that it can leave out what it drops."""
+        self.silence(site)
+        layer.in_plain_mlp = True
+        parent = self.add_child(site.path, child_name(site), layer)
+        self._keep(parent.register_forward_hook(untouched))
+        for owner, name, value in detours(mlp, parent, child_name(site)):
+            own = vars(owner).get(name)
+            setattr(owner, name, value)
+            self._ways_back.append(
+                partial(delattr, owner, name) if own is None else partial(setattr, owner, name, own)
+            )
 
     def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
         self.silence(site)

@@ -39,6 +39,7 @@ def attention(
         query: (batch, heads, queries, d); key, value: (batch, heads, keys, d); padding_mask: (batch, keys).
     """
     queries, keys = query.shape[-2], key.shape[-2]
+    causal = causal and queries > 1  # the last query sees every key
     if padding_mask is None and (queries == keys or not causal):
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device)

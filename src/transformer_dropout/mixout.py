@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from . import functional
 from ._noise_handle import NoiseHandle
+from ._sharded import whole
 from .errors import InputError
 from .schedules import Schedule, as_schedule
 from .weights import Patterns, select_parameters, starting_values
@@ -122,7 +123,7 @@ def mixout_(
     not in ``state_dict``: give ``pretrained`` again when resuming.
 
     Args:
-        model: the model, before it is sharded or compiled.
+        model: the model, before it is compiled; it may be sharded with ``fully_shard`` before or after.
         p: probability of mixing in; a schedule moves with ``set_progress``.
         pretrained: a ``state_dict``; what it lacks or has in another shape is not mixed. None for the weights
             as they are now, the random ones of a new classifier among them.
@@ -143,7 +144,7 @@ def mixout_(
         for held, value in zip(*starting_values(parameters, pretrained), strict=True):
             # A module that the model holds twice has two names, and mixes once.
             for name in dict(zip(held.modules, held.names, strict=True)).values():
-                handle.place(model, name, value)
+                handle.place(model, name, whole(value))
         handle.set_progress(0.0)
     except Exception:
         # What fails halfway leaves the model as it was.

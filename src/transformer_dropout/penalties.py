@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._sharded import is_sharded, like_shards, sum_of
 from .errors import InputError
 from .schedules import Schedule, as_schedule
 from .weights import (
@@ -25,7 +26,7 @@ def l1_penalty(parameters: Iterable[Tensor]) -> Tensor:
 
     Paper: Tibshirani 1996, "Regression shrinkage and selection via the lasso".
     """
-    return torch.stack([widened(w).abs().sum() for w in parameters]).sum()
+    return sum_of(widened(w).abs().sum() for w in parameters)
 
 
 def l2_penalty(parameters: Iterable[Tensor]) -> Tensor:
@@ -33,7 +34,7 @@ def l2_penalty(parameters: Iterable[Tensor]) -> Tensor:
 
     Paper: Hoerl and Kennard 1970, "Ridge regression: biased estimation for nonorthogonal problems".
     """
-    return torch.stack([widened(w).square().sum() for w in parameters]).sum() / 2
+    return sum_of(widened(w).square().sum() for w in parameters) / 2
 
 
 def elastic_net_penalty(parameters: Iterable[Tensor], l1_ratio: float) -> Tensor:
@@ -59,10 +60,12 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def given_or_selected(parameters: nn.Module | Iterable[Tensor], select: Patterns | None) -> list[Tensor]:
-    """Return tensors as given, each once, or those that a model's selection names."""
+def given_or_selected(
+    parameters: nn.Module | Iterable[Tensor], select: Patterns | None
+) -> list[Tensor] | list[Held]:
+    """Return tensors as given, each once, or the places of those that a model's selection names."""
     if isinstance(parameters, nn.Module):
-        return [held.parameter for held in select_parameters(parameters, select)]
+        return select_parameters(parameters, select)
     if select is not None:
         raise InputError("select matches parameter names, and tensors have none; pass the model instead.")
     tensors = list(dict.fromkeys(parameters))
@@ -78,7 +81,9 @@ class L1:
 
     Args:
         parameters: a model, of which the trainable matrices are taken (no norms, no biases, no vectors), or
-            tensors, which are taken as they are. One that is tied or given twice counts once.
+            tensors, which are taken as they are. One that is tied or given twice counts once. Of a model the
+            parameters are looked up at each call, so it may be sharded before or after; after takes less
+            memory.
         weight: strength; a schedule moves with ``set_progress`` and begins at progress 0.
         select: Unix patterns of names in the model, to take exactly the parameters that match.
 
@@ -98,9 +103,14 @@ class L1:
         *,
         select: Patterns | None = None,
     ) -> None:
-        self.parameters = given_or_selected(parameters, select)
+        self._given = given_or_selected(parameters, select)
         self.schedule = as_schedule(weight)
         self.set_progress(0.0)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What is penalised, as the model holds it now."""
+        return [given.current if isinstance(given, Held) else given for given in self._given]
 
     def set_progress(self, progress: float) -> None:
         """Move the weight to its value at ``progress``, a fraction in [0, 1]."""
@@ -159,7 +169,7 @@ class L2SP:
     """``weight * sum (w - w0)^2 / 2 + new_weight * sum v^2 / 2``: a pull to the pre-trained weights ``w0``.
 
     New parameters ``v``, such as a classifier's, have no pre-trained value and are pulled to 0. Under tied
-    parameters each counts once. Build it before training and before the model is sharded.
+    parameters each counts once. Build it before training; the model may be sharded before or after.
 
     Args:
         model: the model to be fine-tuned; its trainable matrices are taken.
@@ -211,12 +221,18 @@ class L2SP:
         self.new_weight = value_at(self.new_schedule, progress)
 
     def __call__(self) -> Tensor:
-        # The model may have moved to another device since.
-        self.start = [w0.to(held.parameter) for w0, held in zip(self.start, self._pulled, strict=True)]
-        total = self.weight * l2_sp_penalty([held.parameter for held in self._pulled], self.start)
+        weights = [held.current for held in self._pulled]
+        # The model may have been moved or sharded since.
+        self.start = [as_held(w0, w) for w0, w in zip(self.start, weights, strict=True)]
+        total = self.weight * l2_sp_penalty(weights, self.start)
         if self._new:
-            total = total + self.new_weight * l2_penalty([held.parameter for held in self._new])
+            total = total + self.new_weight * l2_penalty([held.current for held in self._new])
         return total
+
+
+def as_held(start: Tensor, weight: Tensor) -> Tensor:
+    """Return a starting value on the device, in the dtype and in the sharding of its weight."""
+    return (start if is_sharded(start) else like_shards(start, weight)).to(weight)
 
 
 def proximal_l1_(

@@ -14,7 +14,7 @@ from .schedules import Schedule, as_schedule, schedule_from_data, schedule_to_da
 from .sites import KINDS, Site, rates_in_config
 
 # Arguments that `regularize_` gives to a layer from the site and the recipe.
-GIVEN_BY_SITE = ("width", "p", "source")
+GIVEN_BY_SITE = ("width", "p", "source", "inputs")
 RULE_KEYS = ("select", "layer", "p", "depth", "weight", "blocks")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._compiled_hooks import let_compiler_see_hooks
 from ._keep_count import KeepCount
+from ._mlp import plain_mlp
 from ._placement import assign, build_layer, refuse_second_regularization
 from ._surgery import Surgery
 from .errors import InputError
@@ -92,6 +93,7 @@ class Regularization:
             raise InputError(f"progress is {progress}; it is the fraction of training done, between 0 and 1.")
         self.progress = progress
         for placed in self.placed:
+            placed.layer.set_progress(progress)
             if isinstance(placed.layer, RateLayer):
                 changed = self._changed_rates.get(placed.site.name)
                 rate = placed.rule.rate(placed.site, progress) if changed is None else changed(progress)
@@ -230,7 +232,9 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
             shared = (id(rule), site.owner)
             if rule.layer.shared_source is not None and shared not in sources:
                 sources[shared] = handle.place_source(sites, rule, site.owner)
-            handle.place(site, rule, build_layer(site, rule, sources.get(shared)))
+            mlp = plain_mlp(model, site)
+            inputs = None if mlp is None else mlp.width
+            handle.place(site, rule, build_layer(site, rule, sources.get(shared), inputs))
         handle.keep_silenced_rates(sites)
         # A rate that leaves [0, 1] later is an error now, not in the middle of the training.
         for progress in (1.0, 0.5, 0.0):

@@ -6,8 +6,10 @@ model and drops it, and some families rename keys on the way. So it has a file o
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from ._sharded import is_sharded, like_shards, whole
 from .errors import InputError
 from .layers import DropoutLayer
 from .recipe import Recipe
@@ -52,15 +54,20 @@ def save_regularized(folder: str | Path, handle: Regularization) -> None:
         model.save_pretrained(folder)
         td.save_regularized(folder, handle)
 
+    Of a model that is sharded every process must call it, and the first writes.
+
     Args:
         folder: the model's folder, made when missing.
         handle: what `regularize_` returned.
     """
     from safetensors.torch import save_file
 
+    learned = learned_state(handle)
+    tensors = {key: whole(tensor.detach()).contiguous() for key, tensor in learned.items()}
+    if any(map(is_sharded, learned.values())) and torch.distributed.get_rank():
+        return
     folder = Path(folder)
     save_recipe(folder, handle.recipe)
-    tensors = {key: tensor.detach().contiguous() for key, tensor in learned_state(handle).items()}
     if tensors:
         save_file(tensors, folder / LEARNED_FILE, {"format": "pt"})
     else:
@@ -139,7 +146,7 @@ def restore(wanted: dict[str, Tensor], path: Path) -> None:
                 "in the model."
             )
     for key, tensor in wanted.items():
-        tensor.data.copy_(stored[key])
+        tensor.data.copy_(like_shards(stored[key], tensor))
 
 
 def shape_of(tensor: Tensor | None) -> str:

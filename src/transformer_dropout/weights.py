@@ -32,6 +32,21 @@ class Held:
     modules: list[nn.Module]
 
     @property
+    def current(self) -> nn.Parameter:
+        """The parameter that the module holds now: sharding a model puts new ones in place.
+
+        Raises:
+            InputError: when the module holds none under this name any more.
+        """
+        now = self.modules[0]._parameters.get(self.names[0].rpartition(".")[2])
+        if now is None or now.shape != self.parameter.shape:
+            raise InputError(
+                f"{self.names[0]} is no parameter of shape {tuple(self.parameter.shape)} any more; build "
+                "this after whatever changed the model, and shard with fully_shard, not FSDP's first version."
+            )
+        return now
+
+    @property
     def is_embedding(self) -> bool:
         """Whether an embedding holds it, tied to an output layer or not."""
         return any("embed" in type(module).__name__.lower() for module in self.modules)

@@ -95,6 +95,7 @@ def metric_rows(final: float, settings: Mapping[str, Any]) -> list[dict[str, Any
 def run_record(name: str, seed: int, settings: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
     learned = settings.get("keep") is not None
     training = {"steps": 2000, "batch": 16, "lr": 1e-3, "weight_decay": settings.get("weight_decay", 0.1)}
+    training |= settings.get("training", {})
     result = {key: last[key] for key in ("step", "train_loss", "val_loss", "keep", "keep_eval")}
     sizes = {"tokens": 400_000, "bytes": 1_500_000, "documents": 812}
     return {

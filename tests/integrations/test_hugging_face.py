@@ -223,7 +223,7 @@ def test_without_the_division_the_penalty_would_be_four_times_too_strong(tmp_pat
         torch.testing.assert_close(gradient, 4 * expected, rtol=1e-5, atol=1e-8)
 
 
-def run(folder, *, steps=6, handle_changes=(), **arguments):
+def run(folder, *, steps=6, handle_changes=(), optional=None, **arguments):
     """Train gpt2 with moving rates and weights; return the trainer."""
     torch.manual_seed(0)
     model = tiny_model("gpt2")
@@ -231,7 +231,7 @@ def run(folder, *, steps=6, handle_changes=(), **arguments):
     for change in handle_changes:
         change(handle)
     arguments = {"max_steps": steps, "per_device_train_batch_size": 2, "seed": 3} | arguments
-    return trainer(folder, model, handle, **arguments)
+    return trainer(folder, model, handle, optional=optional, **arguments)
 
 
 def logged(mine, name):
@@ -356,6 +356,41 @@ def test_training_stops_when_the_gap_stays_above_the_bound(tmp_path):
     patient.add_callback(GapStopping(100.0))
     patient.train()
     assert patient.state.global_step == 6
+
+
+STEERING = td.Feedback(gap=0.01, gain=0.7, low=0.0, high=0.9)
+
+
+@pytest.mark.parametrize("feedback", [STEERING, {"attention_output": STEERING}], ids=["all", "some"])
+def test_the_gap_moves_the_rates(feedback, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    options = {"optional": {"feedback": feedback}, "learning_rate": 0.01, **saving}
+    mine = run(tmp_path, **options)
+    mine.train()
+    gaps, rates = logged(mine, "eval_gap"), logged(mine, "p/attention_output")
+    assert rates[1] == pytest.approx(0.4)
+    for step in range(1, 6):
+        expected = STEERING.next_rate(rates[step], 0.0, gaps[step])
+        assert rates[step + 1] == pytest.approx(expected)
+    assert len(set(rates.values())) > 3
+    # The last evaluation has nothing left to steer, and one after the training neither.
+    mine.evaluate()
+    now = mine.regularization.metrics()["p/transformer.h.0.attn/attention_output"]
+    assert now == pytest.approx(rates[6])
+    resumed = run(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert logged(resumed, "p/attention_output") == rates
+
+
+def test_feedback_that_cannot_act_is_refused(tmp_path):
+    with pytest.raises(td.InputError, match=r"'mlp_hidden' matches no layer with a rate; there are: p/trans"):
+        run(tmp_path, optional={"feedback": {"mlp_hidden": STEERING}})
+    model = tiny_model("llama")
+    with pytest.raises(td.InputError, match="no layer of this regularization has one"):
+        trainer(tmp_path, model, td.regularize_(model, PENALTY), optional={"feedback": STEERING})
+    blind = run(tmp_path, eval_strategy="steps", eval_steps=1, optional={"feedback": STEERING, "probe": 0})
+    with pytest.raises(td.InputError, match="has no eval_gap"):
+        blind.train()
 
 
 def test_stopping_on_a_gap_that_nobody_measures_is_an_error(tmp_path):

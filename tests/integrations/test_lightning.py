@@ -234,6 +234,36 @@ def test_training_stops_when_the_gap_stays_above_the_bound(tmp_path):
         GapStopping(0.1, patience=0)
 
 
+class Gaps(pl.Callback):
+    """Keeps the gap of each validation."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.seen.append(trainer.callback_metrics["gap"].item())
+
+
+def test_the_gap_moves_the_rates(tmp_path):
+    feedback, gaps = td.Feedback(gap=0.01, gain=0.5, high=0.9), Gaps()
+    module = Module()
+    probe = windows().split(4)
+    callback = RegularizationCallback(
+        module.regularization, probe=probe, feedback={"attention_output": feedback}
+    )
+    fit(module, tmp_path, callback, epochs=4, others=[gaps])
+    rates = module.rates[4::4]
+    # The schedule falls within the first epoch; then each validation sets the rate.
+    expected = feedback.next_rate(module.rates[3], 0.0, gaps.seen[0])
+    for gap, rate in zip(gaps.seen[1:], rates, strict=True):
+        assert rate == pytest.approx(expected, abs=1e-6)
+        expected = feedback.next_rate(rate, 0.0, gap)
+    assert len(set(rates)) == 3
+    with pytest.raises(td.InputError, match="Feedback needs the gap; give the callback a probe"):
+        RegularizationCallback(module.regularization, feedback=feedback)
+
+
 def test_a_module_that_logs_no_validation_loss_is_told_so(tmp_path):
     module = Module()
     callback = RegularizationCallback(module.regularization, probe=windows().split(4), monitor="valid")

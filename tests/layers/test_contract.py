@@ -14,7 +14,7 @@ from transformer_dropout.errors import InputError
 
 WIDTH, HEADS, TOKENS = 8, 2, 5
 # What a constructor may ask for. A shift in the middle makes masks that are neither all 1 nor all 0.
-GIVEN = {"p": 0.5, "width": WIDTH, "heads": HEADS, "shift": 1.2, "std": 0.5}
+GIVEN = {"p": 0.5, "width": WIDTH, "heads": HEADS, "shift": 1.2, "std": 0.5, "block": 2}
 
 NAMES = layers.__all__
 RATE_NAMES = [name for name in NAMES if issubclass(getattr(layers, name), layers.RateLayer)]

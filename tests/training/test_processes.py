@@ -16,9 +16,7 @@ from transformer_dropout.training.loop import Training
 from transformer_dropout.training.processes import (
     Processes,
     joined_processes,
-    like_shards,
     spread,
-    whole,
     without_gradient_sync,
 )
 from transformer_dropout.training.record import read_metrics, read_run
@@ -95,12 +93,6 @@ def test_one_process_stands_alone():
             pass
 
 
-def test_a_whole_tensor_stays_as_it_is():
-    tensor = torch.arange(3)
-    assert whole(tensor) is tensor
-    assert like_shards(tensor, torch.zeros(3)) is tensor
-
-
 def test_a_batch_that_cannot_be_shared_out_is_refused_with_one_that_can(tiny):
     config = tiny(batch=5)
     two = Processes(rank=0, size=2, device=torch.device("cpu"))
@@ -113,12 +105,16 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_one_that_can(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_give_the_numbers_of_one(tmp_path, tiny, on_two, kind):
-    config = tiny(accumulation=2, distributed=kind)
+    pulls = {"l1": "0,1e-3", "proximal_l1": 0.05, "weight_decay": "3,0", "label_smoothing": 0.1}
+    config = tiny(accumulation=2, distributed=kind, **pulls)
     config = replace(config, model=replace(config.model, blocks=2))
     finish(on_two(config, tmp_path / "two"), tmp_path / "two")
     run(config, tmp_path / "one")
     assert_close(tmp_path / "two", tmp_path / "one")
-    assert read_run(tmp_path / "two")["result"]["evaluation_bit_equal"] is True
+    ours, theirs = (read_run(tmp_path / name)["result"] for name in ("two", "one"))
+    assert ours["evaluation_bit_equal"] is True
+    assert ours["penalty"] == pytest.approx(theirs["penalty"], rel=1e-3)
+    assert 0 < ours["zeros"] == pytest.approx(theirs["zeros"], rel=0.02)
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ import pytest
 from transformer_dropout.errors import InputError
 from transformer_dropout.training.run_config import (
     FORMAT,
+    REGULARIZERS,
     EarlyStoppingConfig,
+    ElasticNetConfig,
     RunConfig,
     config_from_data,
     load_run_config,
@@ -76,6 +78,25 @@ def test_a_name_that_yaml_1_1_takes_for_a_truth_stays_text(load):
         ("training: {beta1: 1}", "training.beta1 is 1.0"),
         ("training: {early_stopping: {patience: 0}}", "patience of at least 1"),
         ("data: {validation_fraction: 1}", "data.validation_fraction is 1.0"),
+        ("training: {weight_decay: fast}", "training.weight_decay is 'fast'; write a number or a schedule"),
+        ("training: {weight_decay: -1}", "training.weight_decay is -1.0 at progress 0.0"),
+        ("training: {weight_decay: '0,1@0.5,-1'}", "training.weight_decay is -0.2"),
+        ("training: {l1: {lineer: {start: 0, end: 1}}}", "training.l1 has the unknown schedule 'lineer'"),
+        ("training: {l2: .nan}", "training.l2 is nan"),
+        ("training: {proximal_l1: '1'}", "training.proximal_l1 is '1'"),
+        ("training: {elastic_net: {weight: 1, l1_ratio: 2}}", "l1_ratio is 2.0; it is a share from 0 to 1"),
+        ("training: {elastic_net: {l1_ratio: 0.5}}", "the key 'training.elastic_net.weight' is missing"),
+        (
+            "training:\n  elastic_net: {wieght: 1, weight: 1}",
+            ":2:17: unknown key 'training.elastic_net.wieght'. Did you mean 'weight'?",
+        ),
+        (
+            "training:\n  label_smothing: 0.1",
+            ":2:3: unknown key 'training.label_smothing'. Did you mean 'label_smoothing'?",
+        ),
+        ("training: {label_smoothing: 1}", "training.label_smoothing is 1.0"),
+        ("training: {proximal_l2: 1}", "Did you mean 'proximal_l1'?"),
+        ("training: {l2_sp: 0.1}", "training.l2_sp: a run config trains from random weights"),
         ("- a", "holds no mapping"),
         (f"format: {FORMAT + 1}\nkey_of_tomorrow: 1", f"reads up to format {FORMAT}"),
     ],
@@ -107,6 +128,7 @@ def test_a_change_can_replace_a_whole_value(load):
         ({"seed__x": "1"}, "--set seed.x: 'seed' has no keys of its own."),
         ({"seed__x__y": "1"}, "--set seed.x.y: there is no 'x' to go into."),
         ({"training__lr": "fast"}, "training.lr is 'fast'"),
+        ({"training__mixout": "0.9"}, "use `dropout finetune`"),
     ],
 )
 def test_a_change_that_does_not_fit_is_one_sentence(load, change, part):
@@ -133,6 +155,31 @@ def test_a_config_survives_writing_and_reading(tmp_path, tiny, learned):
     assert again.fingerprint() == config.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("3", [3.0, 3.0, 3.0]),
+        ("3,0", [3.0, 1.5, 0.0]),
+        ("3,0@0.5,0", [3.0, 0.0, 0.0]),
+        ("{cosine: {start: 2, end: 0}}", [2.0, 1.0, 0.0]),
+    ],
+)
+@pytest.mark.parametrize("key", ["weight_decay", "l1", "l2", "proximal_l1"])
+def test_a_strength_is_a_number_or_a_schedule_in_the_file_and_on_the_command_line(load, key, text, values):
+    quoted = text if text.startswith("{") else f"'{text}'" if "," in text else text
+    for config in (load(f"training: {{{key}: {quoted}}}"), load("", **{f"training__{key}": text})):
+        schedule = config.training.schedule(key)
+        assert [schedule(at) for at in (0.0, 0.5, 1.0)] == pytest.approx(values)
+
+
+def test_keys_that_regularize_leave_the_fingerprint_of_runs_without_them():
+    data = RunConfig(name="a").to_data()["training"]
+    assert not data.keys() & set(REGULARIZERS)
+    assert data["weight_decay"] == 0.1
+    # As recorded before there were such keys.
+    assert RunConfig(name="a").fingerprint() == "08969a629e132906"
+
+
 def different(value):
     """Return a valid value other than this one for any field of a run config."""
     if isinstance(value, bool):
@@ -157,6 +204,8 @@ def variants(config, prefix=()):
             yield (*prefix, field.name), replace(config, recipe=[rule])
         elif field.name == "format":
             yield (*prefix, field.name), replace(config, format=0)
+        elif field.name == "elastic_net":
+            yield (*prefix, field.name), replace(config, elastic_net=ElasticNetConfig(weight=1.0))
         elif field.name == "early_stopping":
             yield (*prefix, field.name), replace(config, early_stopping=EarlyStoppingConfig())
         else:

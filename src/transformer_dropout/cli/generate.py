@@ -1,6 +1,7 @@
 """``dropout generate``: text from a trained run."""
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,20 +12,39 @@ from .options import model_folder
 
 def generate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    prompt: Annotated[str, typer.Option("--prompt", help="What the text begins with.")] = "Return ",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="What the text begins with; several are continued together."),
+    ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=0, help="How many tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens only.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Draw from the likeliest tokens only, of this probability together."),
+    ] = None,
     sample_masks: Annotated[
         bool, typer.Option("--sample-masks", help="Draw the learned masks instead of thresholding them.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the drawing.")] = 0,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="Read all tokens anew for each one: slower, and but for drawn masks the same text.",
+        ),
+    ] = False,
 ) -> None:
-    """Continue a prompt.
+    """Continue one prompt as it comes, or several together.
 
     Examples:
 
     - `dropout generate runs/my --prompt "Return the" --tokens 200`
     - `dropout generate runs/my --prompt "Raise" --temperature 0`
+    - `dropout generate runs/my --prompt "Raise" --prompt "Return a" --top-p 0.9`
+    - `dropout generate runs/my --prompt "Raise" --top-k 40 --seed 3`
     - `dropout generate runs/my --prompt "Raise" --sample-masks`
     """
     import torch
@@ -40,15 +60,29 @@ def generate(
     if sample_masks:
         let_masks_be_sampled(regularization)
     torch.manual_seed(seed)
-    ids = [int(token) for token in tokenizer.encode(prompt)]
+    rows = [[int(token) for token in tokenizer.encode(text)] for text in prompt or ["Return "]]
+    steps = generate_tokens(
+        model, rows, tokens, temperature=temperature, top_k=top_k, top_p=top_p, cache=not no_cache
+    )
+    if len(rows) == 1:
+        show_as_it_comes(rows[0], (step[0] for step in steps), tokenizer.decode)
+        return
+    for step in steps:
+        for row, token in zip(rows, step, strict=True):
+            row.append(token)
+    sys.stdout.write("\n\n".join(map(tokenizer.decode, rows)) + "\n")
+
+
+def show_as_it_comes(ids: list[int], more: Iterable[int], decode: Callable[[list[int]], str]) -> None:
+    """Write a text while its tokens come, whole characters at a time."""
     shown = ""
-    for token in generate_tokens(model, ids, tokens, temperature=temperature):
+    for token in more:
         ids.append(token)
-        text = tokenizer.decode(ids)
+        text = decode(ids)
         # A character may take several tokens; until the last it decodes to a replacement character.
         if not text.endswith("\ufffd") and text.startswith(shown):
             sys.stdout.write(text[len(shown) :])
             sys.stdout.flush()
             shown = text
-    text = tokenizer.decode(ids)
+    text = decode(ids)
     sys.stdout.write((text[len(shown) :] if text.startswith(shown) else "") + "\n")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
+from ..schedules import schedule_from_data
+from ..training.run_config import REGULARIZERS
 
 FORMAT = 1
 
@@ -53,8 +55,14 @@ class Run:
 
     @property
     def weight_decay(self) -> float:
-        """The arm's weight decay, 0 if its configuration names none."""
-        return float(self.training.get("weight_decay") or 0.0)
+        """The arm's highest weight decay over the training, 0 if its configuration names none."""
+        schedule = schedule_from_data(self.training.get("weight_decay") or 0.0, "training.weight_decay")
+        return max(schedule(n / 20) for n in range(21))
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the arm has a regularizer of weights or targets besides its weight decay."""
+        return any(self.training.get(name) for name in REGULARIZERS)
 
     @property
     def usable(self) -> bool:

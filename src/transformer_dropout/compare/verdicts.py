@@ -255,7 +255,7 @@ def _shown(difference: Difference, p: float, reference: str) -> tuple[Kind, str]
 def _plain_dropout_arms(comparison: Comparison) -> list[str]:
     """The arms of plain dropout at the lowest weight decay at which there is one."""
     runs = {arm: comparison.usable(arm)[0] for arm in comparison.arms if comparison.usable(arm)}
-    plain = {arm: run for arm, run in runs.items() if _is_plain_dropout(run.recipe)}
+    plain = {a: run for a, run in runs.items() if _is_plain_dropout(run.recipe) and not run.penalised}
     lowest = min((run.weight_decay for run in plain.values()), default=0.0)
     return [arm for arm, run in plain.items() if run.weight_decay == lowest]
 
@@ -290,7 +290,7 @@ def _bare_twin(comparison: Comparison, arm: str | None) -> str | None:
     twin = comparison.usable(arm)[0] if arm is not None else None
     for name in comparison.arms:
         run = next(iter(comparison.usable(name)), None)
-        if run is None or not _is_bare(run.recipe):
+        if run is None or not _is_bare(run.recipe) or (twin is None and run.penalised):
             continue
         if twin is None or (run.training == twin.training and _model(run) == _model(twin)):
             return name

@@ -1,6 +1,6 @@
 """What every integration asks of a handle."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from statistics import fmean
 
@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..layers import Dropout, RateLayer
+from ..recipe import Rule
 from ..regularize import Regularization
+from ..schedules import Feedback
 
 
 def has_penalty(regularization: Regularization, penalties: tuple) -> bool:
@@ -43,6 +46,46 @@ def by_kind(metrics: dict[str, float], metric: str) -> dict[str, float]:
         if name.startswith(f"{metric}/"):
             groups.setdefault(f"{metric}/{name.rpartition('/')[2]}", []).append(value)
     return {name: fmean(values) for name, values in groups.items()}
+
+
+def feedback_by_selector(
+    regularization: Regularization, feedback: Feedback | Mapping[str, Feedback] | None
+) -> dict[str, Feedback]:
+    """Return what moves the rates of each selector; one feedback alone moves those of every kind.
+
+    Raises:
+        InputError: for a selector that matches no layer with a rate, or when there is none at all.
+    """
+    if isinstance(feedback, Feedback):
+        with_rate = [p.site.kind for p in regularization.placed if isinstance(p.layer, RateLayer)]
+        if not with_rate:
+            raise InputError("Feedback moves rates, and no layer of this regularization has one.")
+        return dict.fromkeys(with_rate, feedback)
+    feedback = dict(feedback or {})
+    for selector in feedback:
+        if not rates_at(regularization, selector):
+            listing = ", ".join(name for name in regularization.metrics() if name.startswith("p/"))
+            raise InputError(f"Feedback for {selector!r} matches no layer with a rate; there are: {listing}.")
+    return feedback
+
+
+def rates_at(regularization: Regularization, selector: str) -> list[float]:
+    """Return the rates of the layers that a selector matches."""
+    chosen = Rule(selector, Dropout, p=0.0)
+    return [
+        placed.layer.p
+        for placed in regularization.placed
+        if isinstance(placed.layer, RateLayer) and chosen.matches(placed.site)
+    ]
+
+
+def follow_gap(regularization: Regularization, feedback: Mapping[str, Feedback], gap: float) -> None:
+    """Let validation minus training loss move the rates."""
+    moved = {
+        selector: steering.next_rate(fmean(rates_at(regularization, selector)), 0.0, gap)
+        for selector, steering in feedback.items()
+    }
+    regularization.update(moved)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 `RegularizedTrainerMixin` does all of it; `RegularizationCallback` alone serves recipes without penalties.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import Trainer
 
 from ..errors import InputError
 from ..layers import RateLayer
@@ -26,135 +25,14 @@ from ..saved_recipe import (
     save_recipe,
     save_regularized,
 )
-from ._handle import by_kind, check_trained, draw_own_masks, has_penalty, untouched_randomness
+from ..schedules import Feedback
+from ._handle import by_kind, check_trained, has_penalty, untouched_randomness
+from ._trainer_callbacks import GapStopping, RegularizationCallback
 
-STATE_KEY = "regularization"
+__all__ = ["GapStopping", "RegularizationCallback", "RegularizedTrainerMixin"]
 
 # What a mixin's methods find by `super()`; at run time the Trainer comes from the subclass's other base.
 Base = Trainer if TYPE_CHECKING else object
-
-
-class RegularizationCallback(TrainerCallback):
-    """Moves rates and penalty weights with the training; their state travels in the Trainer's checkpoints.
-
-    Progress is ``global_step / max_steps``, so a resumed run continues in the middle of a schedule.
-
-    Args:
-        regularization: what `regularize_` returned.
-        penalties: further terms of the loss whose weights move too, such as ``td.L2SP(model, 0.1)``.
-        adds_penalties: whether the trainer adds the penalties; `RegularizedTrainerMixin` does.
-
-    Raises:
-        InputError: when there are penalties that nothing would add.
-    """
-
-    def __init__(
-        self,
-        regularization: Regularization,
-        *,
-        penalties: Iterable[Any] = (),
-        adds_penalties: bool = False,
-    ) -> None:
-        self.regularization, self.penalties = regularization, tuple(penalties)
-        if has_penalty(regularization, self.penalties) and not adds_penalties:
-            raise InputError(
-                "The regularization has penalties, and a callback cannot add them to the loss: write class "
-                "MyTrainer(RegularizedTrainerMixin, Trainer) and pass it regularization=... instead."
-            )
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Continue from the checkpoint, if there is one; else let each process draw masks of its own."""
-        # Ranks that share a batch by tensor or context parallelism must share its masks.
-        if args.world_size > 1 and state.global_step == 0 and args.parallelism_config is None:
-            draw_own_masks(args.seed, args.process_index)
-        stored: Any = state.stateful_callbacks or {}
-        saved = stored.get(STATE_KEY)
-        if saved is not None:
-            self.regularization.load_state_dict(saved)
-        self.follow(state)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Move everything to this step's place in the schedules."""
-        self.follow(state)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave the schedules where the training ended."""
-        self.follow(state)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Put the state where the Trainer's next checkpoint takes it from."""
-        self.remember(state)
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Put the state, which another callback may have changed, where the next checkpoint takes it from."""
-        self.remember(state)
-
-    def follow(self, state: TrainerState) -> None:
-        """Set the progress of the regularization and of the penalties."""
-        progress = min(1.0, state.global_step / max(1, state.max_steps))
-        for part in (self.regularization, *self.penalties):
-            part.set_progress(progress)
-
-    def remember(self, state: TrainerState) -> None:
-        """Write the regularization's state into the Trainer's."""
-        if isinstance(state.stateful_callbacks, dict):
-            state.stateful_callbacks[STATE_KEY] = self.regularization.state_dict()
-
-
-class GapStopping(TrainerCallback, ExportableState):
-    """Stops the training when it overfits: when the clean gap stays above a bound.
-
-    The gap is what `RegularizedTrainerMixin` measures, validation loss minus the loss of a fixed probe of the
-    training data, both in evaluation mode. It says when to stop, not which weights are best: for those set
-    ``load_best_model_at_end=True, metric_for_best_model="eval_loss"``.
-
-    Args:
-        max_gap: bound in nats.
-        patience: evaluations in a row above the bound before it stops.
-        metric: the name of the gap among the metrics.
-
-    Raises:
-        InputError: for a patience below 1, or an evaluation without the gap.
-    """
-
-    def __init__(self, max_gap: float, *, patience: int = 1, metric: str = "eval_gap") -> None:
-        if patience < 1:
-            raise InputError(f"patience is {patience}, but it counts evaluations and is at least 1.")
-        self.max_gap, self.patience, self.metric = max_gap, patience, metric
-        self.waited = 0
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Take in one evaluation."""
-        if metrics is None or self.metric not in metrics:
-            raise InputError(
-                f"The evaluation has no {self.metric}; train with RegularizedTrainerMixin, a labelled "
-                "train_dataset with a length, and probe above 0."
-            )
-        self.waited = self.waited + 1 if metrics[self.metric] > self.max_gap else 0
-        if self.waited >= self.patience:
-            control.should_training_stop = True
-
-    def state(self) -> dict[str, dict]:
-        """Return what ``restore_callback_states_from_checkpoint`` restores."""
-        arguments = {"max_gap": self.max_gap, "patience": self.patience, "metric": self.metric}
-        return {"args": arguments, "attributes": {"waited": self.waited}}
 
 
 class RegularizedTrainerMixin(Base):
@@ -170,6 +48,7 @@ class RegularizedTrainerMixin(Base):
         args, kwargs: the Trainer's.
         regularization: what `regularize_` returned for the model that is trained.
         penalties: further terms of the loss, called without arguments, such as ``td.L2SP(model, 0.1)``.
+        feedback: `td.Feedback` that moves rates by the clean gap, as in `RegularizationCallback`.
         probe: how many training examples, evenly spread, make the probe; 0 measures none.
 
     Raises:
@@ -181,6 +60,7 @@ class RegularizedTrainerMixin(Base):
         *args: Any,
         regularization: Regularization,
         penalties: Iterable[Callable[[], Tensor]] = (),
+        feedback: Feedback | Mapping[str, Feedback] | None = None,
         probe: int = 256,
         **kwargs: Any,
     ) -> None:
@@ -196,7 +76,7 @@ class RegularizedTrainerMixin(Base):
         self.last_penalty = self.penalty_sum = torch.zeros(())
         self.penalty_count = 0
         self.progress_callback = RegularizationCallback(
-            regularization, penalties=self.penalties, adds_penalties=True
+            regularization, penalties=self.penalties, adds_penalties=True, feedback=feedback
         )
         self.add_callback(self.progress_callback)
 

@@ -13,7 +13,16 @@ from torch import Tensor
 from ..errors import InputError
 from ..layers import RateLayer
 from ..regularize import Regularization
-from ._handle import by_kind, check_trained, draw_own_masks, has_penalty, untouched_randomness
+from ..schedules import Feedback
+from ._handle import (
+    by_kind,
+    check_trained,
+    draw_own_masks,
+    feedback_by_selector,
+    follow_gap,
+    has_penalty,
+    untouched_randomness,
+)
 
 
 class RegularizationCallback(Callback):
@@ -35,9 +44,13 @@ class RegularizationCallback(Callback):
         probe: a fixed list of training batches, all of one size, which go through ``training_step`` without
             gradients and without logs; None measures no gap.
         monitor: the name under which the module logs its validation loss.
+        feedback: moves rates after each validation by the gap: one for all kinds of sites, or some by
+            selector. Each selector has one rate, which starts at the mean of the rates there and takes the
+            place of their schedules.
 
     Raises:
-        InputError: when the model is another, its layers are frozen, or the module optimizes by hand.
+        InputError: when the model is another, its layers are frozen, or the module optimizes by hand; for
+            feedback without a probe or for a selector without a rate.
     """
 
     def __init__(
@@ -47,9 +60,13 @@ class RegularizationCallback(Callback):
         penalties: Iterable[Callable[[], Tensor]] = (),
         probe: Iterable[Any] | None = None,
         monitor: str = "val_loss",
+        feedback: Feedback | Mapping[str, Feedback] | None = None,
     ) -> None:
         self.regularization, self.penalties = regularization, tuple(penalties)
+        self.feedback = feedback_by_selector(regularization, feedback)
         self.probe, self.monitor = None if probe is None else list(probe), monitor
+        if self.feedback and self.probe is None:
+            raise InputError("Feedback needs the gap; give the callback a probe, a list of training batches.")
         self.last_penalty: Tensor | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,8 +126,12 @@ class RegularizationCallback(Callback):
             )
         with silent(pl_module), untouched_randomness(pl_module.device):
             measured = self.measured(trainer, pl_module)
-        gap = trainer.callback_metrics[self.monitor].item() - measured["train_probe_loss"]
+        gap = trainer.callback_metrics[self.monitor].float() - measured["train_probe_loss"]
+        # All processes must set the same rates.
+        gap = trainer.strategy.reduce(gap.to(pl_module.device), reduce_op="mean")
         pl_module.log_dict({**measured, "gap": gap}, sync_dist=trainer.world_size > 1)
+        if self.feedback:
+            follow_gap(self.regularization, self.feedback, gap.item())
 
     def measured(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Return the probe's loss in evaluation mode and the fractions that masks keep."""

@@ -31,11 +31,12 @@ def takes_native(*tensors: Tensor) -> bool:
     memory of the processor. A compiled graph takes the pure version, which its compiler fuses, and so does
     code whose operations somebody watches (a count of operations, an audit): native code shows none.
     """
-    return (
-        not (torch.compiler.is_compiling() or PURE.get() or _get_current_dispatch_mode() is not None)
-        and numba_installed()
-        and all(map(plain, tensors))
-    )
+    return not (watched() or PURE.get()) and numba_installed() and all(map(plain, tensors))
+
+
+def watched() -> bool:
+    """Say whether operations are being compiled, counted or otherwise looked at one by one."""
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
 @functools.cache
@@ -46,10 +47,13 @@ def numba_installed() -> bool:
 
 def plain(tensor: Tensor) -> bool:
     """Say whether native code can read a tensor's memory as it lies there."""
+    return dense(tensor) and tensor.dtype in DTYPES and tensor.is_contiguous()
+
+
+def dense(tensor: Tensor) -> bool:
+    """Say whether a tensor is an ordinary one in the memory of the processor, with no wrapper around it."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.device.type == "cpu"
-        and tensor.dtype in DTYPES
-        and tensor.is_contiguous()
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )

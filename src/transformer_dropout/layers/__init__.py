@@ -3,6 +3,7 @@
 from ._base import DropoutLayer as DropoutLayer
 from ._base import RateLayer as RateLayer
 from .alpha_dropout import AlphaDropout
+from .block_dropout import LearnedBlockDropout
 from .concrete_dropout import ConcreteDropout
 from .drop_head import DropHead
 from .drop_key import DropKey
@@ -28,6 +29,7 @@ __all__ = [
     "GaussianNoise",
     "ImportanceDropout",
     "LayerDrop",
+    "LearnedBlockDropout",
     "LearnedDropout",
     "PrecomputedLearnedDropout",
     "Standout",

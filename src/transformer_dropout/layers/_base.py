@@ -36,6 +36,9 @@ class DropoutLayer(nn.Module):
         self.stored_without_gradient = False
         self.observer: Callable[[Tensor, Tensor], None] | None = None
 
+    def set_progress(self, progress: float) -> None:
+        """Hear which fraction of training is done; most layers do not care."""
+
     def store_penalty(self, penalty: Tensor) -> None:
         """Leave the penalty for ``take_penalty``, except in a recomputation."""
         if torch.compiler.is_compiling() or not inside_backward():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import functional
 from ..errors import InputError
 
 
@@ -43,19 +44,29 @@ class DecoderConfig:
 
 
 class Embedding(nn.Module):
-    """Token plus position embedding."""
+    """Token plus position embedding.
+
+    Shape:
+        tokens: (batch, tokens); positions: the same, None for 0, 1, 2 and so on.
+    """
 
     def __init__(self, vocabulary_size: int, config: DecoderConfig) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary_size, config.width)
         self.position = nn.Embedding(config.context, config.width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        if positions is not None:
+            return self.token(tokens) + self.position(positions)
         return self.token(tokens) + self.position.weight[: tokens.shape[1]]
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal multi-head self-attention.
+
+    Shape:
+        x: (batch, tokens, width); padding_mask: (batch, past and present tokens), true at real tokens.
+    """
 
     @staticmethod
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -68,7 +79,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.projection = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        past: functional.KeysAndValues | None = None,
+    ) -> Tensor:
+        if padding_mask is not None or past is not None:
+            mixed = functional.self_attention(
+                self.qkv(x), self.heads, causal=True, padding_mask=padding_mask, past=past
+            )
+            return self.projection(mixed)
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -129,12 +150,16 @@ class Decoder(nn.Module):
                 # Two additions to the residual stream a block: keep its variance from growing with depth.
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.blocks))
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return the logits, or the mean cross-entropy in nats when targets are given."""
+    def features(self, tokens: Tensor) -> Tensor:
+        """Return what the output layer reads, of shape (batch, tokens, width)."""
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x)
-        logits = F.linear(self.norm(x), self.embedding.token.weight)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return the logits, or the mean cross-entropy in nats when targets are given."""
+        logits = F.linear(self.features(tokens), self.embedding.token.weight)
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -5,8 +5,10 @@ import time
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._sharded import like_shards, whole
 from ..errors import InputError
 from ..recipe import Recipe
 from ..regularize import Regularization, regularize_
@@ -16,8 +18,9 @@ from .decoder import Decoder
 from .early_stopping import EarlyStopping
 from .evaluate import fixed_randomness, mask_statistics, mean_loss, repeatable_loss
 from .optimizer import learning_rate, make_optimizer
-from .processes import Processes, like_shards, spread, whole, without_gradient_sync
+from .processes import Processes, spread, without_gradient_sync
 from .run_config import RunConfig
+from .weight_penalties import WeightPenalties
 
 # Steps between checks for a loss that is not finite; a check makes a GPU wait.
 CHECK_EVERY = 10
@@ -75,6 +78,7 @@ class Training:
         if training.compile:
             self.called = cast(nn.Module, torch.compile(self.shared))
         self.optimizer = make_optimizer(self.model, training)
+        self.weight_penalties = WeightPenalties(self.model, self.optimizer, training)
         self.autocast = training.precision == "bfloat16" or (
             training.precision == "auto"
             and processes.device.type == "cuda"
@@ -110,7 +114,7 @@ class Training:
         start = time.perf_counter()
         training = self.config.training
         self.model.train()
-        self.regularization.set_progress(self.step / training.steps)
+        self.set_progress(self.step)
         rate = learning_rate(self.step, training)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -120,6 +124,7 @@ class Training:
         if training.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
         self.optimizer.step()
+        self.weight_penalties.shrink()
         self.optimizer.zero_grad()
         self.step += 1
         bad = ~torch.isfinite(self.loss) & (self.not_finite_at < 0)
@@ -127,6 +132,11 @@ class Training:
         if self.step % CHECK_EVERY == 0 or self.step == training.steps:
             self.check_finite()
         self.step_seconds.append(time.perf_counter() - start)
+
+    def set_progress(self, step: int) -> None:
+        """Move every schedule to a step's place in the run."""
+        for part in (self.regularization, self.weight_penalties):
+            part.set_progress(step / self.config.training.steps)
 
     def backward(self, part: int) -> None:
         """Add the gradients of one forward of an optimizer step."""
@@ -137,9 +147,20 @@ class Training:
         last = part == training.accumulation - 1
         with without_gradient_sync(self.shared, processes, last):
             with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.called(tokens.to(processes.device), targets.to(processes.device))
-            ((loss + self.regularization.penalty()) / training.accumulation).backward()
+                loss = self.training_loss(tokens.to(processes.device), targets.to(processes.device))
+            total = (loss + self.regularization.penalty()) / training.accumulation
+            if last and self.weight_penalties.terms:
+                total = total + self.weight_penalties.penalty()
+            total.backward()
         self.loss += loss.detach() / training.accumulation
+
+    def training_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss that is minimised, which label smoothing changes and evaluation does not see."""
+        smoothing = self.config.training.label_smoothing
+        if not smoothing:
+            return self.called(tokens, targets)
+        logits = self.called(tokens).flatten(0, 1).float()
+        return F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing)
 
     def check_finite(self) -> None:
         """Raise Diverged when a loss since the start was not finite in any process."""
@@ -157,13 +178,15 @@ class Training:
             Diverged: when a loss is not finite, so that such weights are never saved.
         """
         self.check_finite()
+        # As in the last step; a run resumed behind it has not made one.
+        self.set_progress(max(0, self.step - 1))
         # A recipe may sample its masks in evaluation; training must not notice.
         with fixed_randomness(0, self.processes.device):
             train_loss = mean_loss(self.model, self.windows, self.probe, self.processes, self.autocast)
             val_loss, bit_equal = self.validation_loss(twice)
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise Diverged(self.step)
-        masks = mask_statistics(
+        masks: dict[str, Any] = mask_statistics(
             self.model,
             self.regularization,
             self.windows,
@@ -171,7 +194,8 @@ class Training:
             self.processes,
             self.step,
         )
-        seconds = self.step_seconds
+        seconds, weights = self.step_seconds, self.weight_penalties.metrics()
+        masks["penalty"] += sum(weights["weight_penalties"].values())
         metrics = {
             "step": self.step,
             "tokens": self.step * self.tokens_per_step,
@@ -179,6 +203,7 @@ class Training:
             "train_loss": train_loss,
             "val_loss": val_loss,
             **masks,
+            **weights,
             "lr": learning_rate(max(0, self.step - 1), self.config.training),
             "step_seconds": sum(seconds) / len(seconds) if seconds else None,
             "peak_memory_bytes": peak_memory_bytes(self.processes.device),

@@ -15,7 +15,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     Paper: Loshchilov and Hutter 2019, "Decoupled weight decay regularization".
     """
     return torch.optim.AdamW(
-        weight_decay_groups(model, config.weight_decay),
+        weight_decay_groups(model, config.schedule("weight_decay")(0.0)),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         fused=True,

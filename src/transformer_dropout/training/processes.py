@@ -105,18 +105,3 @@ def without_gradient_sync(module: nn.Module, processes: Processes, last: bool) -
     assert isinstance(module, FSDPModule)
     module.set_requires_gradient_sync(last)
     return nullcontext()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that may be sharded; every process must call it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def like_shards(tensor: Tensor, reference: Tensor) -> Tensor:
-    """Return a whole tensor in the sharding of a reference."""
-    if not hasattr(reference, "full_tensor"):
-        return tensor.to(reference.device)
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(reference, DTensor)
-    return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)

@@ -215,7 +215,7 @@ class RunInFolder:
         self.metrics = training.evaluate(twice=training.step == self.config.training.steps)
         self.records.append(self.metrics)
         if events is not None:
-            for name in ("train_loss", "val_loss", "keep", "keep_eval", "penalty", "lr"):
+            for name in ("train_loss", "val_loss", "keep", "keep_eval", "penalty", "zeros", "lr"):
                 if self.metrics[name] is not None:
                     events.add_scalar(name, self.metrics[name], training.step)
         best = training.early_stopping.update(training.step, self.metrics["val_loss"])
@@ -287,7 +287,7 @@ class RunInFolder:
         if self.processes.first:
             save_model(self.folder / "model", training.model, Recipe.from_data(self.config.recipe), weights)
             self.data.tokenizer.save(self.folder / "model")
-        names = ("train_loss", "val_loss", "keep", "keep_eval", "penalty", "evaluation_bit_equal")
+        names = ("train_loss", "val_loss", "keep", "keep_eval", "penalty", "zeros", "evaluation_bit_equal")
         result = {
             "step": training.step,
             **{name: self.metrics[name] for name in names},

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..recipe import Recipe
+from ..schedules import Schedule, schedule_from_data
 from .checked import STRICT_KEYS, checked
 from .data import DataConfig
 from .decoder import DecoderConfig
@@ -19,6 +20,14 @@ from .yaml_file import dump_yaml, parse_value, read_yaml
 
 # The version of the run config format; a file of a newer one is refused.
 FORMAT = 1
+
+# A schedule as a file says it: a number, text such as "0,0.3@0.5,0", or {linear: {start: 0.0, end: 0.1}}.
+ScheduleData = float | str | dict[str, Any]
+# Where in the training a schedule is checked.
+CHECKED_AT = [n / 20 for n in range(21)]
+# Regularizers beside the recipe and the weight decay. At their defaults they are left out of a record, so
+# that one from before there were such keys keeps its fingerprint.
+REGULARIZERS = ("l1", "l2", "elastic_net", "proximal_l1", "label_smoothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,34 @@ class EarlyStoppingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ElasticNetConfig:
+    """L1 and L2 together, as `td.ElasticNet` takes them.
+
+    Attributes:
+        weight: strength, a number or a schedule.
+        l1_ratio: share of the absolute values, between 0 and 1.
+    """
+
+    weight: ScheduleData
+    l1_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_schedule(self.weight, "training.elastic_net.weight")
+        if not 0 <= self.l1_ratio <= 1:
+            raise InputError(f"training.elastic_net.l1_ratio is {self.l1_ratio}; it is a share from 0 to 1.")
+
+
+def check_schedule(data: ScheduleData, where: str) -> None:
+    """Raise InputError for what is no schedule, or one that leaves [0, infinity)."""
+    schedule = schedule_from_data(data, where)
+    for progress in CHECKED_AT:
+        if not 0 <= schedule(progress) < math.inf:
+            raise InputError(
+                f"{where} is {schedule(progress)} at progress {progress}, but it is finite and at least 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a run is trained and measured.
 
@@ -51,7 +88,10 @@ class TrainingConfig:
         lr, min_lr: learning rate after warm-up and at ``decay_steps``.
         warmup_steps: steps of linear warm-up.
         decay_steps: the step at which the cosine reaches ``min_lr``; None for ``steps``.
-        weight_decay: AdamW's decoupled decay, on matrices only.
+        weight_decay: AdamW's decoupled decay, on matrices only; a number or a schedule.
+        l1, l2, elastic_net: weights of penalties on the same matrices, numbers or schedules; 0 is none.
+        proximal_l1: strength of the soft-thresholding after each step, which makes exact zeros.
+        label_smoothing: share of the target that is spread over all tokens, in training only.
         beta1, beta2: AdamW's decay rates.
         clip: largest gradient norm; None for no clipping.
         precision: ``auto`` is bfloat16 autocast on a GPU that has it, else float32.
@@ -71,7 +111,12 @@ class TrainingConfig:
     min_lr: float = 1e-4
     warmup_steps: int = 100
     decay_steps: int | None = None
-    weight_decay: float = 0.1
+    weight_decay: ScheduleData = 0.1
+    l1: ScheduleData = 0.0
+    l2: ScheduleData = 0.0
+    elastic_net: ElasticNetConfig | None = None
+    proximal_l1: ScheduleData = 0.0
+    label_smoothing: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float | None = 1.0
@@ -93,7 +138,13 @@ class TrainingConfig:
                 raise InputError(
                     f"training.{name} is {getattr(self, name)}, but it must be at least 1, or null."
                 )
-        for name in ("lr", "min_lr", "weight_decay", "warmup_steps"):
+        for name in ("weight_decay", "l1", "l2", "proximal_l1"):
+            check_schedule(getattr(self, name), f"training.{name}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"training.label_smoothing is {self.label_smoothing}, but it is a share from 0 to below 1."
+            )
+        for name in ("lr", "min_lr", "warmup_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(
                     f"training.{name} is {getattr(self, name)}, but it is a finite number from 0 on."
@@ -105,6 +156,10 @@ class TrainingConfig:
                 raise InputError(f"training.{name} is {getattr(self, name)}, but it lies in [0, 1).")
         if self.min_lr > self.lr:
             raise InputError(f"training.min_lr {self.min_lr} is above training.lr {self.lr}; swap them.")
+
+    def schedule(self, name: str) -> Schedule:
+        """Return the schedule of a key that may be a number or one."""
+        return schedule_from_data(getattr(self, name), f"training.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +198,11 @@ class RunConfig:
 
     def to_data(self) -> dict[str, Any]:
         """Return the config as plain data."""
-        return asdict(self)
+        data, default = asdict(self), TrainingConfig()
+        for name in REGULARIZERS:
+            if getattr(self.training, name) == getattr(default, name):
+                del data["training"][name]
+        return data
 
     def to_yaml(self) -> str:
         """Return the config as YAML text that ``load_run_config`` reads."""
@@ -195,7 +254,18 @@ def config_from_data(
         changed = tuple(int(part) if part.isdigit() else part for part in key.split("."))
         # The file is not where a value on the command line stands.
         places = {path: place for path, place in places.items() if path[: len(changed)] != changed}
+    refuse_pretrained(data.get("training"))
     return checked(RunConfig, data, places)
+
+
+def refuse_pretrained(training: Any) -> None:
+    """Raise InputError for what pulls to pre-trained weights: a run config trains from random ones."""
+    for name in ("l2_sp", "l2sp", "mixout"):
+        if isinstance(training, dict) and name in training:
+            raise InputError(
+                f"training.{name}: a run config trains from random weights, and this pulls to pre-trained "
+                "ones; use `dropout finetune`, or td.L2SP and td.mixout_ in a loop of your own."
+            )
 
 
 def set_dotted(data: Any, dotted: str, value: Any) -> None:

@@ -1,0 +1,97 @@
+"""Linear layers in float32 through oneDNN, which PyTorch carries and by itself uses for bfloat16 only.
+
+On processors that are not Intel's PyTorch's own float32 products run at about half the speed of oneDNN's.
+Both are float32 throughout; they differ in the order of a sum. No global precision switch is touched.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ._native import dense, watched
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x weight^T + bias``, in float32 on a processor through oneDNN.
+
+    Args:
+        x: any tensor; other dtypes, devices and autocast take PyTorch's own path.
+        weight: may be a transposed view.
+        bias: added to each row.
+
+    Shape:
+        x: (..., inputs); weight: (outputs, inputs); bias: (outputs,); result: (..., outputs).
+    """
+    if not takes_onednn(x, weight) or not (bias is None or takes_onednn(bias)):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return OneDnnProduct.apply(x, weight, bias)
+    return product(x, weight, bias)
+
+
+def takes_onednn(*tensors: Tensor) -> bool:
+    """Say whether products of these run in oneDNN here.
+
+    They do in eager mode, on ordinary float32 tensors in the memory of the processor, without autocast and
+    where nobody counts operations, which would not know this one.
+    """
+    return (
+        torch.backends.mkldnn.is_available()
+        and not watched()
+        and not torch.is_autocast_enabled("cpu")
+        and all(dense(t) and t.dtype == torch.float32 and t.numel() > 0 for t in tensors)
+        and all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x weight^T + bias`` for tensors of which ``takes_onednn`` holds; it has no gradient."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class OneDnnProduct(torch.autograd.Function):
+    """``linear`` with its gradient, which is made of ``linear`` and so has one itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            linear(gradient, weight.t()) if needs_x else None,
+            weight_gradient(rows, x.reshape(-1, x.shape[-1])) if needs_weight else None,
+            rows.sum(dim=0) if needs_bias else None,
+        )
+
+
+def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return ``gradient^T x``, the gradient of a weight.
+
+    Shape:
+        gradient: (rows, outputs); x: (rows, inputs); result: (outputs, inputs).
+    """
+    # oneDNN copies a transposed left factor, so that is to be the smaller one.
+    if gradient.shape[-1] <= x.shape[-1]:
+        return linear(gradient.t(), x.t())
+    return linear(x.t(), gradient.t()).t()
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that a product with ``x`` runs in: autocast's where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class FastLinear(nn.Linear):
+    """``nn.Linear`` through ``linear``; `speed_up_` makes one of an ``nn.Linear`` by changing its class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

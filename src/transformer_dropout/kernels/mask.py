@@ -1,0 +1,227 @@
+"""LearnedDropout's mask in one pass: cosine, draw, product and penalty, with a backward written by hand."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+
+from ._native import takes_native
+from .random import CHUNK, uniform
+
+SmoothPenalty = Literal["squared", "linear"]
+
+
+def learned_mask(
+    x: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    *,
+    key: Tensor | None = None,
+    penalty: SmoothPenalty | None = None,
+    padding_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Multiply by a 0/1 mask whose probability of keeping is a cosine, and penalise that probability.
+
+    Formula, with ``u = gate + shift``::
+
+        M = 0.5 cos(u) + 0.5 = cos^2(u / 2)
+        y = x * 1[r < M],  r ~ U[0, 1) of the key;  without a key  y = x * 1[M >= 0.5]
+        gradient, straight through to M:  dL/du = (dL/dy * x + dL/dpenalty * dpenalty/dM) * -sin(u) / 2
+
+    Backward reads ``x`` and ``gate``, which a product and attention keep anyway, and one byte an element,
+    or one bit in native code. All else is computed again.
+
+    Args:
+        x: what is masked.
+        gate: what attention mixed.
+        shift: the shift of each channel.
+        key: of ``random.draw_key``, to draw the mask; None for the threshold.
+        penalty: "squared" for ``mean(M^2 / 2)``, "linear" for ``mean(M)``.
+        padding_mask: true at real tokens, over which the penalty's mean goes.
+
+    Shape:
+        x, gate: (..., width); shift: (width,); padding_mask: (...); the penalty: (), at least float32.
+
+    Paper: Yan 2024, "Learned Dropout".
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad or shift.requires_grad):
+        return LearnedMask.apply(x, gate, shift, key, penalty, padding_mask)
+    y, _, value, _ = forward(x, gate, shift, key, penalty, padding_mask, keep=False)
+    return y, value
+
+
+def takes_learned_mask(*tensors: Tensor) -> bool:
+    """Say whether ``learned_mask`` computes with these: eager code, plain tensors, reverse-mode gradients."""
+    return not torch.compiler.is_compiling() and all(
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and forward_ad.unpack_dual(tensor).tangent is None
+        for tensor in tensors
+    )
+
+
+class LearnedMask(torch.autograd.Function):
+    """``learned_mask`` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate: Tensor,
+        shift: Tensor,
+        key: Tensor | None,
+        penalty: SmoothPenalty | None,
+        padding_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        y, kept, value, ctx.native = forward(x, gate, shift, key, penalty, padding_mask, keep=True)
+        ctx.save_for_backward(x, gate, shift, kept, padding_mask)
+        ctx.penalty = penalty
+        return y, value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, y_gradient: Tensor, penalty_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, gate, shift, kept, padding_mask = ctx.saved_tensors
+        weight, count = weights(x, padding_mask)
+        scale = None if ctx.penalty is None else penalty_gradient / count
+        y_gradient = y_gradient.contiguous()
+        if ctx.native and takes_native(y_gradient):
+            from . import mask_native
+
+            found = mask_native.gradients(y_gradient, scale, x, gate, shift, kept, ctx.penalty, weight)
+        else:
+            kept = unpacked(kept, x) if ctx.native else kept
+            found = gradients(y_gradient, scale, x, gate, shift, kept, ctx.penalty, weight)
+        return *found, None, None, None
+
+
+def forward(
+    x: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    key: Tensor | None,
+    penalty: SmoothPenalty | None,
+    padding_mask: Tensor | None,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, bool]:
+    """Return output, mask for the backward, penalty, and whether native code made them."""
+    weight, count = weights(x, padding_mask)
+    # With gradients the threshold is rare: only its evaluation has a native loop.
+    native = takes_native(x, gate, shift) and (key is not None or not keep)
+    if native:
+        from . import mask_native
+
+        y, kept, total = mask_native.masked(x, gate, shift, key, penalty, weight)
+    else:
+        y, kept, total = masked(x, gate, shift, key, penalty, weight, keep=keep)
+    return y, kept, None if total is None else total / count, native
+
+
+def masked(
+    x: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    key: Tensor | None,
+    penalty: SmoothPenalty | None,
+    weight: Tensor | None,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the output, the mask as one byte an element, and the sum of the penalty."""
+    rows, gates = (t.reshape(-1, x.shape[-1]) for t in (x, gate))
+    y = torch.empty_like(rows)
+    kept = torch.empty(rows.shape, dtype=torch.bool, device=x.device) if keep else None
+    totals = []
+    for part in chunks(rows):
+        probability = widened(gates[part], shift) + shift
+        probability = probability.cos_().mul_(0.5).add_(0.5)
+        if penalty is not None:
+            totals.append(penalty_sum(probability, penalty, None if weight is None else weight[part]))
+        # The ceiling of a difference and not a comparison: just as exact, and NaN stays NaN.
+        if key is None:
+            mask = probability.add_(0.5).floor_()
+        else:
+            noise = uniform(key, probability.numel(), part.start * x.shape[-1])
+            mask = probability.sub_(noise.view_as(probability)).ceil_()
+        if kept is not None:
+            kept[part] = mask
+        torch.mul(rows[part], mask.to(x.dtype), out=y[part])
+    return y.view(x.shape), kept, torch.stack(totals).sum() if totals else None
+
+
+def gradients(
+    y_gradient: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    kept: Tensor,
+    penalty: SmoothPenalty | None,
+    weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of ``x``, ``gate`` and ``shift``.
+
+    With ``t = tan(u / 2)`` one function gives both parts: ``M = 1 / (1 + t^2)``, ``dM/du = -t M``.
+    """
+    ys, rows, gates = (tensor.reshape(-1, x.shape[-1]) for tensor in (y_gradient, x, gate))
+    x_gradient, gate_gradient, shift_gradient = [], [], []
+    for part in chunks(ys):
+        minus_tangent = (widened(gates[part], shift) + shift).mul_(-0.5).tan_()
+        probability = torch.addcmul(minus_tangent.new_ones(()), minus_tangent, minus_tangent).reciprocal_()
+        x_gradient.append(ys[part] * kept[part].view(torch.uint8).to(x.dtype))
+        chain = ys[part].to(probability.dtype) * rows[part].to(probability.dtype)
+        if scale is not None:
+            rate = scale if weight is None else scale * weight[part, None]
+            chain = torch.addcmul(chain, probability, rate) if penalty == "squared" else chain + rate
+        chain = chain.mul_(minus_tangent).mul_(probability)
+        gate_gradient.append(chain.to(gate.dtype))
+        shift_gradient.append(chain.sum(0))
+    return (
+        joined(x_gradient).view(x.shape),
+        joined(gate_gradient).view(gate.shape),
+        torch.stack(shift_gradient).sum(0).to(shift.dtype),
+    )
+
+
+def chunks(rows: Tensor) -> Iterator[slice]:
+    """Yield the parts that a processor's cache holds; other devices and vmap take all rows at once."""
+    whole = rows.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(rows)
+    step = len(rows) if whole else max(1, CHUNK // rows.shape[-1])
+    for start in range(0, len(rows), max(1, step)):
+        yield slice(start, min(start + step, len(rows)))
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Concatenate the chunks of a result."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def widened(gate: Tensor, shift: Tensor) -> Tensor:
+    """Return the gate in the dtype that the mask is computed in: at least float32."""
+    return gate.to(torch.promote_types(torch.promote_types(gate.dtype, shift.dtype), torch.float32))
+
+
+def weights(x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor | None, int | Tensor]:
+    """Return a weight of 0 or 1 for each token, and how many elements the penalty's mean goes over."""
+    if padding_mask is None:
+        return None, x.numel()
+    weight = padding_mask.reshape(-1).to(torch.float32)
+    return weight, weight.sum() * x.shape[-1]
+
+
+def penalty_sum(probability: Tensor, penalty: SmoothPenalty, weight: Tensor | None) -> Tensor:
+    """Return the sum over real tokens of ``M^2 / 2`` or ``M``."""
+    real = probability if weight is None else probability * weight[:, None]
+    if penalty == "linear":
+        return real.sum()
+    return probability.flatten().dot(real.flatten()) / 2
+
+
+def unpacked(words: Tensor, x: Tensor) -> Tensor:
+    """Return the mask whose rows native code has put into the bits of words, 32 rows in each."""
+    bits = words[:, None] >> torch.arange(32, dtype=torch.int32)[:, None]
+    return bits.bitwise_and_(1).flatten(0, 1)[: x.numel() // x.shape[-1]].to(torch.bool)

@@ -1,0 +1,142 @@
+"""The pages on layers, schedules and penalties: every layer has one, and what it shows is what happens."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import transformer_dropout as td
+from transformer_dropout import layers
+from transformer_dropout.sites import KINDS
+from transformer_dropout.training.decoder import Decoder, DecoderConfig
+
+DOCS = Path(__file__).parents[1] / "docs"
+LAYER_PAGES = [page for page in sorted((DOCS / "layers").glob("*.md")) if page.stem != "README"]
+OTHER_PAGES = [DOCS / f"{name}.md" for name in ("losses", "mixout", "neftune", "penalties", "schedules")]
+PAGES = [*LAYER_PAGES, *OTHER_PAGES, DOCS / "layers" / "README.md"]
+SAYS = {
+    "better": "better than dropout",
+    "worse": "worse than dropout",
+    "no difference": "no difference shown",
+}
+
+
+def words_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def make():
+    """The script that draws the figures and fills in the rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)
+        yield importlib.import_module("make")
+
+
+def scope():
+    """Return what the code on a page may use."""
+    torch.manual_seed(0)
+    model = Decoder(20, DecoderConfig(width=16, heads=4, blocks=2, context=8)).train()
+    tokens = torch.randint(20, (3, 9))
+    optimizer = torch.optim.AdamW(td.weight_decay_groups(model, 0.1))
+    found = {"td": td, "model": model, "tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    return found | {"optimizer": optimizer}
+
+
+def run_code(page):
+    """Run the code of a page and return what it leaves."""
+    found = scope()
+    (code,) = re.findall(r"```python\n(.*?)```", words_of(page), flags=re.DOTALL)
+    exec(code, found)
+    return found
+
+
+def places(page):
+    """Return the kinds of places that a page says a layer is accepted at, and refused at."""
+    accepted, refused = set(), set()
+    for label, line in re.findall(
+        r"^\* (Made for|Also accepted|Refused): ([^.:]*)", words_of(page), flags=re.M
+    ):
+        named = set(re.findall(r"`(\w+)`", line)) & set(KINDS)
+        (refused if label == "Refused" else accepted).update(named)
+    return accepted, refused
+
+
+@pytest.mark.parametrize("name", layers.__all__)
+def test_every_layer_has_a_page_and_is_in_the_list(name):
+    titles = [words_of(page).splitlines()[0] for page in DOCS.rglob("*.md")]
+    assert f"# {name}" in titles
+    assert f"| [{name}](" in words_of(DOCS / "layers" / "README.md")
+
+
+@pytest.mark.parametrize("page", LAYER_PAGES, ids=lambda page: page.stem)
+def test_a_page_of_a_layer_stands_where_its_file_does_and_has_its_figure(page):
+    modules = {getattr(layers, name).__module__.rpartition(".")[2]: name for name in layers.__all__}
+    assert words_of(page).startswith(f"# {modules[page.stem]}\n")
+    assert f"](../figures/{page.stem}.svg)" in words_of(page)
+    assert 25 <= len(words_of(page).splitlines()) <= 50
+
+
+def test_the_figures_are_what_the_layers_do(make):
+    assert {file.stem for file in (DOCS / "figures").glob("*.svg")} == make.FIGURES.keys()
+    for name, draw in make.FIGURES.items():
+        file = DOCS / "figures" / f"{name}.svg"
+        assert draw() == words_of(file), f"{file.name} is out of date: python docs/make.py"
+        assert file.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_rows_are_those_of_the_records(make, page):
+    assert make.with_rows(words_of(page)) == words_of(page)
+
+
+def test_a_row_that_differs_from_the_record_is_noticed(make):
+    page = DOCS / "layers" / "drop_path.md"
+    assert make.with_rows(words_of(page).replace("| none | 3 |", "| none | 4 |")) == words_of(page)
+    assert "| none | 3 |" in words_of(page)
+
+
+@pytest.mark.parametrize("page", LAYER_PAGES, ids=lambda page: page.stem)
+def test_the_evidence_is_told_as_the_record_has_it(page):
+    _, table, told = re.split(r"<!-- from .*|<!-- end -->", words_of(page))
+    verdicts = [line.split(" | ")[-1].removesuffix(" |") for line in table.strip().splitlines()[2:]]
+    own = verdicts[0] if verdicts[-1] == "reference" else verdicts[-1]
+    assert SAYS[own] in told
+    assert not any(words in told for verdict, words in SAYS.items() if verdict not in verdicts)
+
+
+@pytest.mark.parametrize("page", [*LAYER_PAGES, *OTHER_PAGES], ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page):
+    found = run_code(page)
+    if "regularization" in found:
+        loss = found["model"](found["tokens"], found["targets"]) + found["regularization"].penalty()
+        loss.backward()
+        assert loss.isfinite()
+
+
+@pytest.mark.parametrize("page", LAYER_PAGES, ids=lambda page: page.stem)
+def test_a_layer_is_accepted_and_refused_where_its_page_says(page):
+    rule = run_code(page)["recipe"].rules[0]
+    accepted, refused = places(page)
+    assert accepted and not accepted & refused
+    for kind in sorted(accepted | refused):
+        found = scope()
+        recipe = td.Recipe([td.Rule(kind, rule.layer, p=rule.p, **rule.arguments)])
+        if kind in refused:
+            with pytest.raises(td.InputError):
+                apply(found, recipe)
+        else:
+            apply(found, recipe)
+
+
+def apply(found, recipe):
+    td.regularize_(found["model"], recipe)
+    found["model"](found["tokens"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_that_is_linked_exists(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", words_of(page)):
+        assert (page.parent / target).exists(), target
