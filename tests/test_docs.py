@@ -136,6 +136,14 @@ def apply(found, recipe):
     found["model"](found["tokens"])
 
 
+def test_schedules_are_written_in_run_configs_as_the_page_says():
+    rows = re.findall(r"^\| `(\w+)\(.*\)` \|.*\| `(.+)` \|$", words_of(DOCS / "schedules.md"), flags=re.M)
+    assert len(rows) == 8
+    for name, written in rows:
+        rule = f"- {{select: mlp_output, layer: Dropout, p: {written}}}"
+        assert type(td.Recipe.from_yaml(rule).rules[0].p) is getattr(td, name)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_file_that_is_linked_exists(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", words_of(page)):

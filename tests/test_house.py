@@ -42,6 +42,7 @@ FLOORS = {
     "contexts": 4,
     "regularize": 4,
     "saved_recipe": 4,
+    "speed_up": 4,
     "integrations": 5,
     "training": 5,
     "compare": 6,

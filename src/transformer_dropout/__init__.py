@@ -44,6 +44,7 @@ from .schedules import (
     parse_schedule,
 )
 from .sites import Site, find_sites
+from .speed_up import speed_up_
 from .weights import layerwise_lr_groups, set_weight_decay, weight_decay_groups
 
 __version__ = "0.1.0"
@@ -102,6 +103,7 @@ __all__ = [
     "save_regularized",
     "set_rates",
     "set_weight_decay",
+    "speed_up_",
     "two_passes",
     "weight_decay_groups",
 ]

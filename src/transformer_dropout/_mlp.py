@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels.block_products import Product, TwoProducts
+from .kernels.linear import FastLinear, linear
 from .sites import Site
 
 # By package and class: the first product, the activation, the second product. Between these the code of the
@@ -85,7 +87,7 @@ def plain_mlp(model: nn.Module, site: Site) -> PlainMLP | None:
 
 def sizes(module: nn.Module) -> tuple[int, int] | None:
     """Return the channels that a linear layer takes and gives; None for a LoRA layer or anything else."""
-    if "forward" in vars(module) or not (type(module) is nn.Linear or is_conv1d(module)):
+    if "forward" in vars(module) or not (type(module) in (nn.Linear, FastLinear) or is_conv1d(module)):
         return None
     outputs, inputs = product_of(module).weight.shape
     return inputs, outputs
@@ -98,7 +100,9 @@ def is_conv1d(module: Any) -> bool:
 
 def product_of(module: Any) -> Product:
     """Return weight and bias of a linear layer."""
-    return Product(module.weight.t() if is_conv1d(module) else module.weight, module.bias)
+    if is_conv1d(module):
+        return Product(module.weight.t(), module.bias)
+    return Product(module.weight, module.bias, linear if type(module) is FastLinear else F.linear)
 
 
 def detours(mlp: PlainMLP, place: nn.Module, name: str) -> Iterator[tuple[Any, str, Callable]]:

@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels import random
+from .kernels.attention import causal_attention
+
 
 def dropout(x: Tensor, p: float | Tensor) -> Tensor:
     """Zero each element with probability ``p`` and scale the rest by ``1 / (1 - p)``.
@@ -41,7 +44,9 @@ def attention(
     queries, keys = query.shape[-2], key.shape[-2]
     causal = causal and queries > 1  # the last query sees every key
     if padding_mask is None and (queries == keys or not causal):
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        if causal:
+            return causal_attention(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value)
     visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
     if causal:
         visible = visible.tril(keys - queries)
@@ -86,12 +91,14 @@ def self_attention(
 def cosine_keep_probability(gate: Tensor, shift: Tensor) -> Tensor:
     """Return ``M = 0.5 cos(gate + shift) + 0.5``, the probability of keeping each element.
 
+    It is at least float32: in bfloat16 no probability would lie between 0.996 and 1.
+
     Shape:
         gate: (..., width); shift: (width,).
 
     Paper: Yan 2024, "Learned Dropout".
     """
-    return 0.5 * torch.cos(gate + shift) + 0.5
+    return 0.5 * torch.cos(gate.to(torch.promote_types(gate.dtype, torch.float32)) + shift) + 0.5
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
@@ -109,7 +116,8 @@ def sampled_mask(keep_probability: Tensor) -> Tensor:
 
     Strictly below, so that ``M = 0`` never keeps and ``M = 1`` always does.
     """
-    noise = torch.rand_like(keep_probability, dtype=torch.float32)
+    key = random.draw_key(keep_probability.device)
+    noise = random.uniform(key, keep_probability.numel()).view(keep_probability.shape)
     return straight_through((noise < keep_probability).to(keep_probability.dtype), keep_probability)
 
 

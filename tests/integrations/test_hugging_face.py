@@ -375,7 +375,7 @@ def test_the_gap_moves_the_rates(feedback, tmp_path):
     assert len(set(rates.values())) > 3
     # The last evaluation has nothing left to steer, and one after the training neither.
     mine.evaluate()
-    now = mine.regularization.metrics()["p/transformer.h.0.attn/attention_output"]
+    now = mine.regularization.metrics()["p/transformer.h.0.attn.resid_dropout/attention_output"]
     assert now == pytest.approx(rates[6])
     resumed = run(tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from transformers import Trainer
 
+from .._sharded import is_sharded
 from ..errors import InputError
 from ..layers import RateLayer
 from ..regularize import Regularization
@@ -189,13 +190,16 @@ class RegularizedTrainerMixin(Base):
         """Save the model with the recipe, and the layers' weights, beside it."""
         self.progress_callback.remember(self.state)
         super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            if self.is_fsdp_enabled:
-                # The layers' weights are sharded, and lie in the model's own checkpoint.
-                save_recipe(folder, self.regularization.recipe)
-            else:
-                save_regularized(folder, self.regularization)
+        folder = Path(output_dir or str(self.args.output_dir))
+        learned = learned_state(self.regularization).values()
+        if any(map(is_sharded, learned)):
+            # Every process gives its shards, and the first writes.
+            save_regularized(folder, self.regularization)
+        elif self.args.should_save and self.is_fsdp_enabled and learned:
+            # FSDP's first version: the layers' weights lie in the model's own checkpoint alone.
+            save_recipe(folder, self.regularization.recipe)
+        elif self.args.should_save:
+            save_regularized(folder, self.regularization)
 
     # The checkpoint of an adapter holds the adapter alone, so what layers have learned comes from beside it.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 PURE: ContextVar[bool] = ContextVar("pure_pytorch", default=False)
 DTYPES = (torch.float32, torch.bfloat16)
+GPU_DTYPES = (*DTYPES, torch.float16)
 
 
 @contextmanager
@@ -39,6 +40,23 @@ def watched() -> bool:
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
+def takes_triton(*tensors: Tensor) -> bool:
+    """Say whether kernels in Triton compute with these tensors: the rule of ``takes_native``, on a GPU."""
+    return (
+        not (watched() or PURE.get())
+        and all(unwrapped(tensor) and tensor.device.type == "cuda" for tensor in tensors)
+        and triton_installed()
+        and all(tensor.dtype in GPU_DTYPES and tensor.is_contiguous() for tensor in tensors)
+        and all(torch.cuda.get_device_capability(tensor.device) >= (8, 0) for tensor in tensors)
+    )
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Say whether Triton is there, without loading it; PyTorch brings it along where it brings CUDA."""
+    return importlib.util.find_spec("triton") is not None
+
+
 @functools.cache
 def numba_installed() -> bool:
     """Say whether the native extra is there, without loading it."""
@@ -52,8 +70,11 @@ def plain(tensor: Tensor) -> bool:
 
 def dense(tensor: Tensor) -> bool:
     """Say whether a tensor is an ordinary one in the memory of the processor, with no wrapper around it."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return unwrapped(tensor) and tensor.device.type == "cpu"
+
+
+def unwrapped(tensor: Tensor) -> bool:
+    """Say whether a tensor is an ordinary one, whose memory holds what it shows."""
+    return type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(
+        tensor
     )

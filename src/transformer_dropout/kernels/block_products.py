@@ -10,18 +10,32 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ._native import unwrapped
 
 # Gathering a row, adding its result back and starting its products take as long as so many more units do.
 UNITS_OF_A_ROW = 64
 
 
 class Product(NamedTuple):
-    """A linear layer's weight, of shape (out, in) in any strides, and its bias."""
+    """A linear layer.
+
+    Attributes:
+        weight: of shape (out, in), in any strides.
+        bias: of shape (out,).
+        multiply: what computes ``x weight^T + bias``: ``F.linear``, or a faster one like it.
+    """
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor | None = None
+    multiply: Callable[..., Tensor] = F.linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the layer's result."""
+        return self.multiply(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -121,9 +135,10 @@ def grouped_mlp(
     """
     rows = group(kept, block)
     hidden = mlp.activation(Expand.apply(x, *mlp.first, rows))
-    out = Project.apply(hidden, soft[rows.tokens, rows.blocks], mlp.second.weight, rows, x.shape[0])
-    if mlp.second.bias is not None:
-        out = out + mlp.second.bias
+    second = mlp.second
+    out = Project.apply(hidden, soft[rows.tokens, rows.blocks], second.weight, second.multiply, rows, len(x))
+    if second.bias is not None:
+        out = out + second.bias
     if probed is None:
         return out
     rows = group(probed, block)
@@ -136,10 +151,7 @@ def can_group(*tensors: Tensor) -> bool:
     Nor on tensors without values, shards, or inside a transform of functions.
     """
     return not torch.compiler.is_compiling() and all(
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.device.type != "meta"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        for tensor in tensors
+        unwrapped(tensor) and tensor.device.type != "meta" for tensor in tensors
     )
 
 
@@ -156,16 +168,15 @@ class Expand(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Grouped) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, multiply: Callable, rows: Grouped
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.rows, ctx.has_bias = rows, bias is not None
+        ctx.multiply, ctx.rows = multiply, rows
         hidden = x.new_empty(len(rows.tokens), rows.block)
         for part in rows.parts():
-            own, units = x.index_select(0, part.tokens), weight[part.units].t()
-            if bias is None:
-                torch.mm(own, units, out=hidden[part.rows])
-            else:
-                torch.addmm(bias[part.units], own, units, out=hidden[part.rows])
+            own = None if bias is None else bias[part.units]
+            hidden[part.rows] = multiply(x.index_select(0, part.tokens), weight[part.units], own)
         return hidden
 
     @staticmethod
@@ -173,22 +184,24 @@ class Expand(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows, gradient = ctx.rows, gradient.contiguous()
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_x = sums(x.shape, x) if wants_x else None
         of_weight = torch.empty_like(weight) if wants_weight else None
         of_bias = weight.new_zeros(len(weight)) if wants_bias else None
         for part in rows.parts():
             own = gradient[part.rows]
             if of_x is not None:
-                of_x.index_add_(0, part.tokens, torch.mm(own, weight[part.units]).to(of_x.dtype))
+                change = ctx.multiply(own, weight[part.units].t())
+                of_x.index_add_(0, part.tokens, change.to(of_x.dtype))
             if of_weight is not None:
-                torch.mm(own.t(), x.index_select(0, part.tokens), out=of_weight[part.units])
+                entering = x.index_select(0, part.tokens)
+                of_weight[part.units] = ctx.multiply(own.t(), entering.t())
             if of_bias is not None:
                 torch.sum(own, 0, out=of_bias[part.units])
         if of_weight is not None:
             for units in rows.unused():
                 of_weight[units] = 0
-        return None if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None
+        return None if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None, None
 
 
 class Project(torch.autograd.Function):
@@ -201,13 +214,15 @@ class Project(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, soft: Tensor, weight: Tensor, rows: Grouped, tokens: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, soft: Tensor, weight: Tensor, multiply: Callable, rows: Grouped, tokens: int
+    ) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        ctx.rows, ctx.soft_dtype = rows, soft.dtype
+        ctx.multiply, ctx.rows, ctx.soft_dtype = multiply, rows, soft.dtype
         out = sums((tokens, len(weight)), hidden)
         for part in rows.parts():
-            product = torch.mm(hidden[part.rows], weight[:, part.units].t())
-            out.index_add_(0, part.tokens, product.to(out.dtype))
+            change = multiply(hidden[part.rows], weight[:, part.units])
+            out.index_add_(0, part.tokens, change.to(out.dtype))
         return out.to(hidden.dtype)
 
     @staticmethod
@@ -219,14 +234,15 @@ class Project(torch.autograd.Function):
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         for part in rows.parts():
             own = gradient.index_select(0, part.tokens)
-            torch.mm(own, weight[:, part.units], out=of_hidden[part.rows])
+            of_hidden[part.rows] = ctx.multiply(own, weight[:, part.units].t())
             if of_weight is not None:
-                torch.mm(own.t(), hidden[part.rows], out=of_weight[:, part.units])
+                # The transposed factor is copied by some libraries, so that is the smaller one.
+                of_weight[:, part.units] = ctx.multiply(hidden[part.rows].t(), own.t()).t()
         if of_weight is not None:
             for units in rows.unused():
                 of_weight[:, units] = 0
         of_soft = dots(of_hidden, hidden, ctx.soft_dtype) if ctx.needs_input_grad[1] else None
-        return of_hidden, of_soft, of_weight, None, None
+        return of_hidden, of_soft, of_weight, None, None, None
 
 
 class Probe(torch.autograd.Function):
@@ -238,8 +254,9 @@ class Probe(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, soft: Tensor, x: Tensor, mlp: TwoProducts, rows: Grouped) -> Tensor:
-        ctx.save_for_backward(x, *mlp.first, mlp.second.weight)
-        ctx.activation, ctx.rows, ctx.soft_dtype = mlp.activation, rows, soft.dtype
+        ctx.save_for_backward(x, mlp.first.weight, mlp.first.bias, mlp.second.weight)
+        ctx.multiply, ctx.activation = mlp.first.multiply, mlp.activation
+        ctx.rows, ctx.soft_dtype = rows, soft.dtype
         return out.view_as(out)
 
     @staticmethod
@@ -250,10 +267,10 @@ class Probe(torch.autograd.Function):
         x, expand, bias, project = ctx.saved_tensors
         of_soft = torch.empty(len(ctx.rows.tokens), dtype=ctx.soft_dtype, device=x.device)
         for part in ctx.rows.parts():
-            hidden = nn.functional.linear(
-                x.index_select(0, part.tokens), expand[part.units], None if bias is None else bias[part.units]
-            )
-            of_hidden = torch.mm(gradient.index_select(0, part.tokens), project[:, part.units])
+            own = None if bias is None else bias[part.units]
+            hidden = ctx.multiply(x.index_select(0, part.tokens), expand[part.units], own)
+            leaving = gradient.index_select(0, part.tokens)
+            of_hidden = ctx.multiply(leaving, project[:, part.units].t())
             of_soft[part.rows] = dots(of_hidden, ctx.activation(hidden), ctx.soft_dtype)
         return gradient, of_soft, None, None, None
 

@@ -13,6 +13,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ._compiled import compiled
+from .row_skipping_native import inner, kept_rows
 
 # Columns of the table with one row for each block: the addresses of weights, each followed by that of its
 # bias, 0 for one there is not.
@@ -76,15 +77,6 @@ def matrix_at(address, rows, columns):
     return numba.carray(as_pointer(address), (rows, columns), np.float32)  # pyrefly: ignore
 
 
-@summing
-def inner(a, b):
-    """Return the inner product of two vectors."""
-    total = ZERO
-    for i in range(b.size):
-        total += a[i] * b[i]
-    return total
-
-
 @compiled
 def linear(weight, bias, x, y):
     """Write ``weight x + bias``; a bias at address 0 is none."""
@@ -98,9 +90,7 @@ def linear(weight, bias, x, y):
 @compiled
 def kept_rows_linear(weight, bias, x, kept, y):
     """Write ``weight x + bias`` where ``kept``, and 0 elsewhere, whose weights are not read."""
-    matrix = matrix_at(weight, y.size, x.size)
-    for i in range(y.size):
-        y[i] = inner(matrix[i], x) if kept[i] else ZERO
+    kept_rows(matrix_at(weight, y.size, x.size), x, kept, y)
     if bias:
         added = vector_at(bias, y.size)
         for i in range(y.size):

@@ -87,7 +87,8 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 def working_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that a product with ``x`` runs in: autocast's where that is on."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else x.dtype
 
 
 class FastLinear(nn.Linear):

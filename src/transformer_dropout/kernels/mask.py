@@ -1,6 +1,7 @@
 """LearnedDropout's mask in one pass: cosine, draw, product and penalty, with a backward written by hand."""
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from ._native import takes_native
+from ._native import takes_native, takes_triton
 from .random import CHUNK, uniform
 
 SmoothPenalty = Literal["squared", "linear"]
@@ -49,8 +50,10 @@ def learned_mask(
     """
     if torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad or shift.requires_grad):
         return LearnedMask.apply(x, gate, shift, key, penalty, padding_mask)
-    y, _, value, _ = forward(x, gate, shift, key, penalty, padding_mask, keep=False)
-    return y, value
+    weight, count = weights(x, padding_mask)
+    run = masked if (native := native_loops(x, gate, shift)) is None else native.masked
+    y, _, total = run(x, gate, shift, key, penalty, weight, keep=False)
+    return y, None if total is None else total / count
 
 
 def takes_learned_mask(*tensors: Tensor) -> bool:
@@ -76,49 +79,43 @@ class LearnedMask(torch.autograd.Function):
         penalty: SmoothPenalty | None,
         padding_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        y, kept, value, ctx.native = forward(x, gate, shift, key, penalty, padding_mask, keep=True)
+        weight, count = weights(x, padding_mask)
+        ctx.native, ctx.penalty = native_loops(x, gate, shift), penalty
+        run = masked if ctx.native is None else ctx.native.masked
+        y, kept, total = run(x, gate, shift, key, penalty, weight, keep=True)
         ctx.save_for_backward(x, gate, shift, kept, padding_mask)
-        ctx.penalty = penalty
-        return y, value
+        ctx.set_materialize_grads(False)
+        return y, None if total is None else total / count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, y_gradient: Tensor, penalty_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, y_gradient: Tensor | None, penalty_gradient: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         x, gate, shift, kept, padding_mask = ctx.saved_tensors
         weight, count = weights(x, padding_mask)
-        scale = None if ctx.penalty is None else penalty_gradient / count
-        y_gradient = y_gradient.contiguous()
-        if ctx.native and takes_native(y_gradient):
-            from . import mask_native
+        scale = None if penalty_gradient is None else penalty_gradient / count
+        given = torch.zeros_like(x) if y_gradient is None else y_gradient.contiguous()
+        run = gradients
+        if ctx.native is not None and native_loops(given) is ctx.native:
+            run = ctx.native.gradients
+        elif ctx.native is not None:
+            kept = ctx.native.mask_of(kept, x)
+        x_gradient, *others = run(given, scale, x, gate, shift, kept, ctx.penalty, weight)
+        return None if y_gradient is None else x_gradient, *others, None, None, None
 
-            found = mask_native.gradients(y_gradient, scale, x, gate, shift, kept, ctx.penalty, weight)
-        else:
-            kept = unpacked(kept, x) if ctx.native else kept
-            found = gradients(y_gradient, scale, x, gate, shift, kept, ctx.penalty, weight)
-        return *found, None, None, None
 
-
-def forward(
-    x: Tensor,
-    gate: Tensor,
-    shift: Tensor,
-    key: Tensor | None,
-    penalty: SmoothPenalty | None,
-    padding_mask: Tensor | None,
-    *,
-    keep: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, bool]:
-    """Return output, mask for the backward, penalty, and whether native code made them."""
-    weight, count = weights(x, padding_mask)
-    # With gradients the threshold is rare: only its evaluation has a native loop.
-    native = takes_native(x, gate, shift) and (key is not None or not keep)
-    if native:
+def native_loops(*tensors: Tensor) -> ModuleType | None:
+    """Return the module whose loops compute with these tensors, None for PyTorch's own operations."""
+    if takes_native(*tensors):
         from . import mask_native
 
-        y, kept, total = mask_native.masked(x, gate, shift, key, penalty, weight)
-    else:
-        y, kept, total = masked(x, gate, shift, key, penalty, weight, keep=keep)
-    return y, kept, None if total is None else total / count, native
+        return mask_native
+    if takes_triton(*tensors):
+        from . import mask_triton
+
+        return mask_triton
+    return None
 
 
 def masked(
@@ -137,8 +134,7 @@ def masked(
     kept = torch.empty(rows.shape, dtype=torch.bool, device=x.device) if keep else None
     totals = []
     for part in chunks(rows):
-        probability = widened(gates[part], shift) + shift
-        probability = probability.cos_().mul_(0.5).add_(0.5)
+        probability = (widened(gates[part]) + shift).cos_().mul_(0.5).add_(0.5)
         if penalty is not None:
             totals.append(penalty_sum(probability, penalty, None if weight is None else weight[part]))
         # The ceiling of a difference and not a comparison: just as exact, and NaN stays NaN.
@@ -170,7 +166,7 @@ def gradients(
     ys, rows, gates = (tensor.reshape(-1, x.shape[-1]) for tensor in (y_gradient, x, gate))
     x_gradient, gate_gradient, shift_gradient = [], [], []
     for part in chunks(ys):
-        minus_tangent = (widened(gates[part], shift) + shift).mul_(-0.5).tan_()
+        minus_tangent = (widened(gates[part]) + shift).mul_(-0.5).tan_()
         probability = torch.addcmul(minus_tangent.new_ones(()), minus_tangent, minus_tangent).reciprocal_()
         x_gradient.append(ys[part] * kept[part].view(torch.uint8).to(x.dtype))
         chain = ys[part].to(probability.dtype) * rows[part].to(probability.dtype)
@@ -200,9 +196,9 @@ def joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def widened(gate: Tensor, shift: Tensor) -> Tensor:
-    """Return the gate in the dtype that the mask is computed in: at least float32."""
-    return gate.to(torch.promote_types(torch.promote_types(gate.dtype, shift.dtype), torch.float32))
+def widened(gate: Tensor) -> Tensor:
+    """Return the gate in at least float32, in which the mask is computed."""
+    return gate.to(torch.promote_types(gate.dtype, torch.float32))
 
 
 def weights(x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor | None, int | Tensor]:
@@ -219,9 +215,3 @@ def penalty_sum(probability: Tensor, penalty: SmoothPenalty, weight: Tensor | No
     if penalty == "linear":
         return real.sum()
     return probability.flatten().dot(real.flatten()) / 2
-
-
-def unpacked(words: Tensor, x: Tensor) -> Tensor:
-    """Return the mask whose rows native code has put into the bits of words, 32 rows in each."""
-    bits = words[:, None] >> torch.arange(32, dtype=torch.int32)[:, None]
-    return bits.bitwise_and_(1).flatten(0, 1)[: x.numel() // x.shape[-1]].to(torch.bool)

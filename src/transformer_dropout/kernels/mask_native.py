@@ -12,14 +12,18 @@ from .random_native import element_uniform, key_words
 # Of a penalty with the value M (a M + b) in each element.
 COEFFICIENTS = {"squared": (0.5, 0.0), "linear": (0.0, 1.0), None: (0.0, 0.0)}
 ROWS = 32
+NO_KEY = np.uint32(0), np.uint32(0)
+# Above it lies one half and nothing between.
+BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
 
-# sin(v) = v + v^3 P(v^2) and cos(v) = 1 + v^2 Q(v^2) for |v| <= pi / 2, fitted at Chebyshev's points; the
-# error of both lies below a rounding of float32.
-SINE = tuple(map(np.float32, (-0.1666666716, 0.0083333328, -0.00019841085, 2.7536435e-06, -2.407964e-08)))
-COSINE = tuple(map(np.float32, (-0.5, 0.04166666046, -0.00138886517, 2.4774588e-05, -2.6297667e-07)))
-TURNS = np.float32(1 / (2 * np.pi))
-TURN, TURN_REST = np.float32(2 * np.pi), np.float32(2 * np.pi - np.float64(np.float32(2 * np.pi)))
-QUARTER = np.float32(np.pi / 2)
+# u = n pi + v with |v| <= pi / 2. Fitted at Chebyshev's points, in powers of v^2: sin^2(v / 2) / v^2 and
+# sin(v) / (2 v), both closer than a rounding of float32.
+SQUARE = tuple(map(np.float32, (0.25, -0.02083333023, 0.00069443259, -1.23872896e-05, 1.3148723e-07)))
+SLOPE = tuple(map(np.float32, (0.5, -0.08333329111, 0.00416652532, -9.90451081e-05, 1.30255376e-06)))
+INVERSE_PI, HALF_PI = np.float32(1 / np.pi), np.float32(np.pi / 2)
+PI, PI_REST = np.float32(np.pi), np.float32(np.pi - np.float64(np.float32(np.pi)))
+# Adding 1.5 * 2^23 rounds a float32 to an integer, which is then its lowest bits.
+ROUND = np.float32(1.5 * 2**23)
 
 
 def widened(value):
@@ -55,33 +59,40 @@ def _narrowed(value, array):
 
 
 @numba.njit(inline="always")
-def half_angle(gate, shift):
-    """Return half of ``gate + shift``, less whole turns: in [-pi / 2, pi / 2], or NaN."""
-    angle = gate + shift
-    turns = np.rint(angle * TURNS)
-    half = np.float32(0.5) * ((angle - turns * TURN) - turns * TURN_REST)
-    half = QUARTER if half > QUARTER else half
-    return -QUARTER if half < -QUARTER else half
+def reduced(gate, shift):
+    """Return ``u = gate + shift`` less the nearest multiple of pi, and whether that is an odd one."""
+    u = gate + shift
+    rounded = np.float32(u * INVERSE_PI + ROUND)
+    multiple = rounded - ROUND
+    rest = (u - multiple * PI) - multiple * PI_REST
+    # Numbers without a fraction leave any rest; NaN stays NaN.
+    rest = HALF_PI if rest > HALF_PI else rest
+    rest = -HALF_PI if rest < -HALF_PI else rest
+    return rest, (rounded.view(np.uint32) & np.uint32(1)) != 0
 
 
 @numba.njit(inline="always")
-def sine(half):
-    z = half * half
-    p = SINE[0] + z * (SINE[1] + z * (SINE[2] + z * (SINE[3] + z * SINE[4])))
-    return half + half * z * p
+def polynomial(z, c):
+    return c[0] + z * (c[1] + z * (c[2] + z * (c[3] + z * c[4])))
 
 
 @numba.njit(inline="always")
-def cosine(half):
-    z = half * half
-    return np.float32(1) + z * (
-        COSINE[0] + z * (COSINE[1] + z * (COSINE[2] + z * (COSINE[3] + z * COSINE[4])))
-    )
+def keep_probability(rest, odd):
+    """Return ``M = cos^2(u / 2)``."""
+    square = rest * rest
+    part = square * polynomial(square, SQUARE)
+    return part if odd else np.float32(1) - part
+
+
+@numba.njit(inline="always")
+def slope(rest, odd):
+    """Return ``dM/du = -sin(u) / 2``."""
+    return (rest if odd else -rest) * polynomial(rest * rest, SLOPE)
 
 
 @compiled
-def sample(x, gate, shift, weight, first, second, a, b, y, words, totals):
-    """Mask each row with a drawn mask; row r's is bit r % 32 of the words in line r // 32."""
+def mask_rows(x, gate, shift, weight, first, second, drawn, a, b, y, words, totals):
+    """Mask each row, drawn or by threshold; the mask of row r is bit r % 32 of the words in line r // 32."""
     rows, width = x.shape
     probability, sums = np.empty(width, np.float32), np.empty(width, np.float32)
     # Short loops over the channels, each with few arrays: the compiler turns those into vector code.
@@ -91,11 +102,12 @@ def sample(x, gate, shift, weight, first, second, a, b, y, words, totals):
         for row in range(group * ROWS, min(rows, group * ROWS + ROWS)):
             x_row, gate_row, y_row = x[row], gate[row], y[row]
             for c in range(width):
-                root = cosine(half_angle(widened(gate_row[c]), shift[c]))
-                probability[c] = root * root
+                rest, odd = reduced(widened(gate_row[c]), shift[c])
+                probability[c] = keep_probability(rest, odd)
             start, bit = np.uint32(row) * np.uint32(width), np.int32(row % ROWS)
             for c in range(width):
-                kept = probability[c] > element_uniform(start + np.uint32(c), first, second)
+                noise = element_uniform(start + np.uint32(c), first, second) if drawn else BELOW_HALF
+                kept = probability[c] > noise
                 # NaN stays NaN.
                 kept_as_float = np.float32(kept) + np.float32(0) * probability[c]
                 y_row[c] = narrowed(widened(x_row[c]) * kept_as_float, y_row)
@@ -108,15 +120,14 @@ def sample(x, gate, shift, weight, first, second, a, b, y, words, totals):
 
 
 @compiled
-def threshold(x, gate, shift, y):
-    """Keep where the probability is at least one half, which is where the cosine is not negative."""
+def mask_at_threshold(x, gate, shift, y):
+    """Keep where M is at least one half: where the multiple of pi nearest to the angle is even."""
     rows, width = x.shape
     for row in range(rows):
         x_row, gate_row, y_row = x[row], gate[row], y[row]
         for c in range(width):
-            root = cosine(half_angle(widened(gate_row[c]), shift[c]))
-            probability = root * root
-            kept = np.float32(probability >= np.float32(0.5)) + np.float32(0) * probability
+            rest, odd = reduced(widened(gate_row[c]), shift[c])
+            kept = (np.float32(0) if odd else np.float32(1)) + np.float32(0) * rest
             y_row[c] = narrowed(widened(x_row[c]) * kept, y_row)
 
 
@@ -137,10 +148,9 @@ def backward(dy, x, gate, shift, weight, words, a, b, dx, dgate, dshift):
             scale = weight[row] if weight.size else np.float32(1)
             row_a, row_b = scale * a, scale * b
             for c in range(width):
-                half = half_angle(widened(gate_row[c]), shift[c])
-                root = cosine(half)
+                rest, odd = reduced(widened(gate_row[c]), shift[c])
                 task = widened(dy_row[c]) * widened(x_row[c])
-                chain[c] = (task + (row_a * (root * root) + row_b)) * (-sine(half) * root)
+                chain[c] = (task + (row_a * keep_probability(rest, odd) + row_b)) * slope(rest, odd)
             for c in range(width):
                 sums[c] += chain[c]
                 dgate_row[c] = narrowed(chain[c], dgate_row)
@@ -155,17 +165,27 @@ def masked(
     key: Tensor | None,
     penalty: str | None,
     weight: Tensor | None,
+    *,
+    keep: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the output, the words that hold the mask, and the sum of the penalty."""
     y, width = torch.empty_like(x), x.shape[-1]
-    arrays = as_array(x), as_array(gate), shift.detach().float().numpy()
-    if key is None:
-        threshold(*arrays, as_array(y))
+    arrays = as_array(x), as_array(gate), parameter_array(shift)
+    if key is None and penalty is None and not keep:
+        mask_at_threshold(*arrays, as_array(y))
         return y, None, None
     words = torch.empty(-(-x.numel() // (width * ROWS)), width, dtype=torch.int32)
     totals = np.zeros(width)
-    coefficients = map(np.float32, COEFFICIENTS[penalty])
-    sample(*arrays, row_weights(weight), *key_words(key), *coefficients, as_array(y), words.numpy(), totals)
+    mask_rows(
+        *arrays,
+        row_weights(weight),
+        *(NO_KEY if key is None else key_words(key)),
+        key is not None,
+        *map(np.float32, COEFFICIENTS[penalty]),
+        as_array(y),
+        words.numpy(),
+        totals,
+    )
     return y, words, None if penalty is None else torch.tensor(totals.sum(), dtype=torch.float32)
 
 
@@ -186,7 +206,7 @@ def gradients(
     shift_gradient = np.zeros(x.shape[-1])
     backward(
         *map(as_array, (y_gradient, x, gate)),
-        shift.detach().float().numpy(),
+        parameter_array(shift),
         row_weights(weight),
         words.numpy(),
         np.float32(2 * a * scale),
@@ -198,10 +218,21 @@ def gradients(
     return x_gradient, gate_gradient, torch.from_numpy(shift_gradient).to(shift.dtype)
 
 
+def mask_of(words: Tensor, x: Tensor, gate: Tensor, shift: Tensor) -> Tensor:
+    """Return the mask that the words hold, as booleans, for a backward in pure PyTorch."""
+    bits = words[:, None] >> torch.arange(ROWS, dtype=torch.int32)[:, None]
+    return bits.bitwise_and_(1).flatten(0, 1)[: x.numel() // x.shape[-1]].to(torch.bool)
+
+
 def as_array(tensor: Tensor) -> np.ndarray:
     """Return a tensor's memory as rows of channels; bfloat16 as the int16 with the same bits."""
     tensor = tensor.detach().view(-1, tensor.shape[-1])
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def parameter_array(parameter: Tensor) -> np.ndarray:
+    """Return a copy of a parameter: memory that NumPy has seen cannot be freed, as FSDP frees a parameter's."""
+    return parameter.detach().float().clone().numpy()
 
 
 def row_weights(weight: Tensor | None) -> np.ndarray:

@@ -22,6 +22,7 @@ SECOND_FACTOR = tl.constexpr(random.SECOND_FACTOR)
 ROUND = tl.constexpr(1.5 * 2**23)
 INVERSE_PI = tl.constexpr(0.3183098861837907)
 PI, PI_REST = tl.constexpr(3.1415927410125732), tl.constexpr(-8.742277657347586e-08)
+HALF_PI = tl.constexpr(1.5707964)
 
 # Elements of a tile: for each thread of 4 warps the 8 neighbours of bfloat16 that one load brings.
 TILE = 1024
@@ -57,7 +58,7 @@ def planned(rows: int, width: int) -> Plan:
 
 @triton.jit
 def upper_bits(counter, second):
-    """Return the upper 24 of the bits of `random.random_bits`, as float32.
+    """Return what `random.random_bits` does with 0 for the lowest 8 bits, as float32, which it is exactly.
 
     Args:
         counter: index of an element times ``STEP``, plus the first word of the key, as uint32.
@@ -67,8 +68,7 @@ def upper_bits(counter, second):
     x = (x * FIRST_FACTOR) ^ second
     x ^= x >> 15
     x *= SECOND_FACTOR
-    x ^= x >> 15
-    return (x >> 8).to(tl.float32)
+    return ((x ^ (x >> 15)) & 0xFFFFFF00).to(tl.float32)
 
 
 @triton.jit
@@ -78,7 +78,9 @@ def reduced(gate, shift):
     rounded = tl.fma(u, INVERSE_PI, ROUND)
     odd = (rounded.to(tl.int32, bitcast=True) & 1) != 0
     turns = rounded - ROUND
-    return tl.fma(turns, -PI_REST, tl.fma(turns, -PI, u)), odd
+    rest = tl.fma(turns, -PI_REST, tl.fma(turns, -PI, u))
+    # Only beyond 2^22 turns does this change anything: M stays within 0 and 1 there, and NaN stays NaN.
+    return tl.clamp(rest, -HALF_PI, HALF_PI, propagate_nan=tl.PropagateNan.ALL), odd
 
 
 @triton.jit
@@ -119,7 +121,7 @@ def zero_or_one(probability, key_ptr, start, below, width, column):
         # 2^32, addresses are not.
         counter = (start.to(tl.uint32) + (below * width).to(tl.uint32)) * STEP + first
         bits = upper_bits(counter + column.to(tl.uint32) * STEP, second)
-        mask = tl.ceil(tl.fma(bits, -5.9604644775390625e-08, probability))
+        mask = tl.ceil(tl.fma(bits, -(2.0**-32), probability))
     return mask
 
 
@@ -241,6 +243,6 @@ def gradients(
     return x_gradient, gate_gradient, parts.sum(0).to(shift.dtype)
 
 
-def mask_of(x: Tensor, gate: Tensor, shift: Tensor, key: Tensor | None) -> Tensor:
+def mask_of(key: Tensor | None, x: Tensor, gate: Tensor, shift: Tensor) -> Tensor:
     """Return the mask alone, as booleans, for a backward in pure PyTorch."""
     return masked(torch.ones_like(x), gate, shift, key, None, None, keep=False)[0].to(torch.bool)

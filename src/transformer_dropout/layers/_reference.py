@@ -95,11 +95,24 @@ class ReferenceLearnedDropout(nn.Module):
         if not self.training and self.eval_mask == "mean":
             return keep
         if self.training or self.eval_mask == "sample":
-            noise = torch.rand(keep.shape, dtype=torch.float32, device=keep.device)
-            hard = torch.where(noise < keep, 1.0, 0.0)
+            hard = torch.where(self.noise(keep) < keep, 1.0, 0.0)
         else:
             hard = torch.where(keep >= 0.5, 1.0, 0.0)
         return hard.to(keep.dtype) + (keep - keep.detach())
+
+    def noise(self, keep: Tensor) -> Tensor:
+        """Return a number of [0, 1) for each element: a hash of its index and of a key from the seed."""
+        first, second = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=keep.device).tolist()
+        word = 2**32 - 1
+        x = torch.arange(keep.numel(), device=keep.device)
+        x = (x * 0x9E3779B9 + first) & word
+        x = x ^ (x >> 16)
+        x = (x * 0x21F0AAAD) & word
+        x = x ^ (second & word)
+        x = x ^ (x >> 15)
+        x = (x * 0x735A2D97) & word
+        x = x ^ (x >> 15)
+        return ((x >> 8).to(torch.float32) / 2**24).view(keep.shape)
 
     def penalty_of(self, keep: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Return the mean over real tokens of ``M^2 / 2``, ``M`` or the binary entropy of ``M``."""

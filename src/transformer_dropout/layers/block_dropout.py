@@ -164,8 +164,8 @@ class LearnedBlockDropout(DropoutLayer):
             return apply_blocks(x, kept, soft)
         if self.skips(mlp, kept):
             return self.skipped(x, mlp, kept, factor, soft)
-        hidden = mlp.activation(nn.functional.linear(x, *mlp.first))
-        return nn.functional.linear(apply_blocks(hidden, kept, soft), *mlp.second)
+        hidden = mlp.activation(mlp.first(x))
+        return mlp.second(apply_blocks(hidden, kept, soft))
 
     def skips(self, mlp: TwoProducts, kept: Tensor) -> bool:
         """Say whether dropped blocks are left uncomputed in this forward, and note how much is computed."""
@@ -206,8 +206,8 @@ def autocast(x: Tensor, mlp: TwoProducts) -> tuple[Tensor, TwoProducts]:
         return x, mlp
     dtype = torch.get_autocast_dtype(device)
     first, second = (
-        Product(weight.to(dtype), None if bias is None else bias.to(dtype))
-        for weight, bias in (mlp.first, mlp.second)
+        Product(weight.to(dtype), None if bias is None else bias.to(dtype), multiply)
+        for weight, bias, multiply in (mlp.first, mlp.second)
     )
     return x.to(dtype), TwoProducts(first, mlp.activation, second)
 

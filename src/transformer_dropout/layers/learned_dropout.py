@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import InputError, check_choice
+from ..kernels.mask import learned_mask, takes_learned_mask
+from ..kernels.random import draw_key
 from ._base import DropoutLayer
 
 EvalMask = Literal["threshold", "mean", "sample"]
@@ -18,6 +20,16 @@ PENALTIES = {
     "linear": functional.linear_penalty,
     "entropy": functional.entropy_penalty,
 }
+
+
+# What a subclass may define anew.
+FORMULAS = ("keep_probability", "mask")
+
+
+def method_of(owner: object, name: str) -> object:
+    """Return the function behind a method."""
+    method = getattr(owner, name)
+    return getattr(method, "__func__", method)
 
 
 def check_heads(width: int, heads: int) -> None:
@@ -119,16 +131,47 @@ class LearnedDropout(DropoutLayer):
         padding_mask: Tensor | None = None,
         past: functional.KeysAndValues | None = None,
     ) -> Tensor:
-        keep_probability = self.keep_probability(self.gate(self.mask_input(x), padding_mask, past))
+        gate = self.gate(self.mask_input(x), padding_mask, past)
         if padding_mask is not None:
             # Of past and present tokens only the present ones are masked and counted.
             padding_mask = padding_mask[:, -x.shape[1] :]
+        if self.in_one_pass(x, gate):
+            drawn, penalty = self.training or self.eval_mask == "sample", self.training and self.penalty
+            key = draw_key(x.device) if drawn else None
+            y, value = learned_mask(
+                x, gate, self.shift, key=key, penalty=penalty or None, padding_mask=padding_mask
+            )
+        else:
+            y, value = self.step_by_step(x, self.keep_probability(gate), padding_mask)
+        if value is not None:
+            self.store_penalty(value)
+        return y
+
+    def in_one_pass(self, x: Tensor, gate: Tensor) -> bool:
+        """Say whether ``learned_mask`` makes the output, with little to compute and to keep for the backward.
+
+        It does in eager code where the mask is a 0/1 mask of the cosine. It does not where a subclass has
+        formulas of its own, an observer asks for the probabilities, the penalty is the entropy, or a compiler
+        or a function transform reads the operations.
+        """
+        return (
+            self.observer is None
+            and all(method_of(self, name) is method_of(LearnedDropout, name) for name in FORMULAS)
+            and (self.penalty != "entropy" if self.training else self.eval_mask != "mean")
+            and takes_learned_mask(x, gate, self.shift)
+        )
+
+    def step_by_step(
+        self, x: Tensor, keep_probability: Tensor, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return output and penalty from the plain formulas."""
+        penalty = None
         if self.training and self.penalty is not None:
-            self.store_penalty(PENALTIES[self.penalty](real_tokens(keep_probability, padding_mask)))
-        mask = self.mask(keep_probability)
+            penalty = PENALTIES[self.penalty](real_tokens(keep_probability, padding_mask))
+        mask = self.mask(keep_probability).to(x.dtype)
         if self.observer is not None:
             self.observer(real_tokens(keep_probability, padding_mask), real_tokens(mask, padding_mask))
-        return x * mask.to(x.dtype)
+        return x * mask, penalty
 
     def mask(self, keep_probability: Tensor) -> Tensor:
         """Return the mask of this mode: sampled in training, ``eval_mask`` in evaluation."""

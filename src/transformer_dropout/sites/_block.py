@@ -14,8 +14,10 @@ from ._torch_layers import inner_rate, places_of
 Named = list[tuple[str, nn.Module]]
 
 ATTENTION = re.compile(r"attn|attention")
-# How dropouts of attention weights are named; other ones inside an attention lie behind its projection.
+# How dropouts of attention weights are named, and those of other things inside an attention.
 OF_WEIGHTS = re.compile(r"att(n|ention)?_?(probs?_?|weights?_?)?drop")
+OF_OTHERS = re.compile(r"resid|proj|out_|embed|pos|path")
+PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
 
 
 def read_block(block: nn.Module) -> Places:
@@ -63,14 +65,32 @@ def loads_of(function: Any, name: str) -> int:
 
 
 def attention_paths(block: nn.Module) -> list[str]:
-    """Return the outermost modules inside a block that are called attention."""
+    """Return the outermost modules inside a block that are called attention, or whose code is one's."""
     found: list[str] = []
     for path, module in block.named_modules():
         name = f"{path.rpartition('.')[2]} {type(module).__name__}".lower()
-        inside = any(path.startswith(f"{outer}.") for outer in found)
-        if path and not inside and ATTENTION.search(name) and linears(module):
+        if not path or not linears(module) or not (ATTENTION.search(name) or attends(module)):
+            continue
+        around = path.rpartition(".")[0]
+        # Heads in a list are one attention, with the projection behind them.
+        if around and isinstance(block.get_submodule(around), nn.ModuleList):
+            path = around.rpartition(".")[0] or path
+        if not any(path == outer or path.startswith(f"{outer}.") for outer in found):
             found.append(path)
     return found
+
+
+def attends(module: nn.Module) -> bool:
+    """Say whether a module's own code mixes tokens: attention, or a softmax and a product of matrices."""
+    try:
+        steps = list(dis.get_instructions(type(module).forward))
+    except TypeError:
+        return False
+    names = {step.argval for step in steps if isinstance(step.argval, str)}
+    if "scaled_dot_product_attention" in names:
+        return True
+    softmax = "softmax" in names or any(isinstance(part, nn.Softmax) for part in module.children())
+    return softmax and ("@" in {step.argrepr for step in steps} or not PRODUCTS.isdisjoint(names))
 
 
 def linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -110,6 +130,17 @@ def weights_places(block: nn.Module, attention: str, drops: list[str]) -> tuple[
     if isinstance(module, nn.MultiheadAttention):
         return inner_rate(attention)
     named = [path for path in drops if path.startswith(f"{attention}.") and is_of_weights(path)]
+    order = [path for path, _ in block.named_modules()]
+    last = order.index(last_linear(block, attention))
+    # One of another name, before the output projection.
+    named = named or [
+        path
+        for path in drops
+        if path.startswith(f"{attention}.")
+        and order.index(path) < last
+        and isinstance(block.get_submodule(path), nn.Dropout)
+        and not OF_OTHERS.search(path.rpartition(".")[2].lower())
+    ]
     numbers = [name for name, value in vars(module).items() if is_number(name, value)]
     return tuple(Place(path=path, access="rate", rate=f"{path}.p") for path in named) + tuple(
         Place(path=attention, access="rate", rate=f"{attention}.{name}")

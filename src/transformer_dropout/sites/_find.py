@@ -40,7 +40,8 @@ def own_sites(model: nn.Module) -> list[Site]:
     if not sites:
         raise InputError(
             f"No place for a layer was found in a {type(model).__name__}: it has no blocks with attention "
-            "and fewer than two linear layers."
+            "and no chain of linear layers; name its places yourself, td.regularize_(model, recipe, "
+            "sites=[td.Site(path=..., kind=..., access='output')])."
         )
     return sites
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from ._block import after, attention_paths, calls_interface, dropouts, linears, read_block, widths
+from ._block import after, attends, attention_paths, calls_interface, dropouts, linears, read_block, widths
 from ._hugging_face import base_path, is_hugging_face, joined, site_at
 from ._places import Place, before, child, output
 from ._site import Site
@@ -27,8 +27,7 @@ def generic_sites(model: nn.Module) -> list[Site]:
     """Return the sites of any model: of its blocks where it has some, else of its linear layers."""
     stacks = block_lists(model)
     if not stacks:
-        # Projections of an attention are no chain.
-        return [] if attention_paths(model) else chain_sites(model)
+        return chain_sites(model) if is_chain(model) else []
     causal = not any(isinstance(module, nn.Conv2d) for _, module in outside(model, stacks))
     sites = list(embedding_sites(model, stacks, causal))
     for blocks in stacks:
@@ -47,7 +46,20 @@ def block_lists(model: nn.Module) -> list[list[str]]:
             found.append([joined(path, name) for name, _ in module.named_children()])
         elif isinstance(module, TORCH_LAYERS):
             found.append([path])
-    return found
+    return found or siblings(model)
+
+
+def siblings(model: nn.Module) -> list[list[str]]:
+    """Return the blocks that are no list but several attributes of one class, with attention in each."""
+    for path, module in model.named_modules():
+        alike: dict[type, list[str]] = {}
+        for name, part in module.named_children():
+            if attention_paths(part) and not isinstance(part, nn.ModuleList):
+                alike.setdefault(type(part), []).append(joined(path, name))
+        found = [paths for paths in alike.values() if len(paths) > 1]
+        if found:
+            return found
+    return []
 
 
 def is_stack(module: nn.Module) -> bool:
@@ -63,7 +75,10 @@ def block_sites(model: nn.Module, path: str, index: int, n_blocks: int, causal: 
     where: dict[str, Any] = {"block": index, "n_blocks": n_blocks, "owner": owner_of(model, path)}
     core = next((part for part in block.modules() if calls_interface(part)), None)
     where["causal"] = causal if core is None else getattr(core, "is_causal", causal)
-    places = read_block(block) | {"block": (Place(path="", access="block"),)}
+    places = read_block(block)
+    # A list is never called, only what is in it.
+    if not isinstance(block, nn.ModuleList | nn.ModuleDict):
+        places["block"] = (Place(path="", access="block"),)
     for kind, of_kind in places.items():
         for place in of_kind:
             for site in site_at(model, kind, path, place, **where):
@@ -94,19 +109,40 @@ def outside(model: nn.Module, stacks: list[list[str]]) -> Iterator[tuple[str, nn
 
 
 def embedding_sites(model: nn.Module, stacks: list[list[str]], causal: bool) -> Iterator[Site]:
-    """Yield the place where the embeddings enter the first block: the dropout there, else the embedding."""
+    """Yield where the embeddings enter each stack of blocks: the dropout there, else the embedding."""
     order = [path for path, _ in model.named_modules()]
-    first = order.index(stacks[0][0])
-    for path, module in outside(model, stacks):
-        if isinstance(module, nn.Embedding | nn.Conv2d) or "embed" in type(module).__name__.lower():
-            start = order.index(path)
-            drops = [drop for drop, _ in dropouts(model) if start < order.index(drop) < first]
-            # An empty place is taken only where no dropout is.
-            filled = [drop for drop in drops if isinstance(model.get_submodule(drop), nn.Dropout)]
-            place = child(*(filled or drops)[:1]) or output(path)
-            for site in site_at(model, "embedding", "", place[0], causal=causal):
-                yield replace(site, width=dict(widths(model.get_submodule(stacks[0][0])))["block"])
-            return
+    candidates = [path for path, module in outside(model, stacks) if embeds(path, module)]
+    taken: set[str] = set()
+    for blocks in stacks:
+        first = order.index(blocks[0])
+        path = nearest(blocks[0], [path for path in candidates if order.index(path) < first])
+        if path is None or path in taken:
+            continue
+        taken.add(path)
+        drops = [drop for drop, _ in dropouts(model) if order.index(path) < order.index(drop) < first]
+        drops = [drop for drop in drops if not any(inside(drop, others) for others in stacks)]
+        # An empty place is taken only where no dropout is.
+        filled = [drop for drop in drops if isinstance(model.get_submodule(drop), nn.Dropout)]
+        place = child(*(filled or drops)[:1]) or output(path)
+        for site in site_at(model, "embedding", "", place[0], causal=causal):
+            yield replace(site, width=dict(widths(model.get_submodule(blocks[0])))["block"])
+
+
+def embeds(path: str, module: nn.Module) -> bool:
+    """Say whether a module makes embeddings, as far as its class and its name tell."""
+    name = f"{path.rpartition('.')[2]} {type(module).__name__}".lower()
+    return isinstance(module, nn.Embedding | nn.Conv2d) or "embed" in name
+
+
+def nearest(block: str, paths: list[str]) -> str | None:
+    """Return the first of some modules in the innermost module around a block that holds any."""
+    around = block
+    while around:
+        around = around.rpartition(".")[0]
+        found = [path for path in paths if inside(path, [around])]
+        if found:
+            return found[0]
+    return None
 
 
 def head_sites(model: nn.Module, stacks: list[list[str]], causal: bool) -> Iterator[Site]:
@@ -123,6 +159,13 @@ def head_sites(model: nn.Module, stacks: list[list[str]], causal: bool) -> Itera
     place = child(*drops[-1:]) or before(path)
     for site in site_at(model, "classifier", "", place[0], causal=causal):
         yield replace(site, width=head.in_features)
+
+
+def is_chain(model: nn.Module) -> bool:
+    """Say whether each linear layer of a model takes what the one before it returns, without attention."""
+    chain = [part for _, part in linears(model)]
+    fits = all(first.out_features == second.in_features for first, second in pairwise(chain))
+    return fits and not attention_paths(model) and not any(attends(module) for module in model.modules())
 
 
 def chain_sites(model: nn.Module) -> list[Site]:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import InputError
+from ..kernels.attention import causal_attention
+from ..kernels.cross_entropy import linear_cross_entropy
+from ..kernels.gelu import linear_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class Attention(nn.Module):
     @staticmethod
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Mix the values; `regularize_` replaces this function where attention weights are dropped."""
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return causal_attention(query, key, value)
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class MLP(nn.Module):
         self.projection = nn.Linear(4 * config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projection(self.activation(self.expand(x)))
+        return linear_after(self.activation, self.projection, self.expand(x))
 
 
 class Block(nn.Module):
@@ -159,10 +162,10 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return the logits, or the mean cross-entropy in nats when targets are given."""
-        logits = F.linear(self.features(tokens), self.embedding.token.weight)
+        features, weight = self.features(tokens), self.embedding.token.weight
         if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            return F.linear(features, weight)
+        return linear_cross_entropy(features, weight, targets)
 
 
 def initialise(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from .._sharded import like_shards, whole
 from ..errors import InputError
 from ..recipe import Recipe
 from ..regularize import Regularization, regularize_
+from ..speed_up import speed_up_
 from .checkpoint import Checkpoint
 from .data import PreparedData, Windows, batch_indices, fixed_probe
 from .decoder import Decoder
@@ -41,7 +42,9 @@ def build_model(config: RunConfig, vocabulary_size: int) -> tuple[Decoder, Regul
     """
     torch.manual_seed(config.seed)
     model = Decoder(vocabulary_size, config.model)
-    return model, regularize_(model, Recipe.from_data(config.recipe))
+    regularization = regularize_(model, Recipe.from_data(config.recipe))
+    speed_up_(model)
+    return model, regularization
 
 
 class Training:

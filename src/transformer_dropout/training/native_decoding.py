@@ -12,6 +12,7 @@ from .. import layers
 from .._surgery import beside_output, on_branch, on_input, on_output
 from ..kernels._native import takes_native
 from ..kernels.linear import FastLinear
+from ..kernels.linear import FastLinear
 from ..layers.precomputed import MaskEmbedding
 from .decoder import MLP, Attention, Block, Decoder, Embedding
 
@@ -25,6 +26,7 @@ PLAIN = (
     MLP,
     nn.LayerNorm,
     nn.Linear,
+    FastLinear,
     FastLinear,
     nn.GELU,
 )

@@ -1,0 +1,36 @@
+"""Products of a matrix and one vector that leave out rows, as native loops over contiguous rows."""
+
+from functools import partial
+
+import numpy as np
+
+from ._compiled import compiled
+
+ZERO = np.float32(0)
+
+
+@partial(compiled, reordered=True)
+def inner(row, x):
+    """Return the inner product of a row and a vector."""
+    total = ZERO
+    for j in range(x.size):
+        total += row[j] * x[j]
+    return total
+
+
+@compiled
+def kept_rows(weight, x, kept, y):
+    """Write the inner product of ``x`` with each kept row, and 0 for the others, which are not read."""
+    for i in range(y.size):
+        y[i] = inner(weight[i], x) if kept[i] else ZERO
+
+
+@compiled
+def sum_of_kept_rows(weight, x, kept, y):
+    """Write the sum of the kept rows, each times its element of ``x``; the others are not read."""
+    y[:] = ZERO
+    for j in range(x.size):
+        if kept[j]:
+            factor, row = x[j], weight[j]
+            for i in range(y.size):
+                y[i] += factor * row[i]
