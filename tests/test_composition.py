@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 import transformer_dropout as td
 from transformer_dropout import functional
 from transformer_dropout.integrations.tiny_models import tiny_model
+from transformer_dropout.kernels import random
+from transformer_dropout.kernels._native import pure_pytorch
 from transformer_dropout.saved_recipe import LEARNED_FILE, learned_state, restore
 from transformer_dropout.training.decoder import Decoder, DecoderConfig
 
@@ -184,11 +186,14 @@ def test_reentrant_checkpointing_is_refused_with_the_reason(name):
 @pytest.fixture
 def fixed_masks(monkeypatch):
     """Masks that follow from the input, with the gradient that sampled ones have."""
-    monkeypatch.setattr(functional, "sampled_mask", fixed_mask)
+    monkeypatch.setattr(random, "uniform", halves)
+    with pure_pytorch():
+        yield
 
 
-def fixed_mask(keep_probability):
-    return (keep_probability >= 0.5).to(keep_probability.dtype) + keep_probability - keep_probability.detach()
+def halves(key, count, start=0):
+    """Draws that are all one half."""
+    return torch.full((count,), 0.5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -308,13 +313,14 @@ def two_processes():
     """The worker of the test below: write this process's gradients and masks."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rank, sampled, dropout = dist.get_rank(), functional.sampled_mask, functional.dropout
+    rank, uniform, dropout = dist.get_rank(), random.uniform, functional.dropout
     found = {}
     for case in CASES:
         name, kind = case.split("/")
-        functional.sampled_mask = fixed_mask
-        gradients = gradients_of_process(name, kind, rank)
-        functional.sampled_mask = sampled
+        random.uniform = halves
+        with pure_pytorch():
+            gradients = gradients_of_process(name, kind, rank)
+        random.uniform = uniform
         found[case] = gradients, masks_of_process(name, kind, rank)
         share = DistributedDataParallel if kind == "ddp" else sharded
         functional.dropout = dropped_below_zero

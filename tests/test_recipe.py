@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transformer_dropout import layers
 from transformer_dropout._placement import assign
 from transformer_dropout.errors import InputError
-from transformer_dropout.layers import Dropout, LearnedDropout, PrecomputedLearnedDropout
+from transformer_dropout.layers import Dropout, GaussianNoise, LearnedDropout, PrecomputedLearnedDropout
 from transformer_dropout.recipe import Recipe, Rule
-from transformer_dropout.schedules import Constant, Cosine, Exponential, Linear
+from transformer_dropout.schedules import Constant, Cosine, Exponential, Linear, Piecewise
 from transformer_dropout.sites import KINDS, find_sites
 from transformer_dropout.training.decoder import Decoder, DecoderConfig
 
@@ -116,7 +116,9 @@ def test_a_selector_that_matches_nothing_lists_the_sites(sites):
 
 
 def test_a_block_that_the_model_does_not_have_matches_nothing(sites):
-    with pytest.raises(InputError, match="matches no site"):
+    with pytest.raises(
+        InputError, match=r"matches no site in the blocks \[3\]; the sites are: .*blocks.2.mlp"
+    ):
         assign(sites, Recipe([Rule("mlp_output", Dropout, p=0.1, blocks=[3])]))
 
 
@@ -148,7 +150,14 @@ def test_the_rate_at_a_site_is_p_of_progress_times_depth_of_the_site(sites):
         ({"layer": Dropout, "p": Linear(-0.1, 0.1)}, "p is -0.1"),
         ({"layer": Dropout, "p": math.nan}, "p is nan"),
         ({"layer": Dropout, "p": 0.1, "head": 2}, "Dropout has no argument 'head'"),
-        ({"layer": LearnedDropout, "heads": 2, "p": 0.1}, "learns its own rate; take p and depth out"),
+        ({"layer": Dropout, "p": "0,1.5@0.25,0"}, "p is 1.5"),  # between the times at which one looks
+        ({"layer": Dropout, "p": Piecewise(((0, 0.1), (0.3, -0.2), (0.3, 0.2)))}, "p is -0.2"),
+        ({"layer": Dropout, "p": "0.1"}, "at least two points"),
+        ({"layer": Dropout, "p": []}, r"\[\] is no schedule; write a number or a schedule such as"),
+        ({"layer": Dropout, "p": 0.1, "blocks": 3}, r"blocks .* is 3; write a list such as \[0, 1\]"),
+        ({"layer": Dropout, "p": 0.1, "blocks": "03"}, "blocks .* is '03'; write a list"),
+        ({"layer": LearnedDropout, "heads": 2, "p": 0.1}, "has no rate that a rule could set; take p and"),
+        ({"layer": GaussianNoise, "std": 0.1, "p": 0.1}, "GaussianNoise has no rate .* take p and depth out"),
         ({"layer": LearnedDropout, "heads": 2, "depth": Linear(0, 1)}, "take p and depth out"),
         ({"layer": LearnedDropout, "haeds": 2}, "no argument 'haeds'. Did you mean 'heads'"),
         ({"layer": LearnedDropout, "heads": 2, "wieght": 0.1}, "Did you mean 'weight'"),
@@ -185,6 +194,18 @@ def test_a_wrong_rule_is_refused_when_it_is_written(arguments, message):
 def test_wrong_yaml_is_named_with_what_to_write_instead(text, message):
     with pytest.raises(InputError, match=message):
         Recipe.from_yaml(text)
+
+
+@pytest.mark.parametrize("rules", [Rule("block", Dropout, p=0.1), {"block": 0.1}, "bert", [("block", 0.1)]])
+def test_a_recipe_is_made_of_rules(rules):
+    with pytest.raises(InputError, match=r"A recipe is made of rules, td.Recipe\(\[td.Rule"):
+        Recipe(rules)
+
+
+@pytest.mark.parametrize("data", [{"select": "block", "layer": "Dropout", "p": 0.1}, "block", 3])
+def test_the_data_of_a_recipe_is_a_list(data):
+    with pytest.raises(InputError, match="A recipe is a list of rules"):
+        Recipe.from_data(data)
 
 
 def test_every_exported_layer_can_be_named():

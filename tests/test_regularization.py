@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from transformer_dropout.errors import InputError
-from transformer_dropout.layers import Dropout, LearnedDropout
+from transformer_dropout.layers import ConcreteDropout, Dropout, LearnedDropout
 from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.regularize import regularize_
 from transformer_dropout.schedules import Cosine, Linear
@@ -198,6 +198,20 @@ def test_in_evaluation_the_counted_masks_are_the_thresholded_ones():
         model(tokens())
     metrics = handle.metrics()
     assert metrics["keep"] == metrics["keep_thresholded"]
+
+
+def test_a_rate_that_is_learned_is_among_the_metrics():
+    handle = regularize_(decoder(), Recipe([Rule("mlp_output", ConcreteDropout, initial_p=0.3)]))
+    with torch.no_grad():
+        handle.placed[0].layer.logit.fill_(0.0)
+    assert list(handle.metrics().values()) == pytest.approx([0.5, 0.3, 0.3])
+
+
+@pytest.mark.parametrize("state", [{}, {"recipe": [], "progress": 0.5}])
+def test_a_state_of_something_else_is_refused(state):
+    handle = regularize_(decoder(), Recipe())
+    with pytest.raises(InputError, match=r"The state has no .* hand over what state_dict"):
+        handle.load_state_dict(state)
 
 
 def test_the_report_has_one_line_a_site():

@@ -43,6 +43,7 @@ def attention_weights(
         query: (batch, heads, queries, d); key: (batch, heads, keys, d).
         Result: (batch, heads, queries, keys).
     """
+    on_scores = getattr(layer, "acts_on", "any") == "scores"
     scores = query @ key.transpose(-2, -1) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -50,7 +51,7 @@ def attention_weights(
         scores = scores + bias
     if hidden is not None:
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-    if getattr(layer, "acts_on", "weights") == "scores":
+    if on_scores:
         scores = layer(scores)
     if sinks is not None:
         sink = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
@@ -58,7 +59,7 @@ def attention_weights(
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     if sinks is not None:
         weights = weights[..., :-1]
-    return layer(weights) if getattr(layer, "acts_on", "weights") == "weights" else weights
+    return weights if on_scores else layer(weights)
 
 
 def weigh(
@@ -77,13 +78,16 @@ def future(queries: int, keys: int, device: torch.device) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
 
 
-def attend_with_layer(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend_with_layer(module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal attention of our decoder whose weights pass through the module's layer."""
     layer = getattr(module, CHILD)
-    if isinstance(layer, Dropout) and not torch.compiler.is_compiling():
-        # The fused kernel does not look at `training`, so the rate must be 0 in evaluation.
-        p = layer.p if layer.training else 0.0
-        return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=p)
+    eager_rate = layer.p if isinstance(layer, Dropout) and not torch.compiler.is_compiling() else None
+    if not layer.training or eager_rate == 0:
+        return type(module).attend(module, query, key, value)
+    if eager_rate is not None:
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=eager_rate
+        )
     hidden = future(query.shape[-2], key.shape[-2], query.device)
     return weigh(layer, query, key, value, scaling=query.shape[-1] ** -0.5, hidden=hidden)
 

@@ -169,14 +169,10 @@ def multi_head_attention(
     single = query.dim() == 2
     if single:
         query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
-    packed = (None, None, None) if in_proj_weight is None else in_proj_weight.chunk(3)
+    separate = tuple(others.get(f"{name}_proj_weight") for name in "qkv")
+    projections: Any = separate if in_proj_weight is None else in_proj_weight.chunk(3)
     biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
-    query, key, value = (
-        F.linear(
-            x, packed[index] if packed[index] is not None else others[f"{name}_proj_weight"], biases[index]
-        )
-        for index, (name, x) in enumerate((("q", query), ("k", key), ("v", value)))
-    )
+    query, key, value = map(F.linear, (query, key, value), projections, biases)
     bias = bias_of_masks(others, query, key, num_heads)
     if bias_k is not None and bias_v is not None:
         key, value = with_token(key, bias_k), with_token(value, bias_v)

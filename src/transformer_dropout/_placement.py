@@ -32,7 +32,8 @@ def assign(sites: list[Site], recipe: Recipe) -> list[tuple[Site, Rule]]:
                 f"The rule for {rule.select!r} never acts: earlier rules take all its sites; move it up."
             )
         listing = ", ".join(f"{site.path} ({site.kind})" for site in sites)
-        raise InputError(f"The selector {rule.select!r} matches no site; the sites are: {listing}.")
+        within = "" if rule.blocks is None else f" in the blocks {list(rule.blocks)}"
+        raise InputError(f"The selector {rule.select!r} matches no site{within}; the sites are: {listing}.")
     return pairs
 
 
@@ -49,9 +50,7 @@ def refuse_second_regularization(model: nn.Module, sites: Iterable[Site]) -> Non
             )
 
 
-def build_layer(
-    site: Site, rule: Rule, source: nn.Module | None, inputs: int | None = None
-) -> DropoutLayer:
+def build_layer(site: Site, rule: Rule, source: nn.Module | None, inputs: int | None = None) -> DropoutLayer:
     """Make the layer of a rule for a site.
 
     Args:
@@ -88,11 +87,8 @@ def build_layer(
             f"At {site.path} ({site.kind}) the model's own code drops and only the rate can be set: use "
             f"Dropout there, not {rule.layer.__name__}."
         )
-    if getattr(rule.layer, "acts_on", "weights") == "scores" and site.access != "attention":
-        raise InputError(
-            f"{rule.layer.__name__} acts on the scores before the softmax, which {site.path} ({site.kind}) "
-            "does not show; use it at attention_weights of a model whose attention is reached by a function."
-        )
+    refuse_other_tensors(site, rule.layer)
+    rule.check_rates(site)
     if not site.batch_first and (rule.layer.looks_at_tokens or rule.layer is DropPath):
         raise InputError(
             f"{rule.layer.__name__} needs tensors (batch, tokens, width), but {site.path} ({site.kind}) has "
@@ -109,3 +105,20 @@ def build_layer(
             f"The rule for {rule.select!r} names a penalty but no weight, so it would do nothing; add weight."
         )
     return layer
+
+
+def refuse_other_tensors(site: Site, layer: type[DropoutLayer]) -> None:
+    """Raise InputError when a layer acts on scores, heads or tokens, and the tensor at a site has none."""
+    place = f"{site.path} ({site.kind})"
+    if layer.acts_on == "scores" and site.access != "attention":
+        raise InputError(
+            f"{layer.__name__} acts on the scores before the softmax, which {place} does not show; use it at "
+            "attention_weights of a model whose attention is reached by a function."
+        )
+    if layer.acts_on == "heads" and site.width is not None:
+        raise InputError(
+            f"{layer.__name__} acts on the heads of an attention, and {place} has none; use it at "
+            "attention_weights."
+        )
+    if layer.acts_on == "tokens" and site.kind == "attention_weights":
+        raise InputError(f"{layer.__name__} acts on whole tokens, and {place} has none; use it at embedding.")

@@ -50,11 +50,6 @@ class Surgery:
         self._rates_before: dict[str, float] = {}
         self._reads: dict[str, list[Read]] = {}
 
-    @property
-    def done(self) -> bool:
-        """Whether there is something to undo."""
-        return bool(self._ways_back)
-
     def undo(self) -> None:
         """Put everything back as it was."""
         while self._ways_back:

@@ -50,9 +50,9 @@ class Rule:
         select: str,
         layer: type[layers.DropoutLayer],
         *,
-        p: float | Schedule | None = None,
-        depth: float | Schedule | None = None,
-        weight: float | Schedule | None = None,
+        p: float | str | Schedule | None = None,
+        depth: float | str | Schedule | None = None,
+        weight: float | str | Schedule | None = None,
         blocks: Iterable[int] | None = None,
         **arguments: Any,
     ) -> None:
@@ -62,7 +62,7 @@ class Rule:
             "p": None if p is None else as_schedule(p),
             "depth": None if depth is None else as_schedule(depth),
             "weight": None if weight is None else as_schedule(weight),
-            "blocks": None if blocks is None else tuple(blocks),
+            "blocks": None if blocks is None else block_indices(blocks, select),
             "arguments": arguments,
         }
         for name, value in values.items():
@@ -83,7 +83,8 @@ class Rule:
             )
         if not has_rate and (self.p is not None or self.depth is not None):
             raise InputError(
-                f"{name} learns its own rate; take p and depth out of the rule for {self.select!r}."
+                f"{name} has no rate that a rule could set; take p and depth out of the rule for "
+                f"{self.select!r}."
             )
         known = [key for key in inspect.signature(self.layer).parameters if key not in GIVEN_BY_SITE]
         types = get_type_hints(self.layer.__init__)
@@ -93,12 +94,8 @@ class Rule:
             if not fits(value, types.get(key)):
                 wanted = getattr(types[key], "__name__", str(types[key]))
                 raise InputError(f"{key} of {name} is {value!r}, but it takes a value of type {wanted}.")
-        for progress in (0.0, 0.5, 1.0):
-            if self.p is not None and not 0 <= self.p(progress) <= 1:
-                raise InputError(
-                    f"p is {self.p(progress)} in the rule for {self.select!r}, but a probability of dropping "
-                    "lies between 0 and 1."
-                )
+        for rate in () if self.p is None else self.p.bounds():
+            check_rate(rate, f"the rule for {self.select!r}")
 
     def matches(self, site: Site) -> bool:
         """Say whether this rule selects the site."""
@@ -111,7 +108,16 @@ class Rule:
     def rate(self, site: Site, progress: float) -> float:
         """Return the probability of dropping at a site: ``p(progress) * depth(site.depth)``."""
         assert self.p is not None
-        return self.p(progress) * (1.0 if self.depth is None else self.depth(site.depth))
+        return self.p(progress) * self.factor(site)
+
+    def factor(self, site: Site) -> float:
+        """Return what the rate is multiplied with at a site: ``depth(site.depth)``."""
+        return 1.0 if self.depth is None else self.depth(site.depth)
+
+    def check_rates(self, site: Site) -> None:
+        """Raise InputError when the rate at a site leaves [0, 1] at any time of the training."""
+        for rate in () if self.p is None else self.p.bounds():
+            check_rate(rate * self.factor(site), f"the rule for {self.select!r} at {site.path}")
 
     def to_data(self) -> dict[str, Any]:
         """Return the rule as plain data for YAML or JSON."""
@@ -143,15 +149,24 @@ class Rule:
         for key in ("p", "depth", "weight"):
             if rest.get(key) is not None:
                 rest[key] = schedule_from_data(rest[key], f"{key} of the rule for {select!r}")
-        blocks = rest.get("blocks")
-        if blocks is not None and not (
-            isinstance(blocks, list | tuple) and all(type(b) is int for b in blocks)
-        ):
-            raise InputError(f"blocks of the rule for {select!r} is {blocks!r}; write a list such as [0, 1].")
         for key in rest:
             if not isinstance(key, str):
                 raise InputError(f"The rule for {select!r} has the key {key!r}, which is not a word.")
         return cls(select, getattr(layers, name), **rest)
+
+
+def check_rate(rate: float, where: str) -> None:
+    """Raise InputError for a rate that is no probability."""
+    if not 0 <= rate <= 1:
+        raise InputError(f"p is {rate} in {where}, but a probability of dropping lies between 0 and 1.")
+
+
+def block_indices(blocks: Any, select: str) -> tuple[int, ...]:
+    """Return the blocks of a rule; raise InputError for anything but whole numbers."""
+    indices: Any = tuple(blocks) if isinstance(blocks, Iterable) and not isinstance(blocks, str) else (None,)
+    if not all(type(index) is int for index in indices):
+        raise InputError(f"blocks of the rule for {select!r} is {blocks!r}; write a list such as [0, 1].")
+    return indices
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -176,12 +191,18 @@ class Recipe:
 
     Args:
         rules: the rules, most specific first.
+
+    Raises:
+        InputError: for anything but rules.
     """
 
     rules: tuple[Rule, ...] = ()
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
-        object.__setattr__(self, "rules", tuple(rules))
+        given: Any = tuple(rules) if isinstance(rules, Iterable) else (rules,)
+        if not isinstance(rules, Iterable) or not all(isinstance(rule, Rule) for rule in given):
+            raise InputError(f"A recipe is made of rules, td.Recipe([td.Rule(...), ...]), not {rules!r}.")
+        object.__setattr__(self, "rules", given)
 
     def to_data(self) -> list[dict[str, Any]]:
         """Return the recipe as a list of plain mappings."""
@@ -189,7 +210,15 @@ class Recipe:
 
     @classmethod
     def from_data(cls, data: Iterable[Mapping[str, Any]]) -> "Recipe":
-        """Return the recipe that a list of plain mappings describes."""
+        """Return the recipe that a list of plain mappings describes.
+
+        Raises:
+            InputError: for anything but a list, and as `Rule.from_data`.
+        """
+        if not isinstance(data, Iterable) or isinstance(data, str | Mapping):
+            raise InputError(
+                f"A recipe is a list of rules, [{{select: ..., layer: ...}}, ...], not {data!r}."
+            )
         return cls(Rule.from_data(rule) for rule in data)
 
     @classmethod

@@ -14,9 +14,9 @@ from ._mlp import plain_mlp
 from ._placement import assign, build_layer, refuse_second_regularization
 from ._surgery import Surgery
 from .errors import InputError
-from .layers import Dropout, DropoutLayer, LayerDrop, RateLayer
+from .layers import ConcreteDropout, Dropout, DropoutLayer, LayerDrop, RateLayer
 from .recipe import Recipe, Rule
-from .schedules import Constant, Schedule, as_schedule, schedule_from_data, schedule_to_data
+from .schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
 from .sites import Site, find_sites
 
 
@@ -43,6 +43,7 @@ class Regularization:
         self.model, self.recipe = model, recipe
         self.placed: list[Placed] = []
         self.progress = 0.0
+        self._removed = False
         self._surgery = Surgery(model)
         self._changed_rates: dict[str, Schedule] = {}
         self._keep_counts: dict[str, KeepCount] = {}
@@ -87,8 +88,9 @@ class Regularization:
         """Move every rate and weight to its value at ``progress``, a fraction in [0, 1].
 
         Raises:
-            InputError: for a progress outside [0, 1].
+            InputError: for a progress outside [0, 1], or after ``remove()``.
         """
+        self._refuse_removed()
         if not 0 <= progress <= 1:
             raise InputError(f"progress is {progress}; it is the fraction of training done, between 0 and 1.")
         self.progress = progress
@@ -108,8 +110,9 @@ class Regularization:
             rates: by selector, as in a rule, the new probability of dropping, a number or a schedule.
 
         Raises:
-            InputError: for a selector that matches no placed layer with a rate.
+            InputError: for a selector that matches no placed layer with a rate, or after ``remove()``.
         """
+        self._refuse_removed()
         for selector, rate in rates.items():
             chosen = Rule(selector, Dropout, p=rate)
             names = [
@@ -152,12 +155,13 @@ class Regularization:
                 placed.layer.observer = None
 
     def metrics(self) -> dict[str, float]:
-        """Return what can be logged now: the rate at each site, and what ``counting`` last counted.
+        """Return what can be logged now: the rate at each site, set or learned, and what was counted.
 
         ``keep/SITE`` is the fraction kept as the masks were, ``keep_thresholded/SITE`` the fraction whose
         probability is at least one half; ``keep`` and ``keep_thresholded`` are their means over layers.
         """
-        values = {f"p/{p.site.name}": p.layer.p for p in self.placed if isinstance(p.layer, RateLayer)}
+        rated = (RateLayer, ConcreteDropout)
+        values = {f"p/{p.site.name}": p.layer.p for p in self.placed if isinstance(p.layer, rated)}
         counted = {name: count.fractions() for name, count in self._keep_counts.items() if count.total}
         for name, fractions in counted.items():
             values |= {f"{metric}/{name}": value for metric, value in fractions.items()}
@@ -179,8 +183,11 @@ class Regularization:
         """Continue where ``state_dict`` was taken.
 
         Raises:
-            InputError: when it was taken from another recipe.
+            InputError: when it was taken from another recipe, or from something else.
         """
+        missing = [key for key in ("recipe", "progress", "changed_rates") if key not in state]
+        if missing:
+            raise InputError(f"The state has no {missing[0]!r}; hand over what state_dict() returned.")
         if state["recipe"] != self.recipe.to_data():
             raise InputError(
                 "The state belongs to another recipe; apply td.Recipe.from_data(state['recipe'])."
@@ -196,11 +203,15 @@ class Regularization:
         Raises:
             InputError: when it was removed already.
         """
-        if self.placed and not self._surgery.done:
+        self._refuse_removed()
+        self._removed = True
+        self._surgery.undo()
+
+    def _refuse_removed(self) -> None:
+        if self._removed:
             raise InputError(
                 "This regularization was removed already; call td.regularize_ to apply it again."
             )
-        self._surgery.undo()
 
 
 def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | None = None) -> Regularization:
@@ -215,6 +226,11 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
         InputError: for a rule that matches nothing or comes too late, a layer that cannot act at its
             site, a model that is already regularized or compiled.
     """
+    if not isinstance(model, nn.Module) or not isinstance(recipe, Recipe):
+        raise InputError(
+            "Write td.regularize_(model, td.Recipe([td.Rule(...), ...])) with a torch module, not "
+            f"{type(model).__name__} and {type(recipe).__name__}."
+        )
     if is_compiled(model):
         raise InputError(
             "The model is already compiled; call td.regularize_ first and torch.compile after it."
@@ -236,9 +252,7 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
             inputs = None if mlp is None else mlp.width
             handle.place(site, rule, build_layer(site, rule, sources.get(shared), inputs))
         handle.keep_silenced_rates(sites)
-        # A rate that leaves [0, 1] later is an error now, not in the middle of the training.
-        for progress in (1.0, 0.5, 0.0):
-            handle.set_progress(progress)
+        handle.set_progress(0.0)
     except Exception:
         # A recipe that fails halfway leaves the model as it was.
         handle.remove()
@@ -246,12 +260,13 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
     return handle
 
 
-def set_rates(model: nn.Module, rates: Mapping[str, float]) -> Regularization:
+def set_rates(model: nn.Module, rates: Mapping[str, float | str | Schedule]) -> Regularization:
     """Set the dropout rates of a model in one line: ``set_rates(model, {"attention_weights": 0.1})``.
 
     Args:
         model: the model, changed in place.
-        rates: by selector, a kind of site or a pattern on the path, the probability of dropping.
+        rates: by selector, a kind of site or a pattern on the path, the probability of dropping: a number, a
+            schedule, or its compact text.
 
     Returns:
         the handle; ``handle.update`` changes the rates again.
@@ -259,7 +274,7 @@ def set_rates(model: nn.Module, rates: Mapping[str, float]) -> Regularization:
     Raises:
         InputError: as `regularize_`.
     """
-    rules = [Rule(selector, Dropout, p=Constant(float(rate))) for selector, rate in rates.items()]
+    rules = [Rule(selector, Dropout, p=rate) for selector, rate in rates.items()]
     return regularize_(model, Recipe(rules))
 
 

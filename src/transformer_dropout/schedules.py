@@ -17,6 +17,11 @@ class Schedule:
     def __call__(self, progress: float) -> float:
         raise NotImplementedError
 
+    def bounds(self) -> tuple[float, float]:
+        """Return the least and the greatest value; a schedule that turns nowhere has them at its ends."""
+        ends = self(0.0), self(1.0)
+        return min(ends), max(ends)
+
 
 @dataclass(frozen=True)
 class Constant(Schedule):
@@ -105,14 +110,17 @@ class Piecewise(Schedule):
 
     def __call__(self, progress: float) -> float:
         following = bisect_right(self.points, progress, key=lambda point: point[0])
-        if following == 0:
-            return self.points[0][1]
-        if following == len(self.points):
-            return self.points[-1][1]
+        if following in (0, len(self.points)):
+            return self.points[-1 if following else 0][1]
         (left, start), (right, end) = self.points[following - 1], self.points[following]
         share = (progress - left) / (right - left)
         # The middle of the three, since a rounding error may carry the line past its ends.
         return sorted((start, start + share * (end - start), end))[1]
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the least and the greatest value of the points."""
+        values = [value for _, value in self.points]
+        return min(values), max(values)
 
 
 @dataclass(frozen=True)
@@ -163,9 +171,7 @@ class Late(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < 1:
-            raise InputError(
-                f"Late begins at a progress of at least 0 and below 1, not at start={self.start}."
-            )
+            raise InputError(f"Late begins at a progress from 0 to below 1, not at start={self.start}.")
 
     def __call__(self, progress: float) -> float:
         if progress < self.start:
@@ -203,8 +209,7 @@ class Feedback:
 
     The rate rises while the model overfits by more than ``gap`` and falls while it overfits by less. It
     depends on what was measured, so it is no ``Schedule``: a loop calls it after each evaluation.
-    Both losses must be measured in evaluation mode, or the rate's own effect on the training loss is taken
-    for underfitting::
+    Both losses are those in evaluation mode, or the rate's own effect is taken for underfitting::
 
         rate = 0.1
         for epoch in range(epochs):
@@ -231,8 +236,7 @@ class Feedback:
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high <= 1:
             raise InputError(
-                f"Feedback has low={self.low} and high={self.high}; write 0 <= low <= high <= 1, for example "
-                "low=0.0, high=0.5."
+                f"Feedback has low={self.low} and high={self.high}; write 0 <= low <= high <= 1."
             )
         if not (self.gain > 0 and math.isfinite(self.gain)):
             raise InputError(f"Feedback needs a gain above 0, not {self.gain}.")
@@ -255,10 +259,8 @@ class Feedback:
 def parse_schedule(text: str, where: str = "The schedule") -> Piecewise:
     """Return the piecewise schedule that a compact text such as ``0,0@0.2,0.3@0.5,0`` describes.
 
-    The text lists at least two points, separated by commas, each ``VALUE@PROGRESS``. The first may leave out
-    its progress, which is then 0, and the last, which is then 1; those between may not. What the points mean
-    is said by ``Piecewise``. The example stays at 0 until progress 0.2, rises to 0.3 at 0.5 and falls back
-    to 0 at the end.
+    It lists at least two points for ``Piecewise``, each ``VALUE@PROGRESS``; the first is at 0 and the last at
+    1 unless they say otherwise. The example stays at 0 until 0.2, rises to 0.3 at 0.5 and falls back to 0.
 
     Args:
         text: the points.
@@ -295,7 +297,12 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
     """Return a schedule; a plain number becomes ``Constant``, a text is read by ``parse_schedule``."""
     if isinstance(value, Schedule):
         return value
-    return parse_schedule(value) if isinstance(value, str) else Constant(float(value))
+    if isinstance(value, str):
+        return parse_schedule(value)
+    try:
+        return Constant(float(value))
+    except (TypeError, ValueError):
+        raise InputError(f"{value!r} is no schedule; write a number or {EXAMPLE}.") from None
 
 
 KINDS: dict[str, type[Schedule]] = {

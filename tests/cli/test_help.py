@@ -2,8 +2,12 @@
 
 import pytest
 
+from transformer_dropout import cli
 
-@pytest.mark.parametrize("name", ["train", "compare", "generate", "report"])
+NAMES = sorted(command.name for command in cli.app.registered_commands)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_command_shows_examples_that_begin_with_it(here, name):
     result = here(name, "--help")
     assert result.code == 0
@@ -14,8 +18,9 @@ def test_every_command_shows_examples_that_begin_with_it(here, name):
 def test_the_help_of_the_whole_lists_every_command(command):
     result = command("--help")
     assert (result.code, result.err) == (0, "")
-    for name in ("train", "compare", "generate", "report"):
-        assert name in result.out
+    assert {"audit", "sites", "finetune", "compare", "train", "generate", "report"} <= set(NAMES)
+    for name in NAMES:
+        assert f" {name} " in result.out
 
 
 def test_the_command_without_arguments_helps(here):

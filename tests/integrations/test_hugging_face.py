@@ -5,21 +5,25 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from accelerate.state import AcceleratorState, DistributedType
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import transformer_dropout as td
+from transformer_dropout._sharded import is_sharded, whole
 from transformer_dropout.integrations.hugging_face import (
     GapStopping,
     RegularizationCallback,
     RegularizedTrainerMixin,
 )
 from transformer_dropout.integrations.tiny_models import tiny_model
+from transformer_dropout.saved_recipe import learned_state
 from transformer_dropout.training.decoder import Decoder, DecoderConfig
 
 ARGUMENTS = {
@@ -106,28 +110,29 @@ def trainer(folder, model, handle, *, kind=MyTrainer, callbacks=(), optional=Non
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients before the first step."""
+    """Keeps the gradients before the first step; sharding puts other parameters in place."""
 
     def __init__(self, parameters):
         self.parameters, self.seen = parameters, None
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.seen = self.seen or [parameter.grad.clone() for parameter in self.parameters]
+        self.seen = self.seen or [whole(parameter.grad).clone() for parameter in self.parameters()]
 
 
 def penalized(name):
-    """Return a model, its handle, and the two parameters that only a penalty reaches."""
+    """Return a model, its handle, a penalty on its last norm, and the two parameters that penalties reach."""
     model, part = built(name)
     torch.manual_seed(7)
     handle = td.regularize_(part, PENALTY)
     # The last norm stands behind the gate, so the gate's penalty does not reach it.
-    norm = [parameter for path, parameter in part.named_parameters() if "norm" in path or "ln_f" in path][-1]
-    return model, handle, [handle.placed[0].layer.shift, norm]
+    norm = [path for path, _ in part.named_parameters() if "norm" in path or "ln_f" in path][-1]
+    term = td.L2(part, 0.5, select=norm)
+    return model, handle, term, lambda: [handle.placed[0].layer.shift, *term.parameters]
 
 
-def penalty_gradients(name, batch, accumulation, folder):
+def penalty_gradients(name, batch, accumulation, folder, **arguments):
     """Return the gradients that one step of a Trainer gives to the two penalties."""
-    model, handle, parameters = penalized(name)
+    model, handle, term, parameters = penalized(name)
     gradients = Gradients(parameters)
     mine = trainer(
         folder,
@@ -135,11 +140,12 @@ def penalty_gradients(name, batch, accumulation, folder):
         handle,
         kind=PenaltyTrainer,
         callbacks=[gradients],
-        optional={"penalties": [td.L2(parameters[1:], 0.5)], "probe": 0},
+        optional={"penalties": [term], "probe": 0},
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
         max_steps=1,
         max_grad_norm=0.0,
+        **arguments,
     )
     mine.train()
     return gradients.seen
@@ -147,7 +153,8 @@ def penalty_gradients(name, batch, accumulation, folder):
 
 def expected_gradients(name):
     """Return the same gradients, by hand, on all examples at once."""
-    model, handle, (shift, norm) = penalized(name)
+    model, handle, _, parameters = penalized(name)
+    shift, norm = parameters()
     tokens = torch.stack([example["input_ids"] for example in examples()])
     model.train()(input_ids=tokens, labels=tokens)
     handle.penalty().backward()
@@ -177,12 +184,52 @@ class FirstMask(TrainerCallback):
 
 def first_mask(folder):
     """Return the first mask that this process draws; all processes see the same examples."""
-    model, handle, _ = penalized("gpt2")
+    model, handle, *_ = penalized("gpt2")
     first = FirstMask(handle.placed[0].layer)
     mine = trainer(folder, model, handle, callbacks=[first], optional={"probe": 0}, max_steps=1)
     mine.train_dataset = examples(1) * 16
     mine.train()
     return first.mask
+
+
+FSDP2 = {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}
+
+
+@contextmanager
+def sharding_on_a_cpu():
+    """Let the Trainer shard here: by itself it leaves FSDP to accelerators, and uses DDP without a word."""
+    original = AcceleratorState.__init__
+
+    def patched(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = patched
+    yield
+    AcceleratorState.__init__ = original
+
+
+def resumed_under_fsdp(folder):
+    """Train sharded, again from a checkpoint; return the losses and weights of both, and what was saved."""
+    saving = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    # Both as the processes have it: the one of the first's place.
+    (folder,) = gathered(folder)[:1]
+    found = []
+    for start in (None, f"{folder}/checkpoint-2"):
+        mine = run(folder, steps=4, name="llama", learning_rate=0.01, fsdp=True, fsdp_config=FSDP2, **saving)
+        mine.train(resume_from_checkpoint=start)
+        assert all(is_sharded(parameter) for parameter in mine.model.parameters())
+        losses = [logged(mine, key) for key in ("loss", "penalty", "p/attention_output")]
+        found.append((losses, {n: whole(p.detach()) for n, p in mine.model.named_parameters()}))
+    saved = td.load_regularized(f"{folder}/checkpoint-4", tiny_model("llama"))
+    return *found, learned_state(saved)
+
+
+def gathered(value):
+    values = [None, None]
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def two_processes():
@@ -196,6 +243,13 @@ def two_processes():
             for accumulation in (1, 2)
         }
         found["mask"] = first_mask(folder)
+        with sharding_on_a_cpu():
+            for name, accumulation in (("gpt2", 2), ("llama", 1), ("llama", 2)):
+                found[f"{name}/fsdp/{accumulation}"] = penalty_gradients(
+                    name, 4 // accumulation, accumulation, folder, fsdp=True, fsdp_config=FSDP2
+                )
+            found["resumed"] = resumed_under_fsdp(folder)
+            torch.distributed.barrier()
     torch.save(found, f"{sys.argv[1]}.{os.environ['RANK']}")
     torch.distributed.destroy_process_group()
 
@@ -207,8 +261,17 @@ def test_with_two_processes_the_penalty_has_the_same_gradient_and_masks_differ(t
     done = subprocess.run([*command, __file__, str(file)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = torch.load(f"{file}.0"), torch.load(f"{file}.1")
+    unbroken, resumed, saved = first.pop("resumed")
+    assert unbroken[0] == resumed[0]
+    assert len(unbroken[0][0]) == 4
+    for name, weight in unbroken[1].items():
+        assert torch.equal(weight, resumed[1][name])
+    # The base model's learned layers, as saved beside its checkpoint.
+    assert len(saved) == 4
+    assert all(torch.equal(tensor, unbroken[1][f"model.{name}"]) for name, tensor in saved.items())
     masks = first.pop("mask"), second.pop("mask")
     assert 0.2 < (masks[0] != masks[1]).float().mean() < 0.6
+    assert {case for case in first if "fsdp" in case} == {"gpt2/fsdp/2", "llama/fsdp/1", "llama/fsdp/2"}
     for case, gradients in first.items():
         for gradient, expected in zip(gradients, expected_gradients(case.split("/")[0]), strict=True):
             torch.testing.assert_close(
@@ -223,10 +286,10 @@ def test_without_the_division_the_penalty_would_be_four_times_too_strong(tmp_pat
         torch.testing.assert_close(gradient, 4 * expected, rtol=1e-5, atol=1e-8)
 
 
-def run(folder, *, steps=6, handle_changes=(), optional=None, **arguments):
-    """Train gpt2 with moving rates and weights; return the trainer."""
+def run(folder, *, steps=6, name="gpt2", handle_changes=(), optional=None, **arguments):
+    """Return a trainer of a model with moving rates and weights."""
     torch.manual_seed(0)
-    model = tiny_model("gpt2")
+    model = tiny_model(name)
     handle = td.regularize_(model, SCHEDULES)
     for change in handle_changes:
         change(handle)

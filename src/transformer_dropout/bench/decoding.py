@@ -1,6 +1,6 @@
 """Tokens a second in the middle of a text, at context 200, for the published shape with learned masks.
 
-The other side decodes as the published code does, which has no cache: for each token it reads the whole window
+The other side decodes as the published code does, without a cache: for each token it reads the whole window
 anew, every linear layer and mask over all of it, with the output layer on the last position only. Its mask is
 thresholded and passes through a float16 round trip; statistics are left out in its favour. Ours has read the
 prompt before the clock starts, as a text that goes on has; the reference would gain nothing by that.
@@ -8,6 +8,7 @@ prompt before the clock starts, as a text that goes on has; the reference would 
 
 import math
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,18 +30,18 @@ PROMPT = 184
 def published_attention(attention: Attention | LearnedDropout, x: Tensor) -> Tensor:
     """Return what causal attention mixes, before any projection."""
     batch, tokens, width = x.shape
-    heads = [
+    query, key, value = (
         part.view(batch, tokens, attention.heads, width // attention.heads).transpose(1, 2)
         for part in F.linear(x, attention.qkv.weight).split(width, dim=2)
-    ]
-    mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     return mixed.transpose(1, 2).contiguous().view(batch, tokens, width)
 
 
 def published_block(block: Block, x: Tensor) -> Tensor:
     """Return what a block with a learned mask after its MLP gives."""
     attention, mlp = block.attention, block.mlp
-    gate: LearnedDropout = mlp.get_submodule("mlp_output_dropout")
+    gate = cast(LearnedDropout, mlp.mlp_output_dropout)
     mixed = published_attention(attention, F.layer_norm(x, x.shape[-1:], block.attention_norm.weight))
     x = x + F.linear(mixed, attention.projection.weight)
     normed = F.layer_norm(x, x.shape[-1:], block.mlp_norm.weight)
@@ -60,7 +61,7 @@ def published_logits(model: Decoder, tokens: Tensor) -> Tensor:
     x = F.embedding(tokens, embedding.token.weight)
     x = x + F.embedding(torch.arange(tokens.shape[1]), embedding.position.weight)
     for block in model.blocks:
-        x = published_block(block, x)
+        x = published_block(cast(Block, block), x)
     return F.linear(F.layer_norm(x, x.shape[-1:], model.norm.weight)[:, -1], embedding.token.weight)
 
 
@@ -86,7 +87,7 @@ def recomputing(model: Decoder, prompt: Tensor, tokens: int) -> list[Tensor]:
 
 
 def remembering(cache: Cache, prompt: Tensor, tokens: int) -> list[Tensor]:
-    """Return the logits of each step of greedy decoding, once all of the prompt but its last token is read."""
+    """Return the logits of each step of greedy decoding when all of the prompt but its last token is read."""
     cache.length = prompt.shape[1] - 1
     steps, token = [], prompt[:, -1:]
     for _ in range(tokens):

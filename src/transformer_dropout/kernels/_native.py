@@ -32,7 +32,12 @@ def takes_native(*tensors: Tensor) -> bool:
     memory of the processor. A compiled graph takes the pure version, which its compiler fuses, and so does
     code whose operations somebody watches (a count of operations, an audit): native code shows none.
     """
-    return not (watched() or PURE.get()) and numba_installed() and all(map(plain, tensors))
+    return runs_native() and all(map(plain, tensors))
+
+
+def runs_native() -> bool:
+    """Say whether native code runs at all now."""
+    return not (watched() or PURE.get()) and numba_installed()
 
 
 def watched() -> bool:

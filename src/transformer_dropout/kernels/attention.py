@@ -1,15 +1,138 @@
-"""Causal attention in the dtype that a processor is fast in."""
+"""Causal attention whose weights may be dropped, without keeping the weights or the mask.
+
+On a processor PyTorch's fused attention takes three times as long in bfloat16 as in float32, and has no
+dropout: with a rate it writes the weights out and keeps them, and a mask beside them.
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ._native import dense, watched
+from ._native import DTYPES, dense, runs_native, watched
+from .random import draw_key, random_bits
+
+# Weights that the pure version holds at once, of as many heads as fit: what a cache near the core holds.
+WEIGHTS = 262_144
 
 
-def causal_attention(query, key, value):
-    if watched() or not all(map(dense, (query, key, value))) or torch.float32==query.dtype and not torch.is_autocast_enabled("cpu"):
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float = 0.0) -> Tensor:
+    """Return ``dropout(softmax(q k^T / sqrt(d))) v``, each query seeing its own token and those before.
+
+    Ordinary tensors of a processor take a native loop, or products in chunks of heads where there is none;
+    in float32 without a rate, and everywhere else, PyTorch's own attention is as fast.
+
+    Args:
+        query, key, value: of equally many tokens.
+        p: probability of dropping a weight; what is kept is scaled by ``1 / (1 - p)``.
+
+    Shape:
+        (batch, heads, tokens, d), the result too.
+
+    Paper: Dao et al. 2022, "FlashAttention"; Zehui et al. 2019, "DropAttention".
+    """
+    tensors = (query, key, value)
+    if watched() or not all(dense(t) and t.dtype == query.dtype and t.dtype in DTYPES for t in tensors):
+        return F.scaled_dot_product_attention(*tensors, is_causal=True, dropout_p=p)
+    if runs_native() and torch.get_num_threads() == 1:
+        return NativeAttention.apply(*tensors, p, draw_key())
     with torch.autocast("cpu", enabled=False):
-        mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
-    return mixed.to(query.dtype)
+        wide = (tensor.float() for tensor in tensors)
+        if p > 0:
+            mixed = ChunkedAttention.apply(*wide, p, draw_key())
+        else:
+            mixed = F.scaled_dot_product_attention(*wide, is_causal=True)
+        return mixed.to(query.dtype)
+
+
+def mask_numbers(p: float) -> tuple[int, float]:
+    """Return the number from which on random bits, as an int32, keep an element, and the scale of what is kept."""
+    return round(p * 2**32) - 2**31, 1 / (1 - p) if p < 1 else 0.0
+
+
+class NativeAttention(torch.autograd.Function):
+    """``causal_attention`` in native loops."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor) -> Tensor:
+        from . import attention_native
+
+        ctx.mask = mask_numbers(p)
+        mixed, log_sum = attention_native.attended(query, key, value, (random_key, *ctx.mask))
+        ctx.save_for_backward(query, key, value, mixed, log_sum, random_key)
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        from . import attention_native
+
+        *saved, random_key = ctx.saved_tensors
+        found = attention_native.gradients(gradient, *saved, (random_key, *ctx.mask))
+        return *found, None, None
+
+
+class ChunkedAttention(torch.autograd.Function):
+    """``causal_attention`` in products over a few heads at a time, whose weights the backward computes again."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor) -> Tensor:
+        ctx.save_for_backward(query, key, value, random_key)
+        ctx.p = p
+        batch, heads, tokens, size = query.shape
+        mixed = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
+        for b, part, q, k, v in chunks(query, key, value):
+            weights = causal_weights(q, k)
+            weights.masked_fill_(dropped(weights, random_key, (b * heads + part.start) * tokens**2, p), 0.0)
+            mixed[b, part] = weights @ (v * mask_numbers(p)[1])
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, random_key = ctx.saved_tensors
+        tokens, heads, scale = query.shape[2], query.shape[1], query.shape[3] ** -0.5
+        found = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
+        of_query, of_key, of_value = found
+        for b, part, q, k, v in chunks(query, key, value):
+            g = gradient[b, part] * mask_numbers(ctx.p)[1]
+            weights = causal_weights(q, k)
+            lost = dropped(weights, random_key, (b * heads + part.start) * tokens**2, ctx.p)
+            of_value[b, part] = weights.masked_fill(lost, 0.0).mT @ g
+            of_weights = (g @ v.mT).masked_fill_(lost, 0.0)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_query[b, part] = (of_scores @ k).mul_(scale)
+            of_key[b, part] = (of_scores.mT @ q).mul_(scale)
+        return *found, None, None
+
+
+def chunks(query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
+    """Yield the sequences' heads, a few at a time: the sequence, the heads, and their part of each tensor."""
+    batch, heads, tokens, _ = query.shape
+    size = max(1, WEIGHTS // tokens**2)
+    for b in range(batch):
+        for start in range(0, heads, size):
+            part = slice(start, start + size)
+            yield b, part, query[b, part], key[b, part], value[b, part]
+
+
+def causal_weights(query: Tensor, key: Tensor) -> Tensor:
+    """Return the softmax of the scores, each query seeing its own token and those before."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    future = torch.full_like(scores[0], -torch.inf).triu_(1)
+    return scores.add_(future).softmax(dim=-1)
+
+
+def dropped(weights: Tensor, random_key: Tensor, start: int, p: float) -> Tensor:
+    """Return true where a weight is dropped.
+
+    Args:
+        weights: a few heads' weights.
+        random_key: of ``random.draw_key``.
+        start: index of the first among all weights.
+        p: probability of dropping.
+    """
+    return (random_bits(random_key, weights.numel(), start) < mask_numbers(p)[0]).view(weights.shape)

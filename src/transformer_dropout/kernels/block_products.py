@@ -176,7 +176,7 @@ class Expand(torch.autograd.Function):
         hidden = x.new_empty(len(rows.tokens), rows.block)
         for part in rows.parts():
             own = None if bias is None else bias[part.units]
-            hidden[part.rows] = multiply(x.index_select(0, part.tokens), weight[part.units], own)
+            hidden[part.rows] = multiply(x.index_select(0, part.tokens), packed(weight[part.units]), own)
         return hidden
 
     @staticmethod
@@ -191,7 +191,7 @@ class Expand(torch.autograd.Function):
         for part in rows.parts():
             own = gradient[part.rows]
             if of_x is not None:
-                change = ctx.multiply(own, weight[part.units].t())
+                change = ctx.multiply(own, packed(weight[part.units]).t())
                 of_x.index_add_(0, part.tokens, change.to(of_x.dtype))
             if of_weight is not None:
                 entering = x.index_select(0, part.tokens)
@@ -221,7 +221,7 @@ class Project(torch.autograd.Function):
         ctx.multiply, ctx.rows, ctx.soft_dtype = multiply, rows, soft.dtype
         out = sums((tokens, len(weight)), hidden)
         for part in rows.parts():
-            change = multiply(hidden[part.rows], weight[:, part.units])
+            change = multiply(hidden[part.rows], packed(weight[:, part.units]))
             out.index_add_(0, part.tokens, change.to(out.dtype))
         return out.to(hidden.dtype)
 
@@ -234,7 +234,7 @@ class Project(torch.autograd.Function):
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         for part in rows.parts():
             own = gradient.index_select(0, part.tokens)
-            of_hidden[part.rows] = ctx.multiply(own, weight[:, part.units].t())
+            of_hidden[part.rows] = ctx.multiply(own, packed(weight[:, part.units]).t())
             if of_weight is not None:
                 # The transposed factor is copied by some libraries, so that is the smaller one.
                 of_weight[:, part.units] = ctx.multiply(hidden[part.rows].t(), own.t()).t()
@@ -268,11 +268,17 @@ class Probe(torch.autograd.Function):
         of_soft = torch.empty(len(ctx.rows.tokens), dtype=ctx.soft_dtype, device=x.device)
         for part in ctx.rows.parts():
             own = None if bias is None else bias[part.units]
-            hidden = ctx.multiply(x.index_select(0, part.tokens), expand[part.units], own)
+            hidden = ctx.multiply(x.index_select(0, part.tokens), packed(expand[part.units]), own)
             leaving = gradient.index_select(0, part.tokens)
-            of_hidden = ctx.multiply(leaving, project[:, part.units].t())
+            of_hidden = ctx.multiply(leaving, packed(project[:, part.units]).t())
             of_soft[part.rows] = dots(of_hidden, ctx.activation(hidden), ctx.soft_dtype)
         return gradient, of_soft, None, None, None
+
+
+def packed(matrix: Tensor) -> Tensor:
+    """Return a matrix whose rows or columns lie one behind the other, which some products are 1,000 times
+    faster with."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 def sums(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from . import random
 from ._native import takes_native, takes_triton
-from .random import CHUNK, uniform
 
 SmoothPenalty = Literal["squared", "linear"]
 
@@ -100,7 +100,7 @@ class LearnedMask(torch.autograd.Function):
         if ctx.native is not None and native_loops(given) is ctx.native:
             run = ctx.native.gradients
         elif ctx.native is not None:
-            kept = ctx.native.mask_of(kept, x)
+            kept = ctx.native.mask_of(kept, x, gate, shift)
         x_gradient, *others = run(given, scale, x, gate, shift, kept, ctx.penalty, weight)
         return None if y_gradient is None else x_gradient, *others, None, None, None
 
@@ -141,7 +141,7 @@ def masked(
         if key is None:
             mask = probability.add_(0.5).floor_()
         else:
-            noise = uniform(key, probability.numel(), part.start * x.shape[-1])
+            noise = random.uniform(key, probability.numel(), part.start * x.shape[-1])
             mask = probability.sub_(noise.view_as(probability)).ceil_()
         if kept is not None:
             kept[part] = mask
@@ -186,8 +186,8 @@ def gradients(
 def chunks(rows: Tensor) -> Iterator[slice]:
     """Yield the parts that a processor's cache holds; other devices and vmap take all rows at once."""
     whole = rows.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(rows)
-    step = len(rows) if whole else max(1, CHUNK // rows.shape[-1])
-    for start in range(0, len(rows), max(1, step)):
+    step = max(1, len(rows) if whole else random.CHUNK // rows.shape[-1])
+    for start in range(0, max(1, len(rows)), step):
         yield slice(start, min(start + step, len(rows)))
 
 

@@ -231,7 +231,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 
 def parameter_array(parameter: Tensor) -> np.ndarray:
-    """Return a copy of a parameter: memory that NumPy has seen cannot be freed, as FSDP frees a parameter's."""
+    """Return a copy of a parameter: FSDP could not free memory that NumPy has seen."""
     return parameter.detach().float().clone().numpy()
 
 

@@ -1,7 +1,7 @@
 """What every layer shares: the slot for a penalty, and a rate that may move."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class DropoutLayer(nn.Module):
     not store, since its graph would be kept alive and its gradient never used.
 
     Attributes:
+        acts_on: what its tensor must have: attention scores before the softmax, heads, or tokens.
         observer: called with ``(keep_probability, mask)`` in each forward while statistics are wanted.
     """
 
@@ -29,6 +30,7 @@ class DropoutLayer(nn.Module):
     shared_source: type[Any] | None = None
     has_penalty = False
     looks_at_tokens = False
+    acts_on: Literal["any", "scores", "heads", "tokens"] = "any"
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,8 +44,12 @@ class DropoutLayer(nn.Module):
     def store_penalty(self, penalty: Tensor) -> None:
         """Leave the penalty for ``take_penalty``, except in a recomputation."""
         if torch.compiler.is_compiling() or not inside_backward():
+            # Trainers repeat a forward without gradients for their metrics before the penalty is read.
+            with_gradient = torch.is_grad_enabled()
+            if not with_gradient and self.pending_penalty is not None and not self.stored_without_gradient:
+                return
             self.pending_penalty = penalty
-            self.stored_without_gradient = not torch.is_grad_enabled()
+            self.stored_without_gradient = not with_gradient
 
     def take_penalty(self) -> Tensor:
         """Return the penalty of the last training forward and empty the slot.

@@ -36,6 +36,8 @@ class DropHead(RateLayer):
     Paper: Zhou et al. 2020, "Scheduled DropHead: a regularization method for transformer models".
     """
 
+    acts_on = "heads"
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4:
             raise InputError(

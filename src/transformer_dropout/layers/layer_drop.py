@@ -18,6 +18,10 @@ class LayerDrop(RateLayer):
     Unlike ``DropPath`` it decides once for all samples and does not rescale: a block that runs always runs
     as it will in evaluation, and the expectation of its branch is ``(1 - p) f(x)``.
 
+    It saves no time: a block that is left out is computed all the same, since skipping it would leave its
+    parameters without a gradient, which DDP refuses, let FSDP's processes wait for each other, break a
+    compiled graph, and leave penalties and caches inside the block unfilled.
+
     Args:
         p: probability that the block is left out; the paper uses 0.2 to prune up to half of them later.
 

@@ -31,6 +31,8 @@ class TokenDropout(RateLayer):
     language models", which drops all occurrences of a word at once.
     """
 
+    acts_on = "tokens"
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3:
             raise InputError(

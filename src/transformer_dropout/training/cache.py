@@ -14,37 +14,10 @@ from torch import Tensor, nn
 
 from ..layers.precomputed import MaskEmbedding
 from .decoder import Attention, Decoder
+from .known_decoder import is_known
+from .memory import Memory
 from .native_decoding import NativeReader, reads_natively
-
-
-class Memory:
-    """The keys and values of one attention, in memory that is taken once.
-
-    Args:
-        cache: says how many tokens came before, and how many there may be.
-    """
-
-    def __init__(self, cache: "Cache") -> None:
-        self.cache = cache
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Remember new keys and values; return all so far."""
-        if self.keys is None or self.values is None:
-            batch, heads, _, size = key.shape
-            self.keys = key.new_empty(batch, heads, self.cache.capacity, size)
-            self.values = torch.empty_like(self.keys)
-        start = self.cache.length
-        end = start + key.shape[2]
-        self.keys[:, :, start:end] = key
-        self.values[:, :, start:end] = value
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def so_far(self) -> tuple[Tensor, Tensor]:
-        """Return the keys and values so far."""
-        assert self.keys is not None and self.values is not None
-        return self.keys[:, :, : self.cache.length], self.values[:, :, : self.cache.length]
+from .plain_decoding import PlainReader
 
 
 class Cache:
@@ -60,12 +33,12 @@ class Cache:
     """
 
     def __init__(self, model: Decoder, *, remember: bool = True) -> None:
-        self.model, self.length, self.capacity = model, 0, model.config.context
-        self.memories = {module: Memory(self) if remember else None for module in attending_modules(model)}
+        self.model, self.length, self.capacity, self.remember = model, 0, model.config.context, remember
+        self.memories = {module: Memory(self) for module in attending_modules(model)}
         self.real: Tensor | None = None
+        self.reader: NativeReader | PlainReader | None = None
+        self._chosen = False
         self._output_weight: Tensor | None = None
-        self._native: NativeReader | None = None
-        self._undecided = True
 
     def read(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the logits after the last of some columns that follow those read so far.
@@ -77,35 +50,40 @@ class Cache:
         Shape:
             tokens, real: (batch, columns); result: (batch, vocabulary).
         """
-        end = self.length + tokens.shape[1]
-        if self.length == 0:
-            self.real, self._native, self._undecided = real, None, True
-        elif (native := self._native_reader(tokens)) is not None:
-            self.length = end
-            return native.read(tokens[0].tolist(), end - tokens.shape[1])
+        past, columns = self.length, tokens.shape[1]
+        if past == 0:
+            self.real, self.reader, self._chosen = real, None, False
         elif self.real is not None:
-            self.real = F.pad(self.real[:, : self.length], (0, tokens.shape[1]), value=True)
-        with self._handed_over(self._positions(end)):
-            features = self.model.features(tokens)[:, -1]
-        if self.length == 0:
-            logits = F.linear(features, self.model.embedding.token.weight)
+            self.real = F.pad(self.real[:, :past], (0, columns), value=True)
+        if past and columns == 1 and not self._chosen:
+            self.reader, self._chosen = self._reader_of_single_tokens(len(tokens)), True
+        if isinstance(self.reader, NativeReader):
+            logits = self.reader.read(tokens[0].tolist(), past)
+        elif self.reader is not None and columns == 1:
+            positions = self._positions(past + 1)[:, 0]
+            logits = self.reader.features(tokens[:, 0], positions, self.real) @ self._weight_of_output()
         else:
-            logits = features @ self._weight_of_output()
-        if any(self.memories.values()):
-            self.length = end
+            with self._handed_over(self._positions(past + columns)):
+                features = self.model.features(tokens)[:, -1]
+            logits = F.linear(features, self.model.embedding.token.weight)
+        if self.remember:
+            self.length = past + columns
         return logits
 
-    def _native_reader(self, tokens: Tensor) -> NativeReader | None:
-        """Return what reads the rest natively; it takes over at the first token that comes alone."""
-        if self._undecided and tokens.numel() == 1:
-            self._undecided = False
-            if self.real is None and reads_natively(self.model):
-                remembered = {module: memory.so_far() for module, memory in self.memories.items() if memory}
-                self._native = NativeReader(self.model, remembered)
-        return self._native
+    def _reader_of_single_tokens(self, rows: int) -> NativeReader | PlainReader | None:
+        """Return the fastest that can read on from here; None where the model's modules have to run."""
+        if not is_known(self.model):
+            return None
+        if self.real is None and rows == 1 and reads_natively(self.model):
+            return NativeReader(self.model, self.memories, self.length)
+        return PlainReader(self.model, self.memories)
 
     def _positions(self, end: int) -> Tensor:
-        """Return the position of each new column, counted from the first real token of its row."""
+        """Return the position of each new column, counted from the first real token of its row.
+
+        Shape:
+            result: (batch, columns), or (1, columns) where there is no padding.
+        """
         if self.real is None:
             return torch.arange(self.length, end, device=self.model.embedding.token.weight.device)[None]
         return (self.real.cumsum(1) - 1).clamp_min(0)[:, self.length :]
@@ -113,7 +91,7 @@ class Cache:
     def _weight_of_output(self) -> Tensor:
         """Return the output layer's weight as (width, vocabulary).
 
-        One row times a matrix of that layout takes a processor a third of the time.
+        A row times a matrix of that layout takes a processor a third of the time.
         """
         if self._output_weight is None:
             weight = self.model.embedding.token.weight.t()
@@ -123,8 +101,9 @@ class Cache:
     @contextmanager
     def _handed_over(self, positions: Tensor) -> Iterator[None]:
         """Give every attention its memory, and the embedding its positions, during one forward."""
-        words = [(self.model.embedding, {"positions": positions})]
-        words += [(m, {"padding_mask": self.real, "past": memory}) for m, memory in self.memories.items()]
+        words: list[tuple[nn.Module, dict]] = [(self.model.embedding, {"positions": positions})]
+        for attention, memory in self.memories.items():
+            words.append((attention, {"padding_mask": self.real, "past": memory if self.remember else None}))
         with ExitStack() as hooks:
             for module, keywords in words:
                 hook = module.register_forward_pre_hook(partial(add_keywords, keywords), with_kwargs=True)

@@ -1,130 +1,50 @@
-"""A decoder's step of one token as one native loop, where nothing in the model asks for more."""
+"""A known decoder's step of one token as one native loop, for one row in float32 on a processor."""
 
-from collections.abc import Iterable, Mapping
-from functools import partial
-from typing import Any, cast
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import layers
-from .._surgery import beside_output, on_branch, on_input, on_output
 from ..kernels._native import takes_native
-from ..kernels.linear import FastLinear
-from ..kernels.linear import FastLinear
 from ..layers.precomputed import MaskEmbedding
-from .decoder import MLP, Attention, Block, Decoder, Embedding
-
-PLAIN = (
-    Decoder,
-    Embedding,
-    nn.Embedding,
-    nn.ModuleList,
-    Block,
-    Attention,
-    MLP,
-    nn.LayerNorm,
-    nn.Linear,
-    FastLinear,
-    FastLinear,
-    nn.GELU,
-)
-# They do nothing in evaluation.
-SILENT = (
-    layers.AlphaDropout,
-    layers.ConcreteDropout,
-    layers.DropHead,
-    layers.DropKey,
-    layers.DropPath,
-    layers.Dropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.ImportanceDropout,
-    layers.LayerDrop,
-    layers.TokenDropout,
-)
-LEARNED = (layers.LearnedDropout, layers.PrecomputedLearnedDropout)
-HOOKS = (beside_output, on_branch, on_input, on_output)
+from .decoder import Decoder
+from .known_decoder import blocks_of, gates_of, matrices_and_norms, source_of
+from .memory import Memory, remembered
 
 
-def reads_natively(model: nn.Module) -> bool:
-    """Say whether `NativeReader` computes what the model does now.
-
-    It does in evaluation on a processor in float32, when the model is the project's decoder with no hooks but
-    those of `regularize_`, and no layer acts in evaluation but learned masks by threshold on the output of
-    the attention or the MLP.
-    """
-    modules = list(model.modules())
-    gates = [gate for block in getattr(model, "blocks", ()) for gate in gates_of(block) if gate is not None]
-    sources = {id(gate._source[0]) for gate in gates if isinstance(gate, layers.PrecomputedLearnedDropout)}
-    return (
-        type(model) is Decoder
-        and all(known(module) for module in modules)
-        and sum(isinstance(module, LEARNED) for module in modules) == len(gates)
-        and sum(isinstance(module, MaskEmbedding) for module in modules) == len(sources) <= 1
-        and not torch.is_autocast_enabled("cpu")
-        and all(parameter.dtype == torch.float32 for parameter in model.parameters())
-        and takes_native(*model.parameters())
-    )
-
-
-def known(module: nn.Module) -> bool:
-    """Say whether a module is one whose work in evaluation the native loop does."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if module.training or "forward" in vars(module) or module._compiled_call_impl is not None:
-        return False
-    if not all(isinstance(hook, partial) and hook.func in HOOKS for hook in hooks):
-        return False
-    match module:
-        case nn.LayerNorm():
-            return type(module) is nn.LayerNorm and module.eps == 1e-5
-        case nn.GELU():
-            return type(module) is nn.GELU and module.approximate == "none"
-        case layers.LearnedDropout():
-            settings = (module.eval_mask, module.causal, module.observer)
-            return type(module) in LEARNED and settings == ("threshold", True, None)
-        case MaskEmbedding():
-            return type(module) is MaskEmbedding and module.causal
-    return type(module) in PLAIN + SILENT
-
-
-def gates_of(block: Any) -> tuple[layers.LearnedDropout | None, layers.LearnedDropout | None]:
-    """Return the learned masks on the output of a block's attention and of its MLP."""
-    found = (
-        getattr(block.attention, "attention_output_dropout", None),
-        getattr(block.mlp, "mlp_output_dropout", None),
-    )
-    first, second = (layer if isinstance(layer, LEARNED) else None for layer in found)
-    return first, second
+def reads_natively(model: Decoder) -> bool:
+    """Say whether native code reads a model of which `is_known` holds: in float32, on a processor."""
+    parameters = list(model.parameters())
+    return all(parameter.dtype == torch.float32 for parameter in parameters) and takes_native(*parameters)
 
 
 class NativeReader:
-    """Continues where a cache stands, one token at a time.
+    """Continues where a model's memories stand, one token at a time.
 
     Args:
-        model: of which `reads_natively` holds; its weights are read where they lie.
-        remembered: keys and values of each attending module.
-
-    Shape:
-        remembered: each (1, heads, tokens, width of a head).
+        model: of which `is_known` and `reads_natively` hold; its weights are read where they lie.
+        memories: of each attending module, with one row.
+        length: how many tokens they hold.
     """
 
-    def __init__(self, model: Decoder, remembered: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, model: Decoder, memories: Mapping[nn.Module, Memory], length: int) -> None:
         from ..kernels import decode_native
 
         self._loop, self._model = decode_native, model
-        source = next((module for module in model.modules() if isinstance(module, MaskEmbedding)), None)
+        source = source_of(model)
         self._shared, self._blocks = shared_table(model, source), block_table(model)
         modules: list[nn.Module | None] = []
-        for block in cast(Iterable[Block], model.blocks):
+        for block in blocks_of(model):
             modules += [block.attention, *gates_of(block)]
         config = model.config
-        self._keys, self._values = np.empty((2, len(modules) + 1, config.width, config.context), np.float32)
+        places = len(modules) + 1
+        self._keys, self._values = np.empty((2, places, config.width, config.context), np.float32)
         for place, module in enumerate([*modules, source]):
             if module is not None:
-                for ours, theirs in zip((self._keys, self._values), remembered[module], strict=True):
-                    ours[place, :, : theirs.shape[2]] = theirs[0].transpose(1, 2).flatten(0, 1).numpy()
+                both = remembered(memories[module], length).numpy()
+                self._keys[place, :, :length], self._values[place, :, :length] = both
 
     def read(self, tokens: list[int], past: int) -> Tensor:
         """Return the logits after the last of some more tokens.
@@ -166,14 +86,10 @@ def shared_table(model: Decoder, source: MaskEmbedding | None) -> np.ndarray:
 def block_table(model: Decoder) -> np.ndarray:
     """Return the native loop's table of the blocks."""
     rows = []
-    for block in cast(Iterable[Block], model.blocks):
-        attention, mlp = block.attention, block.mlp
-        modules = block.attention_norm, attention.qkv, attention.projection
-        modules += block.mlp_norm, mlp.expand, mlp.projection
-        row = [number for module in modules for number in addresses(module)] + [attention.heads]
-        for gate in gates_of(block):
-            row += gate_columns(gate)
-        rows.append(row)
+    for block in blocks_of(model):
+        row = [number for module in matrices_and_norms(block) for number in addresses(module)]
+        row.append(block.attention.heads)
+        rows.append(row + [number for gate in gates_of(block) for number in gate_columns(gate)])
     return np.array(rows, np.int64)
 
 

@@ -1,0 +1,74 @@
+"""A product of a small tile for native loops, its sums held in vector registers throughout."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# Numbers of a vector; processors with shorter vectors use several for one.
+VECTOR = 16
+FLOAT, INDEX = ir.FloatType(), ir.IntType(64)
+WIDE = ir.VectorType(FLOAT, VECTOR)
+
+
+def tile(rows: int, vectors: int) -> Callable[..., Any]:
+    """Return a function for native loops that multiplies a narrow tile.
+
+    Formula, for ``rows`` values of r and ``vectors * VECTOR`` of l, on flat float32 arrays::
+
+        out[out_at + r out_step + l] (+)= sum_k left[left_at + r row_step + k step]
+                                                right[right_at + k right_step + l]
+
+    Its arguments are ``left, left_at, row_step, step, right, right_at, right_step, count, out, out_at,
+    out_step, fresh``; ``fresh`` says whether what ``out`` held before is forgotten.
+    """
+
+    @intrinsic
+    def product(
+        typing, left, left_at, row_step, step, right, right_at, right_step, count, out, out_at, out_step, fresh
+    ):
+        flat = types.Array(types.float32, 1, "C")
+        at = types.intp
+        signature = types.void(flat, at, at, at, flat, at, at, at, flat, at, at, types.boolean)
+        return signature, lambda *state: generate(rows, vectors, *state)
+
+    return product
+
+
+def generate(rows: int, vectors: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Write the instructions of ``tile``."""
+    left, left_at, row_step, step, right, right_at, right_step, count, out, out_at, out_step, fresh = arguments
+    left, right, out = (context.make_array(signature.args[0])(context, builder, a).data for a in (left, right, out))
+    fma = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(WIDE, [WIDE] * 3), f"llvm.fma.v{VECTOR}f32"
+    )
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), VECTOR), None)
+
+    def place(base: Any, start: Any, number: Any, step: Any, vector: int | None = None) -> Any:
+        at = builder.add(start, builder.mul(number, step))
+        if vector is None:
+            return builder.gep(base, [at])
+        at = builder.add(at, INDEX(vector * VECTOR))
+        return builder.bitcast(builder.gep(base, [at]), WIDE.as_pointer())
+
+    def broadcast(number: Any) -> Any:
+        first = builder.insert_element(WIDE(ir.Undefined), number, ir.IntType(32)(0))
+        return builder.shuffle_vector(first, WIDE(ir.Undefined), lanes)
+
+    cells = [(r, v, cgutils.alloca_once(builder, WIDE)) for r in range(rows) for v in range(vectors)]
+    for r, v, total in cells:
+        before = builder.load(place(out, out_at, INDEX(r), out_step, v), align=4)
+        builder.store(builder.select(fresh, WIDE(None), before), total)
+    with cgutils.for_range(builder, count) as loop:
+        line = [builder.load(place(right, right_at, loop.index, right_step, v), align=4) for v in range(vectors)]
+        for r in range(rows):
+            start = builder.add(left_at, builder.mul(INDEX(r), row_step))
+            number = broadcast(builder.load(place(left, start, loop.index, step)))
+            for _, v, total in cells[r * vectors : (r + 1) * vectors]:
+                builder.store(builder.call(fma, [number, line[v], builder.load(total)]), total)
+    for r, v, total in cells:
+        builder.store(builder.load(total), place(out, out_at, INDEX(r), out_step, v), align=4)
+    return context.get_dummy_value()
