@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from published_twin import PublishedTwin
 from torch import Tensor
 
 import transformer_dropout as td
+from transformer_dropout.bench.published_twin import PublishedTwin
 from transformer_dropout.training.decoder import Decoder, DecoderConfig
 from transformer_dropout.training.record import machine, versions
 

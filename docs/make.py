@@ -3,6 +3,7 @@
 Each figure shows what a layer does by running it under a fixed seed. The same torch gives the same bytes.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -298,18 +299,41 @@ FIGURES: dict[str, Callable[[], str]] = {
 
 
 def with_rows(words: str) -> str:
-    """Return a page whose tables hold the rows of the records that their markers name."""
+    """Return a page whose evidence is what the records say about the arms that its markers name."""
     return re.sub(r"<!-- from (\S+): (.+?) -->\n.*?<!-- end -->", filled, words, flags=re.DOTALL)
 
 
 def filled(marker: re.Match) -> str:
-    """Return a marker, the head of a record's table, the rows of the arms it names, and its end."""
-    record, arms = marker[1], marker[2]
-    lines = (DOCS.parent / record).read_text(encoding="utf-8").split("\n\n")
-    table = next(block for block in lines if block.startswith("| arm ")).splitlines()
+    """Return a marker, the rows of the arms it names, a sentence on each, and its end."""
+    record, arms = DOCS.parent / marker[1], marker[2].split("; ")
+    blocks = (record / "table.md").read_text(encoding="utf-8").split("\n\n")
+    table = next(block for block in blocks if block.startswith("| arm ")).splitlines()
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in table[2:]}
-    chosen = [rows[arm] for arm in arms.split("; ")]
-    return "\n".join([f"<!-- from {record}: {arms} -->", *table[:2], *chosen, "<!-- end -->"])
+    chosen = [*table[:2], *(rows[arm] for arm in arms)]
+    return "\n".join([marker[0].splitlines()[0], *chosen, "", *sentences(record, arms), "<!-- end -->"])
+
+
+def sentences(record: Path, arms: list[str]) -> list[str]:
+    """Return what each arm did against no regularizer, seed by seed, and against the reference."""
+    summary = json.loads((record / "summary.json").read_text(encoding="utf-8"))
+    found = {arm["arm"]: arm for arm in summary["arms"]}
+    without, reference = found["none"]["val_loss_by_seed"], summary["reference"]["name"]
+    told = []
+    for arm in arms:
+        # What plain dropout did is told on its own page.
+        if arm == "none" or (arm == reference and arm != arms[-1]):
+            continue
+        losses = found[arm]["val_loss_by_seed"]
+        changes = [losses[seed] - without[seed] for seed in losses]
+        mean = sum(changes) / len(changes)
+        side = "above" if mean > 0 else "below"
+        seeds = sum(change * mean > 0 for change in changes)
+        words = (
+            f"* {arm}: validation ends {abs(mean):.3f} nats {side} no regularizer, {side} it at {seeds} of "
+        )
+        against = "" if arm == reference else f"; {found[arm]['text']}"
+        told.append(f"{words}{len(changes)} seeds{against}.")
+    return told
 
 
 if __name__ == "__main__":

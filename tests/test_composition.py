@@ -191,7 +191,7 @@ def fixed_masks(monkeypatch):
         yield
 
 
-def halves(key, count, start=0):
+def halves(key, count, start=0, made=None):
     """Draws that are all one half."""
     return torch.full((count,), 0.5)
 

@@ -177,16 +177,30 @@ def test_drop_key_keeps_the_sum_of_the_weights_at_one(monkeypatch):
 
     model = built("llama", spread=False)
     with_layer(model, td.DropKey, 0.5)
-    values = []
-    weigh = _attention.weigh
+    sums = []
+    weights_of = _attention.attention_weights
 
-    def with_ones(layer, query, key, value, **others):
-        values.append(weigh(layer, query, key, torch.ones_like(value), **others))
-        return values[-1]
+    def noted(*given, **others):
+        weights = weights_of(*given, **others)
+        sums.append(weights.sum(-1))
+        return weights
 
-    monkeypatch.setattr(_attention, "weigh", with_ones)
+    monkeypatch.setattr(_attention, "attention_weights", noted)
     logits(model.train(), inputs_of(model))
-    torch.testing.assert_close(values[0], torch.ones_like(values[0]))
+    torch.testing.assert_close(sums[0], torch.ones_like(sums[0]))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_attentions_are_shown_where_the_model_itself_shows_them(family):
+    model = built(family, "eager", spread=False)
+    expected = model(**inputs_of(model), output_attentions=True)
+    with_layer(model)
+    found = model.train()(**inputs_of(model), output_attentions=True)
+    names = [name for name in expected if "attentions" in name]
+    assert names
+    for name in names:
+        for weights, others in zip(found[name], expected[name], strict=True):
+            torch.testing.assert_close(weights, others)
 
 
 def test_the_mean_over_masks_is_the_undropped_attention():

@@ -11,8 +11,10 @@ from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.regularize import regularize_
 from transformer_dropout.schedules import (
     Constant,
+    Cosine,
     Curriculum,
     Early,
+    Exponential,
     Feedback,
     Late,
     Linear,
@@ -44,6 +46,16 @@ text_parts = st.lists(st.sampled_from([*"0123456789.,@-e ", "nan", "inf"]), max_
 def test_a_piecewise_schedule_stays_between_its_lowest_and_highest_point(schedule, t):
     found = [value for _, value in schedule.points]
     assert min(found) <= schedule(t) <= max(found)
+
+
+smooth = st.builds(Linear, values, values) | st.builds(Cosine, values, values)
+smooth |= st.builds(Exponential, values, values, st.floats(0.1, 5), st.floats(0.1, 2))
+
+
+@given(piecewise() | switches | curricula | smooth, progresses)
+def test_no_value_lies_outside_the_bounds(schedule, t):
+    low, high = schedule.bounds()
+    assert low - 1e-9 <= schedule(t) <= high + 1e-9
 
 
 @given(switches | curricula, progresses)

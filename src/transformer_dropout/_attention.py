@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .kernels.attention import causal_attention
 from .layers.dropout import Dropout
 
 CHILD = "attention_weights_dropout"
@@ -85,9 +86,7 @@ def attend_with_layer(module: Any, query: Tensor, key: Tensor, value: Tensor) ->
     if not layer.training or eager_rate == 0:
         return type(module).attend(module, query, key, value)
     if eager_rate is not None:
-        return nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, dropout_p=eager_rate
-        )
+        return causal_attention(query, key, value, eager_rate)
     hidden = future(query.shape[-2], key.shape[-2], query.device)
     return weigh(layer, query, key, value, scaling=query.shape[-1] ** -0.5, hidden=hidden)
 
@@ -134,18 +133,18 @@ def interface_with_layer(
     position_bias = others.get("position_bias")
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
-    mixed = weigh(
+    weights = attention_weights(
         layer,
         query,
         key,
-        value,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         hidden=hidden,
         bias=bias,
         softcap=others.get("softcap"),
         sinks=others.get("s_aux"),
     )
-    return mixed.transpose(1, 2).contiguous(), None
+    # As in the models themselves, only eager attention shows its weights, dropped ones.
+    return (weights @ value).transpose(1, 2).contiguous(), weights if original is None else None
 
 
 def route_through_layer(attention: nn.Module) -> Callable[[], None]:

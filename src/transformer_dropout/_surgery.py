@@ -75,6 +75,8 @@ class Surgery:
                 self._hook_input(site, layer)
             case "block":
                 self._hook_block(site, layer)
+            case "gate":
+                self._follow_gate(site, layer)
             case "attention":
                 self._hook_attention(site, layer)
             case "rate":
@@ -183,6 +185,12 @@ class Surgery:
         parent = self.add_child(site.path, child_name(site), layer)
         self._keep(parent.register_forward_hook(partial(on_branch, child_name(site)), with_kwargs=True))
 
+    def _follow_gate(self, site: Site, layer: DropoutLayer) -> None:
+        parent: Any = self.add_child(site.path, child_name(site), layer)
+        parent._apply_gate = partial(gate_with_layer, child_name(site), parent, parent._apply_gate)
+        # The method of the class shows through again.
+        self._ways_back.append(partial(delattr, parent, "_apply_gate"))
+
     def _hook_attention(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
         if hasattr(parent, "attend"):
@@ -230,6 +238,11 @@ def on_output(name: str, module: nn.Module, arguments: tuple, output: Any) -> An
 def on_input(name: str, module: nn.Module, arguments: tuple) -> tuple:
     """Forward pre-hook: the child acts on the first argument."""
     return (getattr(module, name)(arguments[0]).reshape(arguments[0].shape), *arguments[1:])
+
+
+def gate_with_layer(name: str, module: nn.Module, gate: Callable[[Tensor], Tensor], *given: Tensor) -> Tensor:
+    """The method ``_apply_gate`` of experts: the child acts on the hidden units that it computes."""
+    return getattr(module, name)(gate(*given))
 
 
 def on_branch(name: str, module: nn.Module, arguments: tuple, keywords: dict, output: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .kernels import random
 from .kernels.attention import causal_attention
+from .kernels.dropout import dropout as counter_dropout
 
 
 def dropout(x: Tensor, p: float | Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def dropout(x: Tensor, p: float | Tensor) -> Tensor:
     Paper: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
     """
     if isinstance(p, float | int):
-        return F.dropout(x, float(p), training=True)
+        return counter_dropout(x, float(p))
     mask = torch.rand_like(x, dtype=torch.float32) < 1 - p
     return x * (mask * inverse_keep(p)).to(x.dtype)
 

@@ -5,6 +5,7 @@ from transformer_dropout.bench import gpu
 from transformer_dropout.bench.row import Budget
 from transformer_dropout.bench.run import run_rows
 from transformer_dropout.kernels.mask import learned_mask
+from transformer_dropout.training.decoder import DecoderConfig
 
 QUICK = Budget(rounds=1, quick=True)
 
@@ -12,7 +13,7 @@ QUICK = Budget(rounds=1, quick=True)
 def test_without_a_gpu_no_row_is_measured_and_each_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     results = run_rows(gpu.ROWS, QUICK, lambda result: None)
-    assert len(results) == len(gpu.ROWS) >= 3
+    assert len(results) == len(gpu.ROWS) == 5
     assert {(result.status, result.measurement) for result in results} == {("not measured", None)}
     assert {result.reason for result in results} == {"there is no GPU here"}
 
@@ -38,6 +39,15 @@ def test_a_wrong_operation_is_not_timed(wrong, message, monkeypatch):
     monkeypatch.setattr(gpu, "learned_mask", wrong)
     with pytest.raises(AssertionError, match=message):
         gpu.mask_gate("cpu", rows=64, width=144)
+
+
+def test_the_sides_of_a_step_agree_on_the_processor_too():
+    shape = DecoderConfig(width=32, heads=2, blocks=1, context=16)
+    reference, ours, told = gpu.step_sides(shape, 64, 2, "cpu")
+    assert "losses equal" in told
+    for side in (reference, ours):
+        side.step()
+        assert side.autocast and all(p.isfinite().all() for p in side.model.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -51,9 +51,16 @@ def test_the_places_of_a_family_with_their_rates(here):
     assert "not reached" not in result.out
 
 
-def test_what_cannot_be_reached_is_named_with_the_reason(here):
-    result = here("sites", "gpt_oss")
-    assert "not reached: mlp_hidden, GptOssExperts computes its hidden units inline" in result.out
+def test_what_cannot_be_reached_is_named(here, tmp_path):
+    (tmp_path / "my_encoder.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    layer = nn.TransformerEncoderLayer(8, 2, batch_first=True)\n"
+        "    return nn.TransformerEncoder(layer, 2), (None,)\n"
+    )
+    result = here("sites", "my_encoder:build")
+    reason = "nothing like it was found in TransformerEncoder"
+    assert f"not reached: embedding, {reason}.\nnot reached: classifier, {reason}.\n" in result.out
 
 
 def test_what_a_recipe_would_do_at_each_place(here, recipe, snapshot):

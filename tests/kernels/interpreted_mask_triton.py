@@ -137,18 +137,26 @@ def test_how_rows_are_shared_among_programs_changes_no_bit_of_the_mask(programs,
     torch.testing.assert_close(found[2], expected[2], rtol=1e-5, atol=1e-6)
 
 
-def through_autograd(x, gate, shift, dy, padding_mask):
-    """Return the output, the penalty and the gradients that a user sees."""
+def through_autograd(x, gate, shift, padding_mask, gradients):
+    """Return the output, the penalty and the gradients that a user sees, of one or both of those two."""
     leaves = [tensor.clone().requires_grad_() for tensor in (x, gate, shift)]
     y, penalty = mask.learned_mask(*leaves, key=KEY, penalty="squared", padding_mask=padding_mask)
-    torch.autograd.backward((y, penalty), (dy, torch.tensor(0.5)))
+    pairs = [
+        (output, given) for output, given in zip((y, penalty), gradients, strict=True) if given is not None
+    ]
+    torch.autograd.backward(*zip(*pairs, strict=True))
     return y, penalty, *(leaf.grad for leaf in leaves)
 
 
-def test_the_operation_uses_it_as_a_third_implementation(monkeypatch):
+@pytest.mark.parametrize("used", ["output", "penalty", "both"])
+def test_the_operation_uses_it_as_a_third_implementation(used, monkeypatch):
     x, gate, shift, dy = inputs(16, 24)
     padding_mask = (torch.arange(8) < 6).expand(2, 8)
-    arguments = x.view(2, 8, 24), gate.view(2, 8, 24), shift, dy.view(2, 8, 24), padding_mask
+    gradients = (
+        (None if used == "penalty" else dy.view(2, 8, 24)),
+        (None if used == "output" else torch.tensor(0.5)),
+    )
+    arguments = x.view(2, 8, 24), gate.view(2, 8, 24), shift, padding_mask, gradients
     monkeypatch.setattr(mask, "native_loops", lambda *tensors: None)
     pure = through_autograd(*arguments)
     monkeypatch.setattr(mask, "native_loops", lambda *tensors: mask_triton)

@@ -9,12 +9,12 @@ from transformer_dropout.kernels.block_products import (
     can_group,
     group,
     grouped_mlp,
-    packed,
     pays,
+    times,
 )
 from transformer_dropout.kernels.linear import linear
 
-TOKENS, WIDTH, BLOCKS, BLOCK = 11, 8, 4, 6
+TOKENS, WIDTH, BLOCKS, BLOCK = 60, 8, 4, 6
 HIDDEN = BLOCKS * BLOCK
 
 
@@ -161,13 +161,21 @@ def test_pairs_are_grouped_by_block_and_then_by_token():
     assert [(units.start, units.stop) for units in rows.unused()] == [(2, 4)]
 
 
-def test_only_a_part_of_a_matrix_is_copied():
-    matrix = torch.randn(6, 4)
-    assert packed(matrix[2:4]).data_ptr() == matrix[2:4].data_ptr()
-    assert packed(matrix.t()).data_ptr() == matrix.data_ptr()
-    part = packed(matrix[:, 1:3])
-    assert part.is_contiguous()
-    assert torch.equal(part, matrix[:, 1:3])
+def test_parts_of_a_weight_are_copied_for_a_fast_product_of_many_rows_only():
+    seen = []
+
+    def fast(x, weight, bias):
+        seen.append(weight)
+        return F.linear(x, weight, bias)
+
+    whole = torch.randn(6, 40)
+    for weight, copied in ((whole[2:4], False), (whole[2:4].t(), False), (whole[:, 1:9], True)):
+        x = torch.randn(20, weight.shape[1])
+        torch.testing.assert_close(times(fast, x, weight), x @ weight.t())
+        assert (seen[-1].untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()) == copied
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(times(fast, x, whole[:, 1:9]), x @ whole[:, 1:9].t())
+    assert len(seen) == 3
 
 
 def test_pairs_cannot_be_grouped_where_values_are_not_known():

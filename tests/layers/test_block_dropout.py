@@ -159,7 +159,7 @@ def test_the_mean_of_skipped_gradients_is_that_of_the_dense_gradient(estimator, 
         built = layer(estimator=name)
         torch.manual_seed(0)
         keep_probability = built.keep_probability(x).detach().requires_grad_()
-        built.keep_probability = lambda z, given=keep_probability: given
+        built.keep_probability = lambda z, multiply, given=keep_probability: given
         gradients[name] = torch.autograd.grad((built(x, network) @ weights).sum(), keep_probability)[0][0]
     probability = keep_probability.detach()[0, 0]
     assert probability.min() < 0.1 < probability.max(), "clamped and not"
@@ -177,7 +177,7 @@ def test_sampled_gradients_have_the_dense_mean_for_any_loss(ways):
     for name in ("dense", "sampled"):
         built = layer(estimator=name)
         keep_probability = built.keep_probability(x).detach().requires_grad_()
-        built.keep_probability = lambda z, given=keep_probability: given
+        built.keep_probability = lambda z, multiply, given=keep_probability: given
         torch.manual_seed(0)  # the same blocks are kept
         loss = built(x, network).square().sum()
         gradients[name] = torch.autograd.grad(loss, keep_probability)[0][0]

@@ -263,6 +263,17 @@ def test_a_penalty_without_its_gradient_is_an_error_where_gradients_are_wanted()
         built.take_penalty()
 
 
+def test_a_forward_without_gradients_in_between_leaves_the_penalty_of_the_one_with():
+    built = layer()
+    built(example())
+    waiting = built.pending_penalty
+    with torch.no_grad():
+        built(example(seed=6))
+    assert built.take_penalty() is waiting
+    built(example(seed=6))
+    assert built.take_penalty() is not waiting
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -13,7 +13,15 @@ from ._events import Audit, Finding
 from ._observe import Observer
 from ._restore import refuse_what_cannot_be_watched, unchanged
 from ._schedule import Schedule, schedule_recompiles
-from ._unread import Rebuild, dead_fields, never_called, probe_fields, read_fields, skipped_blocks
+from ._unread import (
+    Rebuild,
+    dead_fields,
+    is_regularized,
+    never_called,
+    probe_fields,
+    read_fields,
+    skipped_blocks,
+)
 from ._weight_decay import weight_decay_on_norms
 
 
@@ -89,8 +97,11 @@ def audit(
         evaluation.run(inputs)
     findings = observed(model, training, evaluation)
     ignored = [finding.site for finding in findings if finding.code == "kernel-drops-attention-dropout"]
-    findings += uncalled + list(dead_fields(model, fields, attention_rates(model) if ignored else []))
-    findings += recompiles
+    dead = list(dead_fields(model, fields, attention_rates(model) if ignored else []))
+    if dead and is_regularized(model):
+        notes += [f"{f.site} has no effect: the layers of a recipe are in the model." for f in dead]
+        dead = []
+    findings += uncalled + dead + recompiles
     if optimizer is not None:
         findings += weight_decay_on_norms(model, optimizer)
     return Audit(

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from ..layers import DropoutLayer
 from ._configured import config_fields, is_rate
 from ._events import ConfigField, Event, Finding, patterns
 from ._findings import is_close
@@ -91,10 +92,17 @@ def uncalled_dropouts(model: nn.Module, training: Observer) -> dict[str, nn.Modu
     result = {}
     for path, module in model.named_modules():
         around = next((outer for outer in parents(path) if is_callable(model.get_submodule(outer))), "")
-        ran = around in training.called
+        # Where a recipe's layer sits beside it, that one has taken its place.
+        ran = around in training.called and not is_regularized(model.get_submodule(around), here=True)
         if ran and path not in training.called and is_dropout_module(module) and module_rate(module) > 0:
             result[path] = module
     return result
+
+
+def is_regularized(module: nn.Module, *, here: bool = False) -> bool:
+    """Say whether a recipe's layers are in a module, or ``here``, directly below it."""
+    parts = module.children() if here else module.modules()
+    return any(isinstance(part, DropoutLayer) for part in parts)
 
 
 def is_callable(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ..weights import is_norm
 from ._events import Finding, patterns
 
 
@@ -19,7 +20,7 @@ def weight_decay_on_norms(model: nn.Module, optimizer: torch.optim.Optimizer) ->
     norms = {
         f"{path}.{name}".lstrip("."): decayed[id(parameter)]
         for path, module in model.named_modules()
-        if "norm" in type(module).__name__.lower()
+        if is_norm(module)
         for name, parameter in module.named_parameters(recurse=False)
         if id(parameter) in decayed
     }

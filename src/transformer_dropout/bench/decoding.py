@@ -19,6 +19,7 @@ from ..recipe import Recipe, Rule
 from ..regularize import regularize_
 from ..training.cache import Cache
 from ..training.decoder import Attention, Block, Decoder, DecoderConfig
+from .published_twin import rounded
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Path, Row
 
@@ -46,9 +47,8 @@ def published_block(block: Block, x: Tensor) -> Tensor:
     x = x + F.linear(mixed, attention.projection.weight)
     normed = F.layer_norm(x, x.shape[-1:], block.mlp_norm.weight)
     y = F.linear(F.gelu(F.linear(normed, mlp.expand.weight)), mlp.projection.weight)
-    mask = 0.5 * torch.cos(published_attention(gate, y) + gate.shift) + 0.5
-    hard = (mask >= 0.5).to(torch.float16)
-    return x + y * hard.to(x.dtype)
+    keep = 0.5 * torch.cos(published_attention(gate, y) + gate.shift) + 0.5
+    return x + y * rounded(keep, torch.full_like(keep, 0.5))
 
 
 def published_logits(model: Decoder, tokens: Tensor) -> Tensor:

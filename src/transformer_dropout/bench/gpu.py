@@ -1,7 +1,9 @@
-"""The mask operation on a GPU, as a share of what copying as many bytes takes there.
+"""What runs on a GPU: the mask operation and a whole training step.
 
 The other side of a mask row is ``copy_`` between two tensors, in the same rounds: the speed limit of whatever
-reads and writes memory once. Its size is chosen so that it moves the bytes that the operation must move.
+reads and writes memory once. Its size is chosen so that it moves the bytes that the operation must move. The
+other side of a step is the published way of it, as in `training_step`, eager or compiled, in bfloat16; ours is
+compiled into CUDA graphs.
 """
 
 from collections.abc import Callable
@@ -16,13 +18,20 @@ from ..functional import cosine_keep_probability
 from ..kernels._native import triton_installed
 from ..kernels.mask import learned_mask
 from ..kernels.random import draw_key, uniform
+from ..layers import LearnedDropout
+from ..training.decoder import DecoderConfig
+from .mask_operation import ours
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Row
+from .training_sides import Side, check_same, learned_rule, our_side, published_side
+from .training_step import ALLOWED, LEARNED, VOCABULARY, blocks
 
 ROWS_OF_X, WIDTH = 2**16, 1024
 # Tensors that must be read or written: x, gate, y; and dy, x, gate, dx, dgate.
 FORWARD_TENSORS, BACKWARD_TENSORS = 3, 5
 REPLAYS = 8
+# Windows of a step: enough to keep a GPU busy. Steps before timing: graphs are recorded in the first ones.
+BATCH, FIRST_STEPS = 64, 5
 
 
 def mask_inputs(rows: int, width: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,18 +98,14 @@ def device_about() -> dict[str, Any]:
 def forward_share(budget: Budget) -> Measurement:
     """Measure a forward with its fresh key and its penalty."""
     x, gate, shift, _ = mask_inputs(ROWS_OF_X, WIDTH, "cuda")
-
-    def forward() -> object:
-        return learned_mask(x, gate, shift, key=draw_key("cuda"), penalty="squared")
-
+    forward = partial(ours, x, gate, shift)
     return share_of_copy(budget, action=forward, tensors=FORWARD_TENSORS, size=x.numel())
 
 
 def backward_share(budget: Budget) -> Measurement:
     """Measure a backward with the gradients of x, gate, shift and penalty."""
     x, gate, shift, dy = mask_inputs(ROWS_OF_X, WIDTH, "cuda")
-    outputs = learned_mask(x, gate, shift, key=draw_key("cuda"), penalty="squared")
-    ones = torch.ones((), device="cuda")
+    outputs, ones = ours(x, gate, shift), torch.ones((), device="cuda")
     backward = partial(torch.autograd.grad, outputs, (x, gate, shift), (dy, ones), retain_graph=True)
     return share_of_copy(budget, action=backward, tensors=BACKWARD_TENSORS, size=x.numel())
 
@@ -110,19 +115,57 @@ def fresh_masks(budget: Budget) -> Measurement:
     x, gate, shift, _ = (tensor.detach() for tensor in mask_inputs(64, WIDTH, "cuda"))
     x.fill_(1)
 
-    def draw() -> Tensor:
-        return learned_mask(x, gate, shift, key=draw_key("cuda"))[0]
-
-    draw()
+    ours(x, gate, shift)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = draw()
+        y, _ = ours(x, gate, shift)
     masks = []
     for _ in range(REPLAYS):
         graph.replay()
         masks.append(y.flatten().to(torch.int8))
     different = len(torch.stack(masks).unique(dim=0))
     return Measurement(value=different / REPLAYS, gate=mask_gate("cuda"), about=device_about())
+
+
+def on_device(side: Side, device: str) -> Side:
+    """Move a side's model and tokens; its optimizer follows with the first step."""
+    side.model.to(device)
+    return replace(side, tokens=side.tokens.to(device))
+
+
+def step_sides(shape: DecoderConfig, vocabulary: int, batch: int, device: str) -> tuple[Side, Side, str]:
+    """Return the published step and ours on a device, and how close they are, both still eager."""
+    rules = [learned_rule(LearnedDropout, shape)]
+    reference = on_device(published_side(vocabulary, shape, batch, learned=True, autocast=True), device)
+    mine = on_device(our_side(vocabulary, shape, batch, rules, autocast=True), device)
+    loss, gradient = ALLOWED[True]
+    return reference, mine, check_same(mine, reference, loss=loss, gradient=gradient)
+
+
+def step_ratio(budget: Budget, *, compiled: bool) -> Measurement:
+    """Time a step the published way and ours.
+
+    Args:
+        budget: how many rounds, and how many blocks.
+        compiled: whether the published side is compiled too.
+    """
+    shape = DecoderConfig(**LEARNED, blocks=blocks(budget))
+    reference, mine, gate = step_sides(shape, VOCABULARY, BATCH, "cuda")
+    mine.model.compile(mode="reduce-overhead")
+    if compiled:
+        reference.model.compile()
+    for side in (reference, mine):
+        for _ in range(FIRST_STEPS):
+            side.step()
+    return timed_ratio(
+        {"reference": reference.step, "ours": mine.step},
+        budget,
+        calls=5,
+        gate=gate,
+        about=device_about()
+        | {"shape": {"batch": BATCH, **LEARNED, "blocks": shape.blocks}, "dtype": "bfloat16"},
+        cuda=True,
+    )
 
 
 ROWS = (
@@ -143,5 +186,17 @@ ROWS = (
         path="gpu",
         target=1.0,
         measure=fresh_masks,
+    ),
+    Row(
+        name="training step on a GPU, bfloat16: eager reference / ours",
+        path="gpu",
+        target=3.0,
+        measure=partial(step_ratio, compiled=False),
+    ),
+    Row(
+        name="training step on a GPU, bfloat16: compiled reference / ours",
+        path="gpu",
+        target=2.0,
+        measure=partial(step_ratio, compiled=True),
     ),
 )

@@ -64,25 +64,35 @@ def generate(
     steps = generate_tokens(
         model, rows, tokens, temperature=temperature, top_k=top_k, top_p=top_p, cache=not no_cache
     )
-    if len(rows) == 1:
-        show_as_it_comes(rows[0], (step[0] for step in steps), tokenizer.decode)
-        return
+    show(rows, steps, tokenizer.decode)
+
+
+def show(rows: list[list[int]], steps: Iterable[list[int]], decode: Callable[[list[int]], str]) -> None:
+    """Write one text as it comes, or several when they are done.
+
+    Args:
+        rows: the token ids of each prompt.
+        steps: the next token of each row, step after step.
+        decode: turns token ids into text.
+    """
+    shown = ""
     for step in steps:
         for row, token in zip(rows, step, strict=True):
             row.append(token)
-    sys.stdout.write("\n\n".join(map(tokenizer.decode, rows)) + "\n")
+        if len(rows) == 1:
+            shown = show_more(decode(rows[0]), shown)
+    last = decode(rows[0])
+    first = last[len(shown) :] if last.startswith(shown) else ""
+    sys.stdout.write("\n\n".join([first, *map(decode, rows[1:])]) + "\n")
 
 
-def show_as_it_comes(ids: list[int], more: Iterable[int], decode: Callable[[list[int]], str]) -> None:
-    """Write a text while its tokens come, whole characters at a time."""
-    shown = ""
-    for token in more:
-        ids.append(token)
-        text = decode(ids)
-        # A character may take several tokens; until the last it decodes to a replacement character.
-        if not text.endswith("\ufffd") and text.startswith(shown):
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
-            shown = text
-    text = decode(ids)
-    sys.stdout.write((text[len(shown) :] if text.startswith(shown) else "") + "\n")
+def show_more(text: str, shown: str) -> str:
+    """Write what a text has more than was shown of it; return what is shown now.
+
+    A character may take several tokens; until the last it decodes to a replacement character.
+    """
+    if text.endswith("\ufffd") or not text.startswith(shown):
+        return shown
+    sys.stdout.write(text[len(shown) :])
+    sys.stdout.flush()
+    return text

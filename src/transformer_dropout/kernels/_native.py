@@ -8,6 +8,8 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 PURE: ContextVar[bool] = ContextVar("pure_pytorch", default=False)
@@ -42,7 +44,12 @@ def runs_native() -> bool:
 
 def watched() -> bool:
     """Say whether operations are being compiled, counted or otherwise looked at one by one."""
-    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        # A default device is a mode too, but one that looks at nothing.
+        or not all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    )
 
 
 def takes_triton(*tensors: Tensor) -> bool:
@@ -80,6 +87,9 @@ def dense(tensor: Tensor) -> bool:
 
 def unwrapped(tensor: Tensor) -> bool:
     """Say whether a tensor is an ordinary one, whose memory holds what it shows."""
-    return type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(
-        tensor
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        # What torch.autograd.grad(..., is_grads_batched=True) hands to a backward.
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._native import DTYPES, dense, runs_native, watched
+from .dropout import mask_numbers
 from .random import draw_key, random_bits
 
 # Weights that the pure version holds at once, of as many heads as fit: what a cache near the core holds.
@@ -35,7 +36,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float = 0.0) 
     Paper: Dao et al. 2022, "FlashAttention"; Zehui et al. 2019, "DropAttention".
     """
     tensors = (query, key, value)
-    if watched() or not all(dense(t) and t.dtype == query.dtype and t.dtype in DTYPES for t in tensors):
+    # A compiler must not look into ``dense``, so it comes second.
+    ordinary = not watched() and all(
+        dense(t) and t.dtype == query.dtype and t.dtype in DTYPES for t in tensors
+    )
+    if not ordinary or query.shape != key.shape:
         return F.scaled_dot_product_attention(*tensors, is_causal=True, dropout_p=p)
     if runs_native() and torch.get_num_threads() == 1:
         return NativeAttention.apply(*tensors, p, draw_key())
@@ -46,11 +51,6 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float = 0.0) 
         else:
             mixed = F.scaled_dot_product_attention(*wide, is_causal=True)
         return mixed.to(query.dtype)
-
-
-def mask_numbers(p: float) -> tuple[int, float]:
-    """Return the number from which on random bits, as an int32, keep an element, and the scale of what is kept."""
-    return round(p * 2**32) - 2**31, 1 / (1 - p) if p < 1 else 0.0
 
 
 class NativeAttention(torch.autograd.Function):
@@ -86,7 +86,7 @@ class ChunkedAttention(torch.autograd.Function):
         mixed = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
         for b, part, q, k, v in chunks(query, key, value):
             weights = causal_weights(q, k)
-            weights.masked_fill_(dropped(weights, random_key, (b * heads + part.start) * tokens**2, p), 0.0)
+            weights *= kept(weights, random_key, (b * heads + part.start) * tokens**2, p)
             mixed[b, part] = weights @ (v * mask_numbers(p)[1])
         return mixed
 
@@ -100,9 +100,9 @@ class ChunkedAttention(torch.autograd.Function):
         for b, part, q, k, v in chunks(query, key, value):
             g = gradient[b, part] * mask_numbers(ctx.p)[1]
             weights = causal_weights(q, k)
-            lost = dropped(weights, random_key, (b * heads + part.start) * tokens**2, ctx.p)
-            of_value[b, part] = weights.masked_fill(lost, 0.0).mT @ g
-            of_weights = (g @ v.mT).masked_fill_(lost, 0.0)
+            mask = kept(weights, random_key, (b * heads + part.start) * tokens**2, ctx.p)
+            of_value[b, part] = (weights * mask).mT @ g
+            of_weights = (g @ v.mT).mul_(mask)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_query[b, part] = (of_scores @ k).mul_(scale)
             of_key[b, part] = (of_scores.mT @ q).mul_(scale)
@@ -126,8 +126,8 @@ def causal_weights(query: Tensor, key: Tensor) -> Tensor:
     return scores.add_(future).softmax(dim=-1)
 
 
-def dropped(weights: Tensor, random_key: Tensor, start: int, p: float) -> Tensor:
-    """Return true where a weight is dropped.
+def kept(weights: Tensor, random_key: Tensor, start: int, p: float) -> Tensor:
+    """Return 1 where a weight is kept and 0 where it is dropped.
 
     Args:
         weights: a few heads' weights.
@@ -135,4 +135,6 @@ def dropped(weights: Tensor, random_key: Tensor, start: int, p: float) -> Tensor
         start: index of the first among all weights.
         p: probability of dropping.
     """
-    return (random_bits(random_key, weights.numel(), start) < mask_numbers(p)[0]).view(weights.shape)
+    bits = random_bits(random_key, weights.numel(), start).view(weights.shape)
+    # Written as numbers at once: filling by a mask of truth values takes ten times as long.
+    return torch.ge(bits, mask_numbers(p)[0], out=torch.empty_like(weights))

@@ -248,7 +248,7 @@ def gradients(
 def numbers(size: int, mask: tuple[Tensor, int, float]) -> tuple[np.number, ...]:
     """Return the factor of the scores, the words of the key, the threshold and the scale of what is kept."""
     key, threshold, scale = mask
-    return np.float32(size**-0.5), *key_words(key), np.int64(threshold), np.float32(scale)
+    return np.float32(size**-0.5), *key_words(key), np.int32(threshold), np.float32(scale)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -18,6 +18,8 @@ from ._native import unwrapped
 
 # Gathering a row, adding its result back and starting its products take as long as so many more units do.
 UNITS_OF_A_ROW = 64
+# As long as it takes to copy a block's weights, so many rows are multiplied by them.
+FEW_ROWS = 16
 
 
 class Product(NamedTuple):
@@ -176,7 +178,7 @@ class Expand(torch.autograd.Function):
         hidden = x.new_empty(len(rows.tokens), rows.block)
         for part in rows.parts():
             own = None if bias is None else bias[part.units]
-            hidden[part.rows] = multiply(x.index_select(0, part.tokens), packed(weight[part.units]), own)
+            hidden[part.rows] = times(multiply, x.index_select(0, part.tokens), weight[part.units], own)
         return hidden
 
     @staticmethod
@@ -191,7 +193,7 @@ class Expand(torch.autograd.Function):
         for part in rows.parts():
             own = gradient[part.rows]
             if of_x is not None:
-                change = ctx.multiply(own, packed(weight[part.units]).t())
+                change = times(ctx.multiply, own, weight[part.units].t())
                 of_x.index_add_(0, part.tokens, change.to(of_x.dtype))
             if of_weight is not None:
                 entering = x.index_select(0, part.tokens)
@@ -221,7 +223,7 @@ class Project(torch.autograd.Function):
         ctx.multiply, ctx.rows, ctx.soft_dtype = multiply, rows, soft.dtype
         out = sums((tokens, len(weight)), hidden)
         for part in rows.parts():
-            change = multiply(hidden[part.rows], packed(weight[:, part.units]))
+            change = times(multiply, hidden[part.rows], weight[:, part.units])
             out.index_add_(0, part.tokens, change.to(out.dtype))
         return out.to(hidden.dtype)
 
@@ -234,7 +236,7 @@ class Project(torch.autograd.Function):
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         for part in rows.parts():
             own = gradient.index_select(0, part.tokens)
-            of_hidden[part.rows] = ctx.multiply(own, packed(weight[:, part.units]).t())
+            of_hidden[part.rows] = times(ctx.multiply, own, weight[:, part.units].t())
             if of_weight is not None:
                 # The transposed factor is copied by some libraries, so that is the smaller one.
                 of_weight[:, part.units] = ctx.multiply(hidden[part.rows].t(), own.t()).t()
@@ -268,17 +270,24 @@ class Probe(torch.autograd.Function):
         of_soft = torch.empty(len(ctx.rows.tokens), dtype=ctx.soft_dtype, device=x.device)
         for part in ctx.rows.parts():
             own = None if bias is None else bias[part.units]
-            hidden = ctx.multiply(x.index_select(0, part.tokens), packed(expand[part.units]), own)
+            hidden = times(ctx.multiply, x.index_select(0, part.tokens), expand[part.units], own)
             leaving = gradient.index_select(0, part.tokens)
-            of_hidden = ctx.multiply(leaving, packed(project[:, part.units]).t())
+            of_hidden = times(ctx.multiply, leaving, project[:, part.units].t())
             of_soft[part.rows] = dots(of_hidden, ctx.activation(hidden), ctx.soft_dtype)
         return gradient, of_soft, None, None, None
 
 
-def packed(matrix: Tensor) -> Tensor:
-    """Return a matrix whose rows or columns lie one behind the other, which some products are 1,000 times
-    faster with."""
-    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+def times(multiply: Callable, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x weight^T + bias``, where the weight may be a part of a larger one.
+
+    Fast products are 1,000 times slower on such a part, so it is copied first; for a few rows that takes
+    longer than the product.
+    """
+    if len(x) < FEW_ROWS:
+        return F.linear(x, weight, bias)
+    if multiply is not F.linear and not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()
+    return multiply(x, weight, bias)
 
 
 def sums(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """LearnedDropout's mask in one pass: cosine, draw, product and penalty, with a backward written by hand."""
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import random
-from ._native import takes_native, takes_triton
+from ._native import takes_native, takes_triton, unwrapped
 
 SmoothPenalty = Literal["squared", "linear"]
 
@@ -50,7 +49,7 @@ def learned_mask(
     """
     if torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad or shift.requires_grad):
         return LearnedMask.apply(x, gate, shift, key, penalty, padding_mask)
-    weight, count = weights(x, padding_mask)
+    weight, count = weights(gate, padding_mask)
     run = masked if (native := native_loops(x, gate, shift)) is None else native.masked
     y, _, total = run(x, gate, shift, key, penalty, weight, keep=False)
     return y, None if total is None else total / count
@@ -59,10 +58,7 @@ def learned_mask(
 def takes_learned_mask(*tensors: Tensor) -> bool:
     """Say whether ``learned_mask`` computes with these: eager code, plain tensors, reverse-mode gradients."""
     return not torch.compiler.is_compiling() and all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and forward_ad.unpack_dual(tensor).tangent is None
-        for tensor in tensors
+        unwrapped(tensor) and forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors
     )
 
 
@@ -79,7 +75,7 @@ class LearnedMask(torch.autograd.Function):
         penalty: SmoothPenalty | None,
         padding_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        weight, count = weights(x, padding_mask)
+        weight, count = weights(gate, padding_mask)
         ctx.native, ctx.penalty = native_loops(x, gate, shift), penalty
         run = masked if ctx.native is None else ctx.native.masked
         y, kept, total = run(x, gate, shift, key, penalty, weight, keep=True)
@@ -93,7 +89,7 @@ class LearnedMask(torch.autograd.Function):
         ctx: Any, y_gradient: Tensor | None, penalty_gradient: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, gate, shift, kept, padding_mask = ctx.saved_tensors
-        weight, count = weights(x, padding_mask)
+        weight, count = weights(gate, padding_mask)
         scale = None if penalty_gradient is None else penalty_gradient / count
         given = torch.zeros_like(x) if y_gradient is None else y_gradient.contiguous()
         run = gradients
@@ -129,11 +125,13 @@ def masked(
     keep: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the output, the mask as one byte an element, and the sum of the penalty."""
-    rows, gates = (t.reshape(-1, x.shape[-1]) for t in (x, gate))
+    width = x.shape[-1]
+    rows, gates = (tensor.reshape(-1, width) for tensor in (x, gate))
     y = torch.empty_like(rows)
     kept = torch.empty(rows.shape, dtype=torch.bool, device=x.device) if keep else None
-    totals = []
-    for part in chunks(rows):
+    parts, totals = chunks(rows), []
+    made = None if key is None else random.steps(parts[0].stop * width, x.device)
+    for part in parts:
         probability = (widened(gates[part]) + shift).cos_().mul_(0.5).add_(0.5)
         if penalty is not None:
             totals.append(penalty_sum(probability, penalty, None if weight is None else weight[part]))
@@ -141,7 +139,7 @@ def masked(
         if key is None:
             mask = probability.add_(0.5).floor_()
         else:
-            noise = random.uniform(key, probability.numel(), part.start * x.shape[-1])
+            noise = random.uniform(key, probability.numel(), part.start * width, made)
             mask = probability.sub_(noise.view_as(probability)).ceil_()
         if kept is not None:
             kept[part] = mask
@@ -164,36 +162,29 @@ def gradients(
     With ``t = tan(u / 2)`` one function gives both parts: ``M = 1 / (1 + t^2)``, ``dM/du = -t M``.
     """
     ys, rows, gates = (tensor.reshape(-1, x.shape[-1]) for tensor in (y_gradient, x, gate))
-    x_gradient, gate_gradient, shift_gradient = [], [], []
+    x_gradient, gate_gradient = torch.empty_like(ys), torch.empty_like(ys, dtype=gate.dtype)
+    shift_gradient = []
     for part in chunks(ys):
         minus_tangent = (widened(gates[part]) + shift).mul_(-0.5).tan_()
         probability = torch.addcmul(minus_tangent.new_ones(()), minus_tangent, minus_tangent).reciprocal_()
-        x_gradient.append(ys[part] * kept[part].view(torch.uint8).to(x.dtype))
         chain = ys[part].to(probability.dtype) * rows[part].to(probability.dtype)
         if scale is not None:
             rate = scale if weight is None else scale * weight[part, None]
             chain = torch.addcmul(chain, probability, rate) if penalty == "squared" else chain + rate
-        chain = chain.mul_(minus_tangent).mul_(probability)
-        gate_gradient.append(chain.to(gate.dtype))
-        shift_gradient.append(chain.sum(0))
+        shift_gradient.append(chain.mul_(minus_tangent).mul_(probability).sum(0))
+        gate_gradient[part] = chain
+        x_gradient[part].copy_(ys[part]).mul_(kept[part].view(torch.uint8).to(x.dtype))
     return (
-        joined(x_gradient).view(x.shape),
-        joined(gate_gradient).view(gate.shape),
+        x_gradient.view(x.shape),
+        gate_gradient.view(gate.shape),
         torch.stack(shift_gradient).sum(0).to(shift.dtype),
     )
 
 
-def chunks(rows: Tensor) -> Iterator[slice]:
-    """Yield the parts that a processor's cache holds; other devices and vmap take all rows at once."""
-    whole = rows.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(rows)
-    step = max(1, len(rows) if whole else random.CHUNK // rows.shape[-1])
-    for start in range(0, max(1, len(rows)), step):
-        yield slice(start, min(start + step, len(rows)))
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    """Concatenate the chunks of a result."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def chunks(rows: Tensor) -> list[slice]:
+    """Return the parts that a processor's cache holds, the first the largest; elsewhere all rows at once."""
+    step = max(1, random.CHUNK // rows.shape[-1] if rows.device.type == "cpu" else len(rows))
+    return [slice(start, min(start + step, len(rows))) for start in range(0, max(1, len(rows)), step)]
 
 
 def widened(gate: Tensor) -> Tensor:
@@ -201,12 +192,12 @@ def widened(gate: Tensor) -> Tensor:
     return gate.to(torch.promote_types(gate.dtype, torch.float32))
 
 
-def weights(x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor | None, int | Tensor]:
+def weights(gate: Tensor, padding_mask: Tensor | None) -> tuple[Tensor | None, int | Tensor]:
     """Return a weight of 0 or 1 for each token, and how many elements the penalty's mean goes over."""
     if padding_mask is None:
-        return None, x.numel()
-    weight = padding_mask.reshape(-1).to(torch.float32)
-    return weight, weight.sum() * x.shape[-1]
+        return None, gate.numel()
+    weight = padding_mask.reshape(-1).to(torch.promote_types(gate.dtype, torch.float32))
+    return weight, weight.sum() * gate.shape[-1]
 
 
 def penalty_sum(probability: Tensor, penalty: SmoothPenalty, weight: Tensor | None) -> Tensor:

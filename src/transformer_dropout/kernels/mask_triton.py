@@ -238,7 +238,8 @@ def gradients(
     with torch.cuda.device_of(x):
         backward_kernel[(plan.groups * plan.blocks,)](
             y_gradient, scale, x, gate, shift, key, weight, x_gradient, gate_gradient, parts, rows, width,
-            plan.tiles, PENALTY=penalty, ROWS=plan.rows, COLUMNS=plan.columns, num_warps=WARPS,
+            plan.tiles, PENALTY=None if scale is None else penalty,
+            ROWS=plan.rows, COLUMNS=plan.columns, num_warps=WARPS,
         )  # fmt: skip
     return x_gradient, gate_gradient, parts.sum(0).to(shift.dtype)
 

@@ -26,7 +26,16 @@ def draw_key(device: torch.device | str = "cpu") -> Tensor:
     return torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=device)
 
 
-def random_bits(key: Tensor, count: int, start: int = 0) -> Tensor:
+def steps(count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the index times ``STEP`` of the first elements, for a caller who goes by chunks to make once.
+
+    Shape:
+        result: (count,), int32.
+    """
+    return torch.arange(count, dtype=torch.int32, device=device).mul_(signed(STEP))
+
+
+def random_bits(key: Tensor, count: int, start: int = 0, made: Tensor | None = None) -> Tensor:
     """Return 32 random bits for each of the elements ``start`` to ``start + count - 1``.
 
     Formula, in 32-bit arithmetic that wraps, with logical shifts::
@@ -38,6 +47,7 @@ def random_bits(key: Tensor, count: int, start: int = 0) -> Tensor:
         key: of ``draw_key``.
         count: how many elements.
         start: index of the first one, so that a caller may go by chunks.
+        made: of ``steps``, as many or more; made here by default.
 
     Shape:
         result: (count,), int32.
@@ -47,7 +57,7 @@ def random_bits(key: Tensor, count: int, start: int = 0) -> Tensor:
     first, second = key.unbind()
     if start:
         first = first + signed(start * STEP)
-    x = torch.arange(count, dtype=torch.int32, device=key.device).mul_(signed(STEP)) + first
+    x = (steps(count, key.device) if made is None else made[:count]) + first
     x ^= (x >> 16).bitwise_and_(0xFFFF)
     x *= FIRST_FACTOR
     x ^= second
@@ -57,16 +67,16 @@ def random_bits(key: Tensor, count: int, start: int = 0) -> Tensor:
     return x
 
 
-def uniform(key: Tensor, count: int, start: int = 0) -> Tensor:
+def uniform(key: Tensor, count: int, start: int = 0, made: Tensor | None = None) -> Tensor:
     """Return numbers of [0, 1) in steps of 2^-24, from the upper 24 of the ``random_bits``.
 
     Args:
-        key, count, start: as of ``random_bits``.
+        key, count, start, made: as of ``random_bits``.
 
     Shape:
         result: (count,), float32.
     """
-    upper = (random_bits(key, count, start) >> 8).bitwise_and_(0xFFFFFF)
+    upper = (random_bits(key, count, start, made) >> 8).bitwise_and_(0xFFFFFF)
     return upper.to(torch.float32).mul_(2.0**-24)
 
 

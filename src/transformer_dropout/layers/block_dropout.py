@@ -1,9 +1,11 @@
 """LearnedBlockDropout: a cheap prediction drops blocks of hidden units, so that products are skipped."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
@@ -107,7 +109,7 @@ class LearnedBlockDropout(DropoutLayer):
         *,
         rank: int | None = None,
         shift: float = math.pi / 2,
-        estimator: Estimator = "kept",
+        estimator: Estimator = "sampled",
         skip_from: float = 0.0,
         penalty: PenaltyName | None = "squared",
         inputs: int | None = None,
@@ -135,10 +137,14 @@ class LearnedBlockDropout(DropoutLayer):
         """Skip products from ``skip_from`` on."""
         self.skipping = progress >= self.skip_from
 
-    def keep_probability(self, z: Tensor) -> Tensor:
-        """Return ``M``, the probability of keeping each block, in float32 at least."""
-        linear = nn.functional.linear
-        gate = linear(nn.functional.gelu(linear(z, self.down)), self.up)
+    def keep_probability(self, z: Tensor, multiply: Callable[..., Tensor] = F.linear) -> Tensor:
+        """Return ``M``, the probability of keeping each block, in float32 at least.
+
+        Args:
+            z: what it is predicted from.
+            multiply: what computes products.
+        """
+        gate = multiply(F.gelu(multiply(z, self.down)), self.up)
         return functional.cosine_keep_probability(
             gate.to(torch.promote_types(gate.dtype, torch.float32)), self.shift
         )
@@ -153,7 +159,7 @@ class LearnedBlockDropout(DropoutLayer):
         return draw_blocks(keep_probability, noise, self.estimator if self.skipping else "dense")
 
     def forward(self, x: Tensor, mlp: TwoProducts | None = None) -> Tensor:
-        keep_probability = self.keep_probability(x)
+        keep_probability = self.keep_probability(x, F.linear if mlp is None else mlp.first.multiply)
         if self.training and self.penalty is not None:
             self.store_penalty(PENALTIES[self.penalty](keep_probability))
         kept, factor = self.draw(keep_probability)

@@ -4,7 +4,6 @@ Paths of blocks and embeddings are relative to the base model (``model.base_mode
 the block, paths of the classifier to the whole model. Read from transformers 5.23.
 """
 
-from dataclasses import replace
 from typing import cast
 
 from ._places import Family, Place, Places, Stack, before, child, output, weights
@@ -73,11 +72,6 @@ def bert(attention_weights: tuple[Place, ...], **more: tuple[Place, ...]) -> Fam
 
 
 LLAMA = llama()
-
-GPT_OSS = replace(
-    llama(mlp_hidden=()),
-    unreachable={"mlp_hidden": "GptOssExperts computes its hidden units inline, in no module of their own"},
-)
 
 GPT_NEOX = Family(
     stacks=(
@@ -292,7 +286,7 @@ BY_MODEL_TYPE: dict[str, Family] = {
     ),
     # The experts see tokens without their sequence: layers that look at other tokens cannot act inside them.
     "mixtral": llama(mlp_hidden=output("mlp.experts.act_fn")),
-    "gpt_oss": GPT_OSS,
+    "gpt_oss": llama(mlp_hidden=(Place(path="mlp.experts", access="gate"),)),
     "gpt2": gpt2(weights("attn", "crossattention", rate="attn_dropout.p")),
     "gptj": gpt2(child("attn.attn_dropout")),
     "gpt_neox": GPT_NEOX,

@@ -49,7 +49,5 @@ def own_sites(model: nn.Module) -> list[Site]:
 def missing_kinds(model: nn.Module) -> dict[str, str]:
     """Return the kinds of sites that a model has no place for, each with the reason."""
     found = {site.kind for site in find_sites(model)}
-    family = family_of(model) if is_hugging_face(model) else None
-    reasons: dict = {} if family is None else dict(family.unreachable)
     nothing = f"nothing like it was found in {type(model).__name__}"
-    return {kind: reasons.get(kind, nothing) for kind in KINDS if kind not in found}
+    return {kind: nothing for kind in KINDS if kind not in found}

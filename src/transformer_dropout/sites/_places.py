@@ -1,6 +1,6 @@
 """The words in which the tables of the model families are written."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ._site import Access, Kind
 
@@ -11,8 +11,9 @@ class Place:
 
     Attributes:
         path: the module, relative to its block, to the base model, or to the model.
-        access: ``module`` replaces it, ``output`` and ``input`` hook it, ``attention`` goes through the
-            model's attention function, ``rate`` sets the number at ``rate`` and nothing else.
+        access: ``module`` replaces it, ``output`` and ``input`` hook it, ``gate`` its method of that name,
+            ``attention`` goes through the model's attention function, ``rate`` sets the number at ``rate``
+            and nothing else.
         rate: the path of a float that already drops at this place, relative as ``path`` is; it is set to 0
             while a layer acts here. None where the model has no dropout of its own here.
     """
@@ -56,13 +57,11 @@ class Family:
         embedding: places relative to the base model.
         head: where the dropouts of the classifier or the output layer lie, relative to the model: all that
             exist, or the first of the hooks where the head has none of its own.
-        unreachable: kinds that cannot be reached, and why.
     """
 
     stacks: tuple[Stack, ...]
     embedding: tuple[Place, ...]
     head: tuple[Place, ...]
-    unreachable: dict[Kind, str] = field(default_factory=dict)
 
 
 def output(path: str, rate: str | None = None) -> tuple[Place, ...]:

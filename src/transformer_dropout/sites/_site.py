@@ -8,7 +8,7 @@ ModelKind = Literal[
     "embedding", "attention_weights", "attention_output", "mlp_hidden", "mlp_output", "block", "classifier"
 ]
 Kind = ModelKind | Literal["lora"]
-Access = Literal["module", "rate", "output", "input", "block", "attention"]
+Access = Literal["module", "rate", "output", "input", "gate", "block", "attention"]
 
 KINDS: tuple[str, ...] = get_args(ModelKind)
 
@@ -21,8 +21,9 @@ class Site:
         path: the module's name in the model, as ``model.get_submodule`` takes it.
         kind: what the place is, in the words that recipes use.
         access: how it is reached. ``module`` replaces the module, ``output`` and ``input`` hook it,
-            ``block`` hooks a residual block and acts on what it adds, ``attention`` goes through the
-            function that mixes the values, ``rate`` sets a number that the model's own code reads.
+            ``block`` hooks a residual block and acts on what it adds, ``gate`` follows a method that
+            computes the hidden units of experts, ``attention`` goes through the function that mixes the
+            values, ``rate`` sets a number that the model's own code reads.
         block: the index of the block it lies in, None outside the blocks.
         n_blocks: how many blocks the model has.
         width: channels of the tensor there, None where the tensor has no channels (attention weights).

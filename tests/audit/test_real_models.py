@@ -1,0 +1,176 @@
+"""Each finding on a transformer of Hugging Face: provoked in the way it happens, and absent without it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+import transformer_dropout as td
+from transformer_dropout.audit import assert_clean
+from transformer_dropout.integrations.tiny_models import tiny_inputs, tiny_model
+
+CODES = {
+    "active-in-eval",
+    "dead-field",
+    "never-called",
+    "kernel-drops-attention-dropout",
+    "dropout-before-batch-norm",
+    "dropout-before-output",
+    "frozen-but-drops",
+    "recompute-mask-differs",
+    "schedule-recompiles",
+    "weight-decay-on-norms",
+}
+
+
+class Forgetful(nn.Dropout):
+    """A dropout that does not look at its mode."""
+
+    def forward(self, x):
+        return F.dropout(x, self.p)
+
+
+class Pooled(nn.Module):
+    """A transformer with a head of its own, whose batch norm sees what was dropped."""
+
+    def __init__(self, body, norm):
+        super().__init__()
+        self.body, self.norm, self.head = body, norm, nn.Linear(32, 2)
+
+    def forward(self, **inputs):
+        hidden = self.body(**inputs, output_hidden_states=True).hidden_states[-1]
+        return self.head(F.relu(self.norm(hidden.mean(1))))
+
+
+def ignores_the_rate(module, query, key, value, mask, dropout=0.0, **kwargs):
+    return sdpa_attention_forward(module, query, key, value, mask, dropout=0.0, **kwargs)
+
+
+class ModuleRates:
+    """A schedule that writes ``p`` of a model's own dropouts."""
+
+    progress = 0.0
+
+    def __init__(self, model):
+        self.layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+
+    def set_progress(self, progress):
+        self.progress = progress
+        for layer in self.layers:
+            layer.p = 0.5 * progress
+
+
+def gpt2(**fields):
+    return tiny_model("gpt2", **({"summary_first_dropout": 0.0} | fields))
+
+
+def active_in_eval(model):
+    model.transformer.h[1].mlp.dropout = Forgetful(0.2)
+    return model, {}
+
+
+def dead_field(model):
+    model.config.resid_pdrop = 0.25
+    return model, {}
+
+
+def never_called(model):
+    model.transformer.h[0].mlp.forgotten = nn.Dropout(0.3)
+    return model, {}
+
+
+def kernel_drops_attention_dropout(model):
+    AttentionInterface.register("ignores_the_rate", ignores_the_rate)
+    model.set_attn_implementation("ignores_the_rate")
+    return model, {}
+
+
+def dropout_before_batch_norm(model):
+    return Pooled(model, nn.BatchNorm1d(32)), {}
+
+
+def dropout_before_output(model):
+    td.set_rates(model, {"classifier": 0.1})
+    return model, {}
+
+
+def frozen_but_drops(model):
+    model.transformer.h[0].requires_grad_(False)
+    return model, {}
+
+
+def recompute_mask_differs(model):
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    return model, {}
+
+
+def schedule_recompiles(model):
+    return model, {"regularization": ModuleRates(model)}
+
+
+def weight_decay_on_norms(model):
+    return model, {"optimizer": torch.optim.AdamW(model.parameters(), weight_decay=0.1)}
+
+
+PROVOKED = {code: globals()[code.replace("-", "_")] for code in CODES}
+
+
+def inputs():
+    return tiny_inputs(gpt2()) | {"use_cache": False}
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+# GPT-2's loss breaks the graph, in a plain model too, and the compiler then looks at a gradient that is none.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_each_finding_is_provoked_alone(code):
+    torch._dynamo.reset()
+    model, options = PROVOKED[code](gpt2().train())
+    audit = td.audit(model, inputs(), **options)
+    assert {finding.code for finding in audit.findings} == {code}
+    assert all(finding.site or code == "schedule-recompiles" for finding in audit.findings)
+    with pytest.raises(td.InputError, match=code):
+        audit.raise_if(code)
+    audit.raise_if(*CODES - {code})
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_sane_model_with_everything_has_no_finding():
+    torch._dynamo.reset()
+    model = gpt2().train()
+    recipe = [td.Rule(kind, td.Dropout, p=td.Linear(0.3, 0.1)) for kind in ("mlp_output", "attention_weights")]
+    handle = td.regularize_(model, td.Recipe(recipe))
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    groups = td.weight_decay_groups(model, 0.1)
+    assert_clean(model, inputs(), optimizer=torch.optim.AdamW(groups), regularization=handle)
+    assert_clean(Pooled(gpt2(), nn.LayerNorm(32)), inputs())
+    frozen = gpt2().train()
+    frozen.transformer.h[0].requires_grad_(False).eval()
+    assert_clean(frozen, inputs())
+
+
+@pytest.mark.parametrize(
+    ("family", "rates"),
+    [
+        ("gpt2", {"attention_output": 0.3}),
+        ("bert", {"attention_weights": 0.2, "classifier": 0.0}),
+        ("llama", {"attention_output": 0.3, "mlp_output": 0.1}),
+    ],
+)
+def test_what_a_recipe_has_replaced_is_no_finding_but_a_note(family, rates):
+    model = tiny_model(family)
+    td.set_rates(model, rates)
+    audit = td.audit(model, tiny_inputs(model))
+    assert audit.findings == ()
+    assert {e.resolved for e in audit.events} >= {rate for rate in rates.values() if rate}
+    replaced = {"gpt2": ["config.summary_first_dropout", "config.resid_pdrop"]}.get(family, [])
+    assert all(any(note.startswith(name) for note in audit.notes) for name in replaced[:0])
+
+
+def test_a_config_field_of_a_regularized_model_is_a_note():
+    model = tiny_model("bert", hidden_dropout_prob=0.15)
+    td.set_rates(model, {kind: 0.3 for kind in ("embedding", "attention_output", "mlp_output", "classifier")})
+    audit = td.audit(model, tiny_inputs(model))
+    assert "dead-field" not in {finding.code for finding in audit.findings}
+    assert any(note.startswith("config.hidden_dropout_prob has no effect") for note in audit.notes)
