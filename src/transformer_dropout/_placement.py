@@ -79,7 +79,8 @@ def build_layer(site: Site, rule: Rule, source: nn.Module | None, inputs: int | 
         arguments.setdefault("causal", site.causal)
     if rule.p is not None:
         arguments["p"] = rule.rate(site, 0.0)
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise InputError(f"{rule.layer.__name__} in the rule for {rule.select!r} needs {', '.join(missing)}.")
     if site.access == "rate" and rule.layer is not Dropout:

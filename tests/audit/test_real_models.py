@@ -139,7 +139,9 @@ def test_each_finding_is_provoked_alone(code):
 def test_a_sane_model_with_everything_has_no_finding():
     torch._dynamo.reset()
     model = gpt2().train()
-    recipe = [td.Rule(kind, td.Dropout, p=td.Linear(0.3, 0.1)) for kind in ("mlp_output", "attention_weights")]
+    recipe = [
+        td.Rule(kind, td.Dropout, p=td.Linear(0.3, 0.1)) for kind in ("mlp_output", "attention_weights")
+    ]
     handle = td.regularize_(model, td.Recipe(recipe))
     model.activation_checkpointing_enable({"use_reentrant": False})
     groups = td.weight_decay_groups(model, 0.1)
@@ -153,19 +155,24 @@ def test_a_sane_model_with_everything_has_no_finding():
 @pytest.mark.parametrize(
     ("family", "rates"),
     [
-        ("gpt2", {"attention_output": 0.3}),
+        ("gpt2", {"attention_output": 0.3, "attention_weights": 0.2}),
         ("bert", {"attention_weights": 0.2, "classifier": 0.0}),
         ("llama", {"attention_output": 0.3, "mlp_output": 0.1}),
     ],
 )
-def test_what_a_recipe_has_replaced_is_no_finding_but_a_note(family, rates):
+def test_a_recipe_leaves_no_finding_behind(family, rates):
     model = tiny_model(family)
     td.set_rates(model, rates)
     audit = td.audit(model, tiny_inputs(model))
     assert audit.findings == ()
-    assert {e.resolved for e in audit.events} >= {rate for rate in rates.values() if rate}
-    replaced = {"gpt2": ["config.summary_first_dropout", "config.resid_pdrop"]}.get(family, [])
-    assert all(any(note.startswith(name) for note in audit.notes) for name in replaced[:0])
+    assert {event.resolved for event in audit.events} >= {rate for rate in rates.values() if rate}
+
+
+def test_a_part_in_evaluation_is_not_blamed():
+    model = gpt2().train()
+    model.transformer.h.eval()
+    assert td.audit(model, inputs()).findings == ()
+    assert {field.read_at for field in td.audit(model, inputs()).fields} == {None}
 
 
 def test_a_config_field_of_a_regularized_model_is_a_note():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from transformer_dropout.bench import mask_operation
-from transformer_dropout.bench.mask_operation import ROWS, Step, check, saved_bytes
+from transformer_dropout.bench.mask_operation import ROWS, Step, bytes_an_element, check
 from transformer_dropout.bench.published_twin import PublishedMask, PublishedTwin
 from transformer_dropout.bench.row import Budget
 from transformer_dropout.kernels._native import numba_installed, pure_pytorch
@@ -30,10 +30,10 @@ def test_every_row_is_measured(row, small, monkeypatch):
 def test_the_bytes_are_the_masks_alone():
     step = Step(320, 144)
     with pure_pytorch():
-        assert saved_bytes(step, mask_operation.ours) == 1
+        assert bytes_an_element(step, mask_operation.ours) == 1
     if numba_installed():
-        assert saved_bytes(step, mask_operation.ours) == 0.125
-    assert saved_bytes(step, PublishedMask()) >= 16
+        assert bytes_an_element(step, mask_operation.ours) == 0.125
+    assert bytes_an_element(step, PublishedMask()) >= 16
 
 
 @pytest.mark.parametrize("wrong", ["gradient", "penalty", "mask"])

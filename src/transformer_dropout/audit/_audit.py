@@ -101,7 +101,9 @@ def audit(
     if dead and is_regularized(model):
         notes += [f"{f.site} has no effect: the layers of a recipe are in the model." for f in dead]
         dead = []
-    findings += uncalled + dead + recompiles
+    # An attention that ignores its rate says all there is to say of the module that held it.
+    findings += [finding for finding in uncalled if finding.site.rpartition(".")[0] not in ignored]
+    findings += dead + recompiles
     if optimizer is not None:
         findings += weight_decay_on_norms(model, optimizer)
     return Audit(

@@ -100,12 +100,13 @@ def kernel_drops_attention_dropout(model: nn.Module, training: Observer) -> Iter
     """Find attention modules that hold a rate which their attention ignores."""
     ignored: dict[tuple[str, float], list[str]] = {}
     for path, module in model.named_modules():
-        if path not in training.called or not is_attention(path, module):
+        if path not in training.called - training.evaluated or not is_attention(path, module):
             continue
         inside = [event for event in training.events if within(event.path, path)]
         if any(event.kind == "attention_weights" for event in inside):
             continue
-        seen = [event.resolved for event in inside]
+        # A dropout module that ran did so with a rate of its own.
+        seen = [e.resolved for e in inside if not is_dropout_module(model.get_submodule(e.path))]
         for name, rate in rate_attributes(module):
             child = name.removesuffix(".p")
             plain = name in PLAIN_NAMES or ATTENTION.search(name) is not None

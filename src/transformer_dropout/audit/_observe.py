@@ -32,6 +32,7 @@ class Observer:
         fingerprints: of the results of the random operations, by the path where they ran.
         recomputed: the same for what ran inside a backward pass.
         called: paths of the modules that ran.
+        evaluated: paths of the modules that were in evaluation mode, whatever forward this is.
         lineage: which tensors come from which event.
         output: what the model returned.
     """
@@ -42,6 +43,7 @@ class Observer:
         self.fingerprints: dict[str, list[Fingerprint]] = {}
         self.recomputed: dict[str, list[Fingerprint]] = {}
         self.called: set[str] = set()
+        self.evaluated: set[str] = set()
         self.lineage = Lineage()
         self.output: Any = None
         self.places = Places(model)
@@ -53,6 +55,7 @@ class Observer:
         Returns:
             Why the backward pass could not be run, if it could not.
         """
+        self.evaluated = {path for path, module in self.model.named_modules() if not module.training}
         if not self.training:
             with self.stack, torch.no_grad():
                 self.output = call(self.model, inputs)

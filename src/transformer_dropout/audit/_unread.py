@@ -27,7 +27,8 @@ def read_fields(model: nn.Module, training: Observer) -> tuple[ConfigField, ...]
     for name, value in fields.items():
         shared = sum(is_close(value, other) for other in fields.values()) > 1
         at = sites_of(training.events, value)
-        unknown = not value or (shared and bool(at)) or bool(skipped_blocks(training))
+        unseen = skipped_blocks(training) or training.evaluated
+        unknown = not value or (shared and bool(at)) or bool(unseen)
         result.append(ConfigField(name=name, value=value, read_at=None if unknown else at))
     return tuple(result)
 
@@ -93,7 +94,9 @@ def uncalled_dropouts(model: nn.Module, training: Observer) -> dict[str, nn.Modu
     for path, module in model.named_modules():
         around = next((outer for outer in parents(path) if is_callable(model.get_submodule(outer))), "")
         # Where a recipe's layer sits beside it, that one has taken its place.
-        ran = around in training.called and not is_regularized(model.get_submodule(around), here=True)
+        ran = around in training.called - training.evaluated and not is_regularized(
+            model.get_submodule(around), here=True
+        )
         if ran and path not in training.called and is_dropout_module(module) and module_rate(module) > 0:
             result[path] = module
     return result

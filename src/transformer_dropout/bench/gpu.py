@@ -1,9 +1,10 @@
 """What runs on a GPU: the mask operation and a whole training step.
 
 The other side of a mask row is ``copy_`` between two tensors, in the same rounds: the speed limit of whatever
-reads and writes memory once. Its size is chosen so that it moves the bytes that the operation must move. The
-other side of a step is the published way of it, as in `training_step`, eager or compiled, in bfloat16; ours is
-compiled into CUDA graphs.
+reads and writes memory once. Its size is chosen so that it moves the bytes that the operation must move.
+
+The other side of a step is the published way of it, as in `training_step`, eager or compiled, in bfloat16;
+ours is compiled into CUDA graphs.
 """
 
 from collections.abc import Callable

@@ -17,6 +17,7 @@ from ..kernels.random import draw_key
 from .published_twin import PublishedMask
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Path, Row
+from .saved_bytes import saved_bytes
 
 TOKENS, QUICK_TOKENS = 10_000, 2_000
 SHIFT = 1.2
@@ -99,32 +100,20 @@ def about(step: Step) -> dict[str, object]:
     return {"shape": list(step.x.shape), "dtype": "float32", "penalty": "squared"}
 
 
-def saved_bytes(step: Step, operation: Operation) -> float:
+def bytes_an_element(step: Step, operation: Operation) -> float:
     """Return what a forward keeps for its backward, in bytes an element, beyond its inputs.
 
     Attention and the projection before it keep x and the gate for their own backward.
     """
-    anyway = {tensor.untyped_storage().data_ptr() for tensor in step.inputs}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in anyway:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = operation(*step.inputs)
-    assert outputs[0].requires_grad
-    return sum(kept.values()) / step.x.numel()
+    return saved_bytes(lambda: operation(*step.inputs), apart_from=step.inputs) / step.x.numel()
 
 
 def bytes_for_backward(budget: Budget) -> Measurement:
     """Count the bytes that ours keeps, and for the record those of the published way."""
     step = Step(QUICK_TOKENS if budget.quick else TOKENS, 144)
-    reference = round(saved_bytes(step, PublishedMask()), 3)
+    reference = round(bytes_an_element(step, PublishedMask()), 3)
     return Measurement(
-        value=saved_bytes(step, ours), gate=check(step), about=about(step) | {"reference": reference}
+        value=bytes_an_element(step, ours), gate=check(step), about=about(step) | {"reference": reference}
     )
 
 

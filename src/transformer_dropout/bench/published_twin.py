@@ -5,6 +5,8 @@ float16, a noise tensor is drawn in full, and every training step computes entro
 shares and the change against the previous mask, which is kept.
 """
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,9 +55,10 @@ def rounded(keep: Tensor, threshold: Tensor) -> Tensor:
 class PublishedTwin(LearnedDropout):
     """The same parameters and the same result as ``LearnedDropout``, at the published cost."""
 
-    def __init__(self, *arguments, **keywords) -> None:
-        super().__init__(*arguments, **keywords)
-        self.published = PublishedMask()
+    @cached_property
+    def published(self) -> PublishedMask:
+        """The mask operation, which remembers its last mask."""
+        return PublishedMask()
 
     def forward(
         self, x: Tensor, padding_mask: Tensor | None = None, past: KeysAndValues | None = None

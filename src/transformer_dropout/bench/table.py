@@ -1,9 +1,9 @@
 """All rows, in the order of the table."""
 
-from . import mask_operation
+from . import block_mlp, decoding, gpu, mask_operation, row_skipping, training_step
 from .row import Row
 
-ROOMS = (mask_operation,)
+ROOMS = (training_step, mask_operation, decoding, row_skipping, block_mlp, gpu)
 
 
 def all_rows() -> list[Row]:

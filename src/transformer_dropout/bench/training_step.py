@@ -47,9 +47,7 @@ def against_published(budget: Budget, *, autocast: bool) -> Measurement:
 
 def against_dense(budget: Budget) -> Measurement:
     """Time our step with masks and our step of the dense decoder of as many parameters."""
-    learned_shape, dense_shape = (
-        DecoderConfig(**shape, blocks=blocks(budget)) for shape in (LEARNED, DENSE)
-    )
+    learned_shape, dense_shape = (DecoderConfig(**shape, blocks=blocks(budget)) for shape in (LEARNED, DENSE))
     learned = our_side(VOCABULARY, learned_shape, BATCH, [learned_rule(LearnedDropout, learned_shape)])
     dense = our_side(VOCABULARY, dense_shape, BATCH, [])
     reference = published_side(VOCABULARY, dense_shape, BATCH, learned=False)

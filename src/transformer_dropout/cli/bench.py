@@ -41,6 +41,7 @@ def bench(
     """
     import torch
 
+    from ..bench.growth import measure_growth, points_to_measure
     from ..bench.record import new_record
     from ..bench.results import results_table
     from ..bench.row import Budget
@@ -60,7 +61,10 @@ def bench(
         results = run_rows(chosen, budget, tell)
         record = new_record(results, budget, shlex.join(["dropout", *sys.argv[1:]]))
         if growth:
-            record["growth"] = grow(bars, budget)
+            bar = bars.add_task("growth", total=points_to_measure(budget))
+            record["growth"] = measure_growth(
+                budget, lambda point: bars.update(bar, advance=1, description=point)
+            )
     table = results_table(record)
     console.print(rich_table("", table.columns, table.rows))
     console.print(f"Page: {write_results(out, record).resolve()}", soft_wrap=True, markup=False)

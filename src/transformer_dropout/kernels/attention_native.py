@@ -38,22 +38,44 @@ def exponential(x):
 
 
 @numba.njit(inline="always")
-def load(source, rows, target):
+def load(source, at, step, rows, size, target):
     """Copy rows as float32 into the first columns of a wider array."""
     for row in range(rows):
-        for c in range(source.shape[1]):
-            target[row, c] = widened(source[row, c])
+        start, line = at + row * step, target[row]
+        for c in range(size):
+            line[c] = widened(source[start + c])
 
 
 @numba.njit(inline="always")
-def load_block(source, start, count, factor, rows, columns):
-    """Copy a block of queries as rows and as columns; lanes without a query are 0."""
-    for lane in range(LANES):
-        for c in range(source.shape[1]):
-            value = np.float32(0)
-            if lane < count:
-                value = widened(source[start + lane, c]) * factor
-            rows[lane, c] = columns[c, lane] = value
+def load_columns(source, at, step, count, size, factor, rows, columns):
+    """Copy a block of queries, times a factor, as rows and as columns; lanes without a query stay 0."""
+    rows[:], columns[:] = 0, 0
+    load(source, at, step, count, size, rows)
+    for row in range(count):
+        for c in range(size):
+            rows[row, c] *= factor
+    for c in range(size):
+        line = columns[c]
+        for lane in range(LANES):
+            line[lane] = rows[lane, c]
+
+
+@numba.njit(inline="always")
+def store(rows, count, size, target, at, step):
+    """Write rows where a tensor has them."""
+    for row in range(count):
+        start, line = at + row * step, rows[row]
+        for c in range(size):
+            target[start + c] = narrowed(line[c], target)
+
+
+@numba.njit(inline="always")
+def store_columns(columns, factors, count, size, target, at, step):
+    """Write columns, each times its factor, as the rows of a tensor."""
+    for lane in range(count):
+        start = at + lane * step
+        for c in range(size):
+            target[start + c] = narrowed(columns[c, lane] * factors[lane], target)
 
 
 @numba.njit(inline="always")
@@ -97,7 +119,7 @@ def largest(scores, start, count, top):
 
 
 @numba.njit(inline="always")
-def kept(line, starts, j, first, second, threshold):
+def keep(line, starts, j, first, second, threshold):
     """Set to 0 what the mask drops of one key's weights."""
     for lane in range(LANES):
         bits = np.int32(element_bits(starts[lane] + np.uint32(j), first, second))
@@ -112,21 +134,24 @@ def first_elements(starts, head, start, tokens):
 
 
 @compiled
-def forward(query, key, value, factor, first, second, threshold, scale, out, log_sum):
-    batch, heads, tokens, size = query.shape
+def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
+    heads, tokens, size = sizes
+    factor, scale, _ = numbers
+    first, second, threshold = mask
     padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
     k, v = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
     q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
     weights, mixed = np.empty((padded, LANES), np.float32), np.empty((width, LANES), np.float32)
     top, total, starts = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint32)
-    for head in range(batch * heads):
-        b, h = head // heads, head % heads
-        load(key[b, h], tokens, k)
-        load(value[b, h], tokens, v)
+    for head in range(log_sum.size // tokens):
+        at = places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
+        step = places[:, 3]
+        load(key, at[1], step[1], tokens, size, k)
+        load(value, at[2], step[2], tokens, size, v)
         for start in range(0, tokens, LANES):
             count = min(LANES, tokens - start)
             seen = -(-(start + count) // STEP) * STEP
-            load_block(query[b, h], start, count, factor, q, columns)
+            load_columns(query, at[0] + start * step[0], step[0], count, size, factor, q, columns)
             times_columns(k, columns, seen, weights)
             largest(weights, start, seen, top)
             first_elements(starts, head, start, tokens)
@@ -137,91 +162,94 @@ def forward(query, key, value, factor, first, second, threshold, scale, out, log
                     line[lane] = exponential(line[lane] - top[lane])
                     total[lane] += line[lane]
                 if threshold > -(2**31):
-                    kept(line, starts, j, first, second, threshold)
+                    keep(line, starts, j, first, second, threshold)
             transposed_times(v, weights, seen, mixed)
-            for lane in range(count):
-                share = scale / total[lane]
-                for c in range(size):
-                    out[b, h, start + lane, c] = narrowed(mixed[c, lane] * share, out)
-                log_sum[b, h, start + lane] = top[lane] + np.log(total[lane])
+            for lane in range(LANES):
+                top[lane] += np.log(total[lane])
+                total[lane] = scale / total[lane]
+            log_sum[head * tokens + start : head * tokens + start + count] = top[:count]
+            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3])
 
 
 @numba.njit(inline="always")
-def row_products(left, right, start, count, out):
-    """Write the product of each query's row in one array with that in another."""
-    out[:] = 0
-    for lane in range(count):
-        total = np.float32(0)
-        for c in range(left.shape[1]):
-            total += widened(left[start + lane, c]) * widened(right[start + lane, c])
-        out[lane] = total
+def chained(weights, changes, seen, start, sums, common, starts, mask, ones):
+    """Turn scores into the weights that were kept, and the weights' gradients into those of the scores."""
+    first, second, threshold = mask
+    for j in range(seen):
+        line, change = weights[j], changes[j]
+        ones[:] = 1
+        if threshold > -(2**31):
+            keep(ones, starts, j, first, second, threshold)
+        for lane in range(LANES):
+            # A score of the future may be so large that its exponential overflows.
+            score = line[lane] - sums[lane] if j <= start + lane else np.float32(-np.inf)
+            weight = exponential(score)
+            change[lane] = weight * (change[lane] * ones[lane] - common[lane])
+            line[lane] = weight * ones[lane]
 
 
 @compiled
 def backward(
-    gradient, query, key, value, out, log_sum, factor, first, second, threshold, scale, dquery, dkey, dvalue
+    gradient, query, key, value, out, places, sizes, numbers, mask, log_sum, dquery, dkey, dvalue
 ):
-    batch, heads, tokens, size = query.shape
+    heads, tokens, size = sizes
+    factor, scale, share = numbers
     padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
     k, v = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
     dk, dv = np.empty((padded, width), np.float32), np.empty((padded, width), np.float32)
     q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
     g, g_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    o, o_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
     weights, changes = np.empty((padded, LANES), np.float32), np.empty((padded, LANES), np.float32)
     dq, common = np.empty((width, LANES), np.float32), np.empty(LANES, np.float32)
     sums, starts = np.zeros(LANES, np.float32), np.empty(LANES, np.uint32)
-    ones = np.ones(LANES, np.float32)
-    for head in range(batch * heads):
-        b, h = head // heads, head % heads
-        load(key[b, h], tokens, k)
-        load(value[b, h], tokens, v)
+    ones, factors = np.ones(LANES, np.float32), np.full(LANES, factor)
+    for head in range(log_sum.size // tokens):
+        at = places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
+        step = places[:, 3]
+        load(key, at[2], step[2], tokens, size, k)
+        load(value, at[3], step[3], tokens, size, v)
         dk[:], dv[:] = 0, 0
         for start in range(0, tokens, LANES):
             count = min(LANES, tokens - start)
             seen = -(-(start + count) // STEP) * STEP
-            load_block(query[b, h], start, count, factor, q, columns)
-            load_block(gradient[b, h], start, count, scale, g, g_columns)
+            load_columns(query, at[1] + start * step[1], step[1], count, size, factor, q, columns)
+            load_columns(gradient, at[0] + start * step[0], step[0], count, size, scale, g, g_columns)
+            # The sum over keys of weight times gradient, through the output; one scale is in there already.
+            load_columns(out, at[4] + start * step[4], step[4], count, size, share, o, o_columns)
+            common[:] = 0
+            for c in range(size):
+                for lane in range(LANES):
+                    common[lane] += g_columns[c, lane] * o_columns[c, lane]
+            sums[:count] = log_sum[head * tokens + start : head * tokens + start + count]
+            first_elements(starts, head, start, tokens)
             times_columns(k, columns, seen, weights)
             times_columns(v, g_columns, seen, changes)
-            row_products(gradient[b, h], out[b, h], start, count, common)
-            sums[:count] = log_sum[b, h, start : start + count]
-            first_elements(starts, head, start, tokens)
-            for j in range(seen):
-                line, change = weights[j], changes[j]
-                ones[:] = 1
-                if threshold > -(2**31):
-                    kept(ones, starts, j, first, second, threshold)
-                for lane in range(LANES):
-                    visible = np.float32(1) if j <= start + lane else np.float32(0)
-                    weight = exponential(min(line[lane] - sums[lane], np.float32(0.1))) * visible
-                    change[lane] = weight * (change[lane] * ones[lane] - common[lane])
-                    line[lane] = weight * ones[lane]
+            chained(weights, changes, seen, start, sums, common, starts, mask, ones)
             transposed_times(k, changes, seen, dq)
             add_product(changes, q, seen, dk)
             add_product(weights, g, seen, dv)
-            for lane in range(count):
-                for c in range(size):
-                    dquery[b, h, start + lane, c] = narrowed(dq[c, lane] * factor, dquery)
-        for j in range(tokens):
-            for c in range(size):
-                dkey[b, h, j, c] = narrowed(dk[j, c], dkey)
-                dvalue[b, h, j, c] = narrowed(dv[j, c], dvalue)
+            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5])
+        store(dk, tokens, size, dkey, at[6], step[6])
+        store(dv, tokens, size, dvalue, at[7], step[7])
 
 
-def attended(
-    query: Tensor, key: Tensor, value: Tensor, mask: tuple[Tensor, int, float]
-) -> tuple[Tensor, Tensor]:
+Mask = tuple[Tensor, int, float]
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
     """Return what the heads mix, and the logarithm of each query's sum of exponentials.
 
     Args:
         query, key, value: as of ``attention.causal_attention``.
-        mask: of ``attention.mask_numbers``.
+        mask: the key of the random numbers, and ``dropout.mask_numbers``.
     """
     batch, heads, tokens, size = query.shape
     # As the projection behind it reads it.
     out = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
     log_sum = torch.empty(batch, heads, tokens)
-    forward(*map(as_array, (query, key, value)), *numbers(size, mask), as_array(out), log_sum.numpy())
+    arrays, places = laid_out(query, key, value, out)
+    forward(*arrays[:3], places, *scalars(query, mask), arrays[3], log_sum.numpy().reshape(-1))
     return out, log_sum
 
 
@@ -232,26 +260,39 @@ def gradients(
     value: Tensor,
     out: Tensor,
     log_sum: Tensor,
-    mask: tuple[Tensor, int, float],
+    mask: Mask,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value."""
-    found = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
-    backward(
-        *map(as_array, (gradient, query, key, value, out)),
-        log_sum.numpy(),
-        *numbers(query.shape[-1], mask),
-        *map(as_array, found),
-    )
+    """Return the gradients of query, key and value; a mask that drops all has the scale 0."""
+    batch, heads, tokens, size = query.shape
+    found = query.new_empty(3, batch, tokens, heads, size).transpose(2, 3).unbind()
+    arrays, places = laid_out(gradient, query, key, value, out, *found)
+    backward(*arrays[:5], places, *scalars(query, mask), log_sum.numpy().reshape(-1), *arrays[5:])
     return found
 
 
-def numbers(size: int, mask: tuple[Tensor, int, float]) -> tuple[np.number, ...]:
-    """Return the factor of the scores, the words of the key, the threshold and the scale of what is kept."""
+def laid_out(*tensors: Tensor) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return each tensor's memory as one row, and where its sequences, heads and tokens begin there.
+
+    Shape:
+        tensors: (batch, heads, tokens, d), the channels side by side; places: (tensors, 4).
+    """
+    rows, places = [], []
+    for tensor in tensors:
+        tensor = tensor.detach()
+        if tensor.stride(-1) != 1:
+            tensor = tensor.contiguous()
+        length = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        row = tensor.as_strided((length,), (1,))
+        rows.append((row.view(torch.int16) if row.dtype == torch.bfloat16 else row).numpy())
+        places.append((0, *tensor.stride()[:3]))
+    return rows, np.array(places)
+
+
+def scalars(query: Tensor, mask: Mask) -> tuple[tuple, tuple, tuple]:
+    """Return the sizes; the factors of scores, of what is kept and of what is not scaled; the mask's numbers."""
     key, threshold, scale = mask
-    return np.float32(size**-0.5), *key_words(key), np.int32(threshold), np.float32(scale)
-
-
-def as_array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor's memory as it lies; bfloat16 as the int16 with the same bits."""
-    tensor = tensor.detach()
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return (
+        tuple(query.shape[1:]),
+        (np.float32(query.shape[-1] ** -0.5), np.float32(scale), np.float32(1 / scale if scale else 0)),
+        (*key_words(key), np.int32(threshold)),
+    )
