@@ -1,7 +1,7 @@
 """Small SVG pictures with the same bytes everywhere: matrices as squares, and charts."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ def cells(x: float, y: float, values: Tensor, middle: float = 1.0) -> str:
 
 def panels(rows: Sequence[tuple[str, Sequence[Tensor]]], caption: str, middle: float = 1.0) -> str:
     """Return rows of matrices, each row with its name, and a line of text below."""
-    parts, y = [], 18.0
+    parts, x, y = [], 8.0, 18.0
     for name, matrices in rows:
         x = 8.0
         parts.append(text(x, y, name))
@@ -59,7 +59,11 @@ def panels(rows: Sequence[tuple[str, Sequence[Tensor]]], caption: str, middle: f
 
 
 def chart(
-    x: float, curves: dict[str, Sequence[tuple[float, float]]], words: tuple[str, str], *, dots: bool = False
+    x: float,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    words: tuple[str, str],
+    *,
+    dots: bool = False,
 ) -> list[str]:
     """Return one chart, about 330 wide, of named curves on common axes; ``words`` name the axes."""
     across, up = zip(*(point for curve in curves.values() for point in curve), strict=True)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from drawing import chart, charts, panels
@@ -19,6 +20,7 @@ from transformer_dropout.layers.precomputed import MaskEmbedding
 from transformer_dropout.training.decoder import Decoder, DecoderConfig
 
 DOCS = Path(__file__).parent
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 # Running
@@ -49,7 +51,7 @@ def points(
     return [(place, float(function(place))) for place in places]
 
 
-def wide_weights(module: nn.Module) -> nn.Module:
+def wide_weights(module: Kind) -> Kind:
     """Draw matrices as large as training makes them, so that masks depend on the input."""
     torch.manual_seed(3)
     for parameter in module.parameters():
@@ -136,7 +138,6 @@ def importance_dropout() -> str:
 
 def learned_dropout() -> str:
     layer = wide_weights(td.LearnedDropout(16, 4, shift=1.2))
-    assert isinstance(layer, td.LearnedDropout)
     x = torch.ones(1, 10, 16) + torch.randn(1, 10, 16, generator=torch.Generator().manual_seed(1))
     masks = [(y / x)[0] for y in forwards(layer, x, 2)]
     with torch.no_grad():

@@ -322,6 +322,8 @@ def test_the_written_out_fused_attention_is_torchs_own(masked):
     expected = F.scaled_dot_product_attention(query, key, value, **options)
     for mode in (True, False):
         attention.train(mode)
+        # In evaluation no rate acts.
+        attention.rate.fill_(0.0 if mode else 1.0)
         with MarkedDropouts([read]):
             found = F.scaled_dot_product_attention(query, key, value, dropout_p=MARK, **options)
         torch.testing.assert_close(found, expected)

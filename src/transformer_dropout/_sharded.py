@@ -34,7 +34,7 @@ def sum_of(scalars: Iterable[Tensor]) -> Tensor:
     plain: list[Tensor] = []
     sharded: dict[object, list[Tensor]] = {}
     for scalar in scalars:
-        layout = (scalar.device_mesh, scalar.placements) if hasattr(scalar, "placements") else None
-        (plain if layout is None else sharded.setdefault(layout, [])).append(scalar)
+        layout = getattr(scalar, "device_mesh", None), getattr(scalar, "placements", None)
+        (plain if layout[0] is None else sharded.setdefault(layout, [])).append(scalar)
     sums = [whole(torch.stack(group).sum()) for group in sharded.values()]
     return torch.stack([*plain, *sums]).sum()

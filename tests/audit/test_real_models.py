@@ -1,5 +1,8 @@
 """Each finding on a transformer of Hugging Face: provoked in the way it happens, and absent without it."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -139,10 +142,9 @@ def test_each_finding_is_provoked_alone(code):
 def test_a_sane_model_with_everything_has_no_finding():
     torch._dynamo.reset()
     model = gpt2().train()
-    recipe = [
-        td.Rule(kind, td.Dropout, p=td.Linear(0.3, 0.1)) for kind in ("mlp_output", "attention_weights")
-    ]
-    handle = td.regularize_(model, td.Recipe(recipe))
+    falling = td.Linear(0.3, 0.1)
+    recipe = td.Recipe(td.Rule(k, td.Dropout, p=falling) for k in ("mlp_output", "attention_weights"))
+    handle = td.regularize_(model, recipe)
     model.activation_checkpointing_enable({"use_reentrant": False})
     groups = td.weight_decay_groups(model, 0.1)
     assert_clean(model, inputs(), optimizer=torch.optim.AdamW(groups), regularization=handle)
@@ -177,7 +179,14 @@ def test_a_part_in_evaluation_is_not_blamed():
 
 def test_a_config_field_of_a_regularized_model_is_a_note():
     model = tiny_model("bert", hidden_dropout_prob=0.15)
-    td.set_rates(model, {kind: 0.3 for kind in ("embedding", "attention_output", "mlp_output", "classifier")})
+    td.set_rates(model, dict.fromkeys(("embedding", "attention_output", "mlp_output", "classifier"), 0.3))
     audit = td.audit(model, tiny_inputs(model))
     assert "dead-field" not in {finding.code for finding in audit.findings}
     assert any(note.startswith("config.hidden_dropout_prob has no effect") for note in audit.notes)
+
+
+def test_the_page_lists_every_finding():
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    source = Path(td.audit.__code__.co_filename).parent
+    codes = {c for file in source.glob("*.py") for c in re.findall(r'code="([a-z-]+)"', file.read_text())}
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, flags=re.M)) == codes == CODES | {"random-in-eval"}

@@ -470,6 +470,15 @@ def test_stopping_on_a_gap_that_nobody_measures_is_an_error(tmp_path):
         GapStopping(0.1, patience=0)
 
 
+def test_one_of_several_evaluation_sets_stops_the_training(tmp_path):
+    mine = run(tmp_path, eval_strategy="steps", eval_steps=1)
+    mine.eval_dataset = {"seen": examples(), "unseen": examples(4, seed=2)}
+    mine.add_callback(GapStopping(-100.0, patience=3, metric="eval_unseen_gap"))
+    mine.train()
+    assert mine.state.global_step == 3
+    assert set(logged(mine, "eval_seen_gap")) == {1, 2, 3}
+
+
 def test_the_patience_is_in_the_checkpoint():
     stopping = GapStopping(0.5, patience=3)
     stopping.waited = 2

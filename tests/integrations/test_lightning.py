@@ -83,7 +83,17 @@ def windows(count=8, seed=1):
 
 
 def fit(
-    module, folder, callback=None, *, batch=2, epochs=3, resume=None, others=(), shuffle=False, **options
+    module,
+    folder,
+    callback=None,
+    *,
+    batch=2,
+    epochs=3,
+    resume=None,
+    others=(),
+    shuffle=False,
+    loader=None,
+    **options,
 ):
     callback = callback or RegularizationCallback(module.regularization)
     trainer = pl.Trainer(
@@ -98,7 +108,7 @@ def fit(
     )
     trainer.fit(
         module,
-        DataLoader(windows(), batch_size=batch, shuffle=shuffle),
+        loader or DataLoader(windows(), batch_size=batch, shuffle=shuffle),
         DataLoader(windows(4, seed=2), batch_size=4),
         ckpt_path=resume,
     )
@@ -117,6 +127,17 @@ def test_the_penalty_has_the_same_gradient_at_every_accumulation(accumulation, t
     torch.testing.assert_close(module.gradient, expected, rtol=1e-5, atol=1e-8)
 
 
+def resumed_on_two(folder):
+    """Train on two processes, again from the end of an epoch; return the losses of this process of both."""
+    options = {"strategy": "ddp", "devices": 2, "epochs": 3, "enable_checkpointing": True, "shuffle": True}
+    unbroken, resumed = Module(), Module()
+    saving = [ModelCheckpoint(f"{folder}/saved", filename="{epoch}", save_top_k=-1)]
+    fit(unbroken, folder, others=saving, **options)
+    torch.manual_seed(99)
+    fit(resumed, folder, resume=f"{folder}/saved/epoch=0.ckpt", others=saving, **options)
+    return unbroken.losses, resumed.losses
+
+
 def two_processes():
     """The worker of the test below: write this process's gradient and masks for two accumulations."""
     torch.set_num_threads(1)
@@ -127,6 +148,7 @@ def two_processes():
         with tempfile.TemporaryDirectory() as folder:
             fit(module, folder, batch=4 // accumulation, epochs=1, **options)
         found.append((module.gradient, module.masks[0]))
+    found.append(resumed_on_two(sys.argv[2]))
     torch.save(found, f"{sys.argv[1]}.{os.environ['RANK']}")
 
 
@@ -134,15 +156,20 @@ def two_processes():
 def test_with_two_processes_the_penalty_has_the_same_gradient_and_masks_differ(tmp_path, environment):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     file = str(tmp_path / "found")
-    done = subprocess.run([*command, __file__, file], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, __file__, file, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     reference = Module(PENALTY)
     reference.decoder(windows())
     reference.regularization.penalty().backward()
     expected = reference.regularization.placed[0].layer.shift.grad
-    for (mine, my_mask), (other, other_mask) in zip(
-        torch.load(f"{file}.0"), torch.load(f"{file}.1"), strict=True
-    ):
+    found = torch.load(f"{file}.0"), torch.load(f"{file}.1")
+    # Eight windows, two a batch and process: two steps an epoch.
+    for unbroken, resumed in (found[0].pop(), found[1].pop()):
+        assert len(unbroken) == 6
+        assert resumed == unbroken[2:]
+    for (mine, my_mask), (other, other_mask) in zip(*found, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-8)
         assert torch.equal(mine, other)
         assert 0.2 < (my_mask != other_mask).float().mean() < 0.6
@@ -196,6 +223,44 @@ def test_a_resumed_run_repeats_losses_and_rates(tmp_path):
     fit(resumed, tmp_path / "c", epochs=4, shuffle=True, resume=tmp_path / "epoch=1.ckpt", **again)
     assert resumed.losses == unbroken.losses[8:]
     assert resumed.rates == unbroken.rates[8:]
+
+
+class Resumable:
+    """Batches in order, which a checkpoint can continue in the middle."""
+
+    def __init__(self):
+        self.batches, self.place = windows().split(2), 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        for place in range(self.place % len(self), len(self)):
+            self.place = place + 1
+            yield self.batches[place]
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+@pytest.mark.filterwarnings("ignore:.*weights_only")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_run_resumed_in_the_middle_of_an_epoch_repeats_rates_and_with_its_data_losses(resumable, tmp_path):
+    def saving():
+        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        return {"others": [saver], "enable_checkpointing": True, "loader": Resumable() if resumable else None}
+
+    unbroken, resumed = Module(), Module()
+    fit(unbroken, tmp_path, **saving())
+    torch.manual_seed(99)
+    fit(resumed, tmp_path, resume=tmp_path / "step=6.ckpt", **saving())
+    assert len(unbroken.rates) == 12
+    assert resumed.rates == unbroken.rates[6:]
+    assert (resumed.losses == unbroken.losses[6:]) is resumable
 
 
 def test_a_validation_measures_the_clean_gap_and_what_is_kept(tmp_path):

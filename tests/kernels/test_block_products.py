@@ -69,14 +69,15 @@ def test_result_and_gradients_are_those_of_the_masked_mlp(multiply, bias, transp
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_probed_blocks_have_the_masked_mlps_gradient_and_change_nothing_else():
-    x, mlp, kept, soft = problem()
-    probed = ~kept & (torch.rand(TOKENS, BLOCKS) < 0.5)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_dropped_blocks_of_probed_tokens_have_the_masked_mlps_gradient(transposed, share):
+    x, mlp, kept, soft = problem(transposed=transposed)
+    probed = torch.rand(TOKENS) < share
     ours, plain = grouped_mlp(x, mlp, kept, soft, BLOCK, probed), masked_mlp(x, mlp, kept, soft)
     torch.testing.assert_close(ours, plain)
     found, expected = gradients(ours, x, mlp, soft), list(gradients(plain, x, mlp, soft))
-    expected[3] = expected[3] * (kept | probed)
-    assert probed[:, 2].any(), "also a block that no token keeps"
+    expected[3] = expected[3] * (kept | probed[:, None])
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

@@ -17,7 +17,7 @@ ESTIMATORS = ("dense", "kept", "weighted", "sampled")
 def layer(**arguments):
     """Build a layer whose masks differ from token to token."""
     torch.manual_seed(3)
-    built = LearnedBlockDropout(WIDTH, BLOCK, inputs=INPUTS, **arguments)
+    built = LearnedBlockDropout(WIDTH, BLOCK, inputs=INPUTS, rank=4, **arguments)
     for weight in (built.down, built.up):
         torch.nn.init.normal_(weight, std=0.8)
     return built
@@ -125,23 +125,25 @@ def test_skipping_gives_what_masking_gives_with_all_gradients(estimator, autocas
 def test_the_factor_of_the_gradient_has_its_expectation(estimator, expected):
     torch.manual_seed(0)
     draws, keep_probability = 200_000, torch.tensor([0.02, 0.08, 0.3, 0.5, 0.9])
-    _, factor = draw_blocks(keep_probability, torch.rand(draws, 5), estimator)
+    _, factor = draw_blocks(keep_probability, torch.rand(draws, 5), torch.rand(draws, 1), estimator)
     error = (factor.mean(0) - expected(keep_probability)).abs()
     assert (error <= 4 * factor.std(0) / math.sqrt(draws)).all()
 
 
 def test_only_what_is_computed_has_a_factor():
     torch.manual_seed(0)
-    keep_probability, noise = torch.rand(100_000), torch.rand(100_000)
+    keep_probability, noise, token_noise = (torch.rand(20_000, n) for n in (5, 5, 1))
     for estimator in ("kept", "weighted"):
-        kept, factor = draw_blocks(keep_probability, noise, estimator)
+        kept, factor = draw_blocks(keep_probability, noise, token_noise, estimator)
         assert torch.equal(factor > 0, kept)
     assert factor.max() <= 10
-    kept, factor = draw_blocks(keep_probability, noise, "sampled")
+    kept, factor = draw_blocks(keep_probability, noise, token_noise, "sampled")
     assert torch.equal(kept, noise < keep_probability)
     dropped = factor[~kept]
     assert set(dropped.unique().tolist()) == {0.0, 10.0}
     assert abs((dropped > 0).float().mean() - 0.1) < 0.01
+    # All dropped blocks of a token, or none.
+    assert torch.equal(((factor > 0) & ~kept).any(-1), ~kept.all(-1) & (token_noise < 0.1)[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -247,11 +249,11 @@ def test_the_mask_is_exact_in_low_precision():
         assert set(out.unique().tolist()) == {0.0, 1.0}
 
 
-def test_half_of_the_input_width_is_the_rank():
+def test_the_prediction_is_small():
     built = LearnedBlockDropout(3072, 128, inputs=768)
     count = sum(parameter.numel() for parameter in built.parameters())
-    assert built.rank == 384
-    assert 0.5 * 768**2 < count < 0.52 * 768**2
+    assert built.rank == 192
+    assert 0.25 * 768**2 < count < 0.26 * 768**2
 
 
 @pytest.mark.parametrize(

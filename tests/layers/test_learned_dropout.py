@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -6,7 +7,9 @@ import torch
 from transformer_dropout import functional
 from transformer_dropout.errors import InputError
 from transformer_dropout.kernels import random
-from transformer_dropout.layers import LearnedDropout
+from transformer_dropout.kernels._native import numba_installed, pure_pytorch
+from transformer_dropout.kernels.mask import learned_mask
+from transformer_dropout.layers import LearnedDropout, learned_dropout
 
 WIDTH, HEADS, TOKENS = 12, 3, 8
 
@@ -290,3 +293,146 @@ def test_a_forward_without_gradients_in_between_leaves_the_penalty_of_the_one_wi
 def test_a_wrong_argument_is_named_with_what_to_type_instead(arguments, message):
     with pytest.raises(InputError, match=message):
         LearnedDropout(**({"width": WIDTH, "heads": HEADS} | arguments))
+
+
+# --- one pass, or step by step
+
+
+class Plain(LearnedDropout):
+    """The same formulas, never in one pass."""
+
+    def in_one_pass(self, x, gate):
+        return False
+
+
+def results(kind, x, padding_mask=None, *, training=True, autocast=False, dtype=torch.float32, **arguments):
+    """Return output and gradients of one step, the same masks for both kinds."""
+    built = layer(dtype=dtype, shift=1.2, **arguments).train(training)
+    built.__class__ = kind
+    x = x.clone().requires_grad_()
+    torch.manual_seed(8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = built(x, padding_mask)
+    loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
+    if training and built.has_penalty:
+        loss = loss + 100 * built.take_penalty()
+    loss.backward()
+    return {"y": y.detach(), "x": x.grad} | {name: p.grad for name, p in built.named_parameters()}
+
+
+@pytest.mark.parametrize("path", [pure_pytorch, nullcontext], ids=["pure", "default"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"penalty": "linear", "bias": True, "causal": False},
+        {"penalty": None},
+        {"detach": True},
+        {"training": False},
+        {"training": False, "eval_mask": "sample"},
+        {"autocast": True},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.float16},
+        {"dtype": torch.float64},
+    ],
+    ids=str,
+)
+def test_one_pass_gives_what_the_steps_give(path, padded, arguments):
+    x = example(arguments.get("dtype", torch.float32))
+    padding_mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    padding_mask[:, 5:] = False
+    with path():
+        found, expected = (
+            results(kind, x, padding_mask if padded else None, **arguments)
+            for kind in (LearnedDropout, Plain)
+        )
+    coarse = arguments.get("autocast") or arguments.get("dtype") in (torch.bfloat16, torch.float16)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        error = (found[name].double() - value.double()).norm() / value.double().norm()
+        assert error < (1e-2 if coarse else 1e-5), name
+    assert torch.equal(found["y"], expected["y"])
+
+
+class Halved(LearnedDropout):
+    def keep_probability(self, gate):
+        return super().keep_probability(gate) / 2
+
+
+class Sure(LearnedDropout):
+    def mask(self, keep_probability):
+        return functional.thresholded_mask(keep_probability)
+
+
+def test_one_pass_is_taken_where_it_computes_the_same_and_nothing_is_asked(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        learned_dropout, "learned_mask", lambda *a, **k: taken.append(1) or learned_mask(*a, **k)
+    )
+
+    def in_one_pass(built, x=None):
+        taken.clear()
+        built(example() if x is None else x)
+        return bool(taken)
+
+    assert in_one_pass(layer())
+    assert in_one_pass(layer(penalty=None))
+    assert in_one_pass(layer(penalty="entropy").eval())
+    assert in_one_pass(layer(eval_mask="mean"))
+    assert in_one_pass(layer(dtype=torch.float16), example(torch.float16))
+    with torch.no_grad():
+        assert in_one_pass(layer().eval())
+    assert not in_one_pass(layer(penalty="entropy"))
+    assert not in_one_pass(layer(eval_mask="mean").eval())
+    assert not any(in_one_pass(kind(WIDTH, HEADS)) for kind in (Halved, Sure))
+    own = layer()
+    own.keep_probability = lambda gate: torch.ones_like(gate)
+    assert not in_one_pass(own)
+    watched = layer()
+    watched.observer = lambda keep_probability, mask: None
+    assert not in_one_pass(watched)
+    assert not in_one_pass(torch.compile(layer(), backend="eager", fullgraph=True))
+
+
+# torch's own, about attention under vmap.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_function_transforms_take_the_steps():
+    built, x = layer(shift=1.2), example()
+    parameters = {name: p.detach() for name, p in built.named_parameters()}
+
+    def loss(parameters, x):
+        torch.manual_seed(3)
+        return torch.func.functional_call(built, parameters, (x,)).square().sum()
+
+    found = torch.func.grad(loss)(parameters, x)
+    torch.manual_seed(3)
+    built(x).square().sum().backward()
+    for name, parameter in built.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-5)
+    drawn = torch.func.vmap(lambda row: built(row[None])[0], randomness="different")(x[:1].expand(4, -1, -1))
+    assert not torch.equal(drawn[0], drawn[1])
+    built.eval()
+    torch.testing.assert_close(torch.func.vmap(lambda row: built(row[None])[0])(x), built(x))
+
+
+@pytest.mark.parametrize("path", [pure_pytorch, nullcontext], ids=["pure", "default"])
+def test_a_training_forward_keeps_the_mask_and_what_attention_keeps_anyway(path):
+    built, x = LearnedDropout(48, 4, shift=1.2), torch.randn(4, 64, 48, requires_grad=True)
+
+    def kept_bytes(function):
+        """Return the bytes that a forward keeps for its backward, the parameters left out."""
+        kept = {p.untyped_storage().data_ptr(): 0 for p in built.parameters()}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            kept.setdefault(storage.data_ptr(), storage.nbytes())
+            return tensor
+
+        with path(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = function(x)
+        assert result.requires_grad
+        return sum(kept.values())
+
+    share = (kept_bytes(built) - kept_bytes(lambda x: built.gate(x))) / x.numel()
+    assert share == (0.125 if path is nullcontext and numba_installed() else 1)

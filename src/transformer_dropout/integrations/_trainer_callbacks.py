@@ -116,7 +116,7 @@ class GapStopping(TrainerCallback, ExportableState):
     Args:
         max_gap: bound in nats.
         patience: evaluations in a row above the bound before it stops.
-        metric: the name of the gap among the metrics.
+        metric: the name of the gap among the metrics; with several evaluation sets, ``eval_NAME_gap``.
 
     Raises:
         InputError: for a patience below 1, or an evaluation without the gap.
@@ -137,6 +137,9 @@ class GapStopping(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Take in one evaluation."""
+        if self.metric not in (metrics or {}) and any(name.endswith("_gap") for name in metrics or {}):
+            # Of another one of several evaluation sets.
+            return
         self.waited = self.waited + 1 if gap_in(metrics, self.metric) > self.max_gap else 0
         if self.waited >= self.patience:
             control.should_training_stop = True

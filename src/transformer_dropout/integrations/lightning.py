@@ -35,8 +35,8 @@ class RegularizationCallback(Callback):
     ``gap = val_loss - train_probe_loss``; and the fractions that computed masks keep, as drawn in training,
     ``keep/KIND``, and as evaluated, ``keep_eval/KIND``.
 
-    Resuming from the end of an epoch repeats losses and rates exactly in one process; Lightning itself does
-    not restore random numbers, so this callback does.
+    A resumed run repeats losses and rates exactly, in one process or several. Lightning itself does not
+    restore random numbers, so this callback does; from the middle of an epoch the data must be resumable too.
 
     Args:
         regularization: what `regularize_` returned for the model in the LightningModule.
@@ -68,6 +68,8 @@ class RegularizationCallback(Callback):
         if self.feedback and self.probe is None:
             raise InputError("Feedback needs the gap; give the callback a probe, a list of training batches.")
         self.last_penalty: Tensor | None = None
+        # Whether a checkpoint has brought the random numbers of this process back.
+        self.restored = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the module's ``training_step`` under this callback."""
@@ -93,9 +95,10 @@ class RegularizationCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a training without an end; let each process draw masks of its own."""
-        if isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
-            # A resumed run must not draw the masks of its beginning again.
+        if isinstance(trainer.strategy, DDPStrategy | FSDPStrategy) and not self.restored:
+            # Resumed on another number of processes, it must not draw the masks of its beginning again.
             draw_own_masks(torch.initial_seed() + trainer.global_step, trainer.global_rank)
+        self.restored = False
         if not 0 < trainer.estimated_stepping_batches < float("inf"):
             raise InputError(
                 "A schedule needs the training's length; give the Trainer max_epochs or max_steps."
@@ -170,15 +173,17 @@ class RegularizationCallback(Callback):
             part.set_progress(progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {"regularization": self.regularization.state_dict(), "random": random_states()}
+        """Return what a checkpoint keeps; Lightning calls it in every process."""
+        return {"regularization": self.regularization.state_dict(), "random": random_states_of_all()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.regularization.load_state_dict(state_dict["regularization"])
         # Now, since Lightning draws the first batches before `on_train_start`.
-        if not several_processes():
-            set_random_states(state_dict["random"])
+        states, (rank, size) = state_dict["random"], place_among_processes()
+        self.restored = len(states) == size
+        if self.restored:
+            set_random_states(states[rank])
 
 
 class GapStopping(Callback):
@@ -255,10 +260,21 @@ def ignore(*args: Any, **kwargs: Any) -> None:
     """Do nothing."""
 
 
-def several_processes() -> bool:
-    """Say whether several processes train; a checkpoint has the random numbers of only one."""
+def place_among_processes() -> tuple[int, int]:
+    """Return the rank of this process and how many train."""
     distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def random_states_of_all() -> list[dict[str, Any]]:
+    """Return the states of the random generators of every process."""
+    own, (_, size) = random_states(), place_among_processes()
+    states: list[Any] = [own] * size
+    if size > 1:
+        torch.distributed.all_gather_object(states, own)
+    return states
 
 
 def random_states() -> dict[str, Any]:

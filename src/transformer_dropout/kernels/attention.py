@@ -43,7 +43,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float = 0.0) 
     if not ordinary or query.shape != key.shape:
         return F.scaled_dot_product_attention(*tensors, is_causal=True, dropout_p=p)
     if runs_native() and torch.get_num_threads() == 1:
-        return NativeAttention.apply(*tensors, p, draw_key())
+        # Without a rate nothing is drawn, so that other layers have the same masks wherever this runs.
+        random_key = draw_key() if p > 0 else torch.zeros(2, dtype=torch.int32)
+        return NativeAttention.apply(*tensors, p, random_key)
     with torch.autocast("cpu", enabled=False):
         wide = (tensor.float() for tensor in tensors)
         if p > 0:

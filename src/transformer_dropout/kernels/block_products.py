@@ -126,14 +126,14 @@ def grouped_mlp(
         x: the input.
         mlp: the two products.
         kept: the mask.
-        soft: what the mask's gradient passes straight through to, at kept and probed pairs; its value is not
-            read.
+        soft: what the mask's gradient passes straight through to, at the pairs that are computed; its value
+            is not read.
         block: units of a block.
-        probed: dropped pairs whose mask's gradient is wanted all the same; they are computed in the backward
-            pass, for that alone.
+        probed: tokens whose dropped blocks are computed too, in the backward pass, for their mask's gradient
+            alone.
 
     Shape:
-        x, result: (tokens, width); kept, soft, probed: (tokens, blocks).
+        x, result: (tokens, width); kept, soft: (tokens, blocks); probed: (tokens,), bool.
     """
     rows = group(kept, block)
     hidden = mlp.activation(Expand.apply(x, *mlp.first, rows))
@@ -141,10 +141,9 @@ def grouped_mlp(
     out = Project.apply(hidden, soft[rows.tokens, rows.blocks], second.weight, second.multiply, rows, len(x))
     if second.bias is not None:
         out = out + second.bias
-    if probed is None:
-        return out
-    rows = group(probed, block)
-    return Probe.apply(out, soft[rows.tokens, rows.blocks], x.detach(), mlp, rows)
+    if probed is not None:
+        out = Probe.apply(out, soft, x.detach(), mlp, ~kept, probed.nonzero()[:, 0])
+    return out
 
 
 def can_group(*tensors: Tensor) -> bool:
@@ -248,33 +247,33 @@ class Project(torch.autograd.Function):
 
 
 class Probe(torch.autograd.Function):
-    """The identity, whose backward pass computes the mask's gradient at pairs that were dropped.
+    """The identity, whose backward pass computes the mask's gradient where some tokens drop their blocks.
 
     Shape:
-        out, x: (tokens, width); soft: (rows,).
+        out, x: (tokens, width); soft, dropped: (tokens, blocks); tokens: (probed,), which those are.
     """
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, soft: Tensor, x: Tensor, mlp: TwoProducts, rows: Grouped) -> Tensor:
-        ctx.save_for_backward(x, mlp.first.weight, mlp.first.bias, mlp.second.weight)
-        ctx.multiply, ctx.activation = mlp.first.multiply, mlp.activation
-        ctx.rows, ctx.soft_dtype = rows, soft.dtype
+    def forward(
+        ctx: Any, out: Tensor, soft: Tensor, x: Tensor, mlp: TwoProducts, dropped: Tensor, tokens: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, mlp.first.weight, mlp.first.bias, mlp.second.weight, dropped, tokens)
+        ctx.multiply, ctx.activation, ctx.soft_dtype = mlp.first.multiply, mlp.activation, soft.dtype
         return out.view_as(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.needs_input_grad[1]:
-            return gradient, None, None, None, None
-        x, expand, bias, project = ctx.saved_tensors
-        of_soft = torch.empty(len(ctx.rows.tokens), dtype=ctx.soft_dtype, device=x.device)
-        for part in ctx.rows.parts():
-            own = None if bias is None else bias[part.units]
-            hidden = times(ctx.multiply, x.index_select(0, part.tokens), expand[part.units], own)
-            leaving = gradient.index_select(0, part.tokens)
-            of_hidden = times(ctx.multiply, leaving, project[:, part.units].t())
-            of_soft[part.rows] = dots(of_hidden, ctx.activation(hidden), ctx.soft_dtype)
-        return gradient, of_soft, None, None, None
+        x, first, bias, second, dropped, tokens = ctx.saved_tensors
+        of_soft = None
+        if ctx.needs_input_grad[1]:
+            hidden = ctx.activation(times(ctx.multiply, x.index_select(0, tokens), first, bias))
+            of_hidden = times(ctx.multiply, gradient.index_select(0, tokens), second.t())
+            blocks = (dropped.shape[1], hidden.shape[1] // dropped.shape[1])
+            found = dots(of_hidden.unflatten(1, blocks), hidden.unflatten(1, blocks), ctx.soft_dtype)
+            of_soft = torch.zeros(dropped.shape, dtype=ctx.soft_dtype, device=x.device)
+            of_soft[tokens] = found * dropped[tokens]
+        return gradient, of_soft, None, None, None, None
 
 
 def times(multiply: Callable, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -296,5 +295,5 @@ def sums(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def dots(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the inner products of the rows of two matrices."""
+    """Return the inner products along the last dimension."""
     return (a * b).sum(-1, dtype=torch.promote_types(a.dtype, torch.float32)).to(dtype)

@@ -85,19 +85,19 @@ class LearnedMask(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
+    def backward(  # pyrefly: ignore[bad-override]
         ctx: Any, y_gradient: Tensor | None, penalty_gradient: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, gate, shift, kept, padding_mask = ctx.saved_tensors
         weight, count = weights(gate, padding_mask)
         scale = None if penalty_gradient is None else penalty_gradient / count
-        given = torch.zeros_like(x) if y_gradient is None else y_gradient.contiguous()
+        dy = torch.zeros_like(x) if y_gradient is None else y_gradient.contiguous()
         run = gradients
-        if ctx.native is not None and native_loops(given) is ctx.native:
+        if ctx.native is not None and native_loops(dy) is ctx.native:
             run = ctx.native.gradients
         elif ctx.native is not None:
             kept = ctx.native.mask_of(kept, x, gate, shift)
-        x_gradient, *others = run(given, scale, x, gate, shift, kept, ctx.penalty, weight)
+        x_gradient, *others = run(dy, scale, x, gate, shift, kept, ctx.penalty, weight)
         return None if y_gradient is None else x_gradient, *others, None, None, None
 
 

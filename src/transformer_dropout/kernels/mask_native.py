@@ -201,7 +201,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of ``x``, ``gate`` and ``shift``."""
     a, b = COEFFICIENTS[penalty]
-    scale = 0.0 if scale is None else scale.item()
+    each = 0.0 if scale is None else scale.item()
     x_gradient, gate_gradient = torch.empty_like(x), torch.empty_like(gate)
     shift_gradient = np.zeros(x.shape[-1])
     backward(
@@ -209,8 +209,8 @@ def gradients(
         parameter_array(shift),
         row_weights(weight),
         words.numpy(),
-        np.float32(2 * a * scale),
-        np.float32(b * scale),
+        np.float32(2 * a * each),
+        np.float32(b * each),
         as_array(x_gradient),
         as_array(gate_gradient),
         shift_gradient,

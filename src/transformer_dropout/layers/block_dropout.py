@@ -19,25 +19,27 @@ Estimator = Literal["dense", "kept", "weighted", "sampled"]
 
 # The estimator "weighted" gives a kept block of probability M the weight 1 / M, up to this.
 LARGEST_WEIGHT = 10.0
-# The share of the dropped blocks that the estimator "sampled" computes in the backward pass.
+# The share of the tokens whose dropped blocks the estimator "sampled" computes in the backward pass.
 PROBED = 0.1
 
 
-def draw_blocks(keep_probability: Tensor, noise: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor]:
+def draw_blocks(
+    keep_probability: Tensor, noise: Tensor, token_noise: Tensor, estimator: Estimator
+) -> tuple[Tensor, Tensor]:
     """Return which blocks are kept, and by how much the mask's gradient at each block is multiplied.
 
-    Formula, with ``m = 1[u < M]``::
+    Formula, with ``m = 1[u < M]`` and ``v`` the token's own random number::
 
         dense:     1
         kept:      m
         weighted:  m * min(1 / M, 10)
-        sampled:   m + 10 * (1 - m) * 1[u < M + (1 - M) / 10]
+        sampled:   m + 10 * (1 - m) * 1[v < 1 / 10]
 
-    Where a dropped block's factor is 0, the block need not be computed. The ``u`` of a dropped block is
-    uniform in [M, 1), so that one in ten of the dropped blocks is computed, with ten times the weight.
+    Where a dropped block's factor is 0, the block need not be computed.
 
     Shape:
-        keep_probability, noise, both results: (..., blocks); the first result is boolean.
+        keep_probability, noise, both results: (..., blocks); token_noise: (..., 1); the first result is
+        boolean.
     """
     kept = noise < keep_probability
     probability = keep_probability.detach()
@@ -47,8 +49,8 @@ def draw_blocks(keep_probability: Tensor, noise: Tensor, estimator: Estimator) -
     elif estimator == "weighted":
         factor = factor * probability.reciprocal().clamp_max(LARGEST_WEIGHT)
     elif estimator == "sampled":
-        near = (noise < probability + PROBED * (1 - probability)) & ~kept
-        factor = factor + near.to(factor.dtype) / PROBED
+        probed = (token_noise < PROBED) & ~kept
+        factor = factor + probed.to(factor.dtype) / PROBED
     return kept, factor
 
 
@@ -83,11 +85,11 @@ class LearnedBlockDropout(DropoutLayer):
     Args:
         width: hidden units.
         block: units of a block; it divides the width.
-        rank: width of the predicting network's hidden layer; None for half the width of its input.
+        rank: width of the predicting network's hidden layer; None for a quarter of the width of its input.
         shift: initial value of the shift vector, in [0, pi]: M starts near ``cos(shift / 2)^2``.
         estimator: "dense" for the straight-through gradient of every block, which skips nothing in training;
             "kept" for that of kept blocks only; "weighted" for the same times 1 / M, up to 10; "sampled" for
-            that of kept blocks and of one in ten of the dropped ones, times 10.
+            that of kept blocks and, times 10, of the dropped ones of one token in ten.
         skip_from: the progress from which the estimator counts and products are skipped; "dense" until then.
         penalty: "squared", "linear", "entropy" or None, as in ``LearnedDropout``.
         inputs: channels of z; None for those of the hidden units. `regularize_` gives the MLP's input width.
@@ -122,7 +124,7 @@ class LearnedBlockDropout(DropoutLayer):
         self.width, self.block, self.estimator, self.skip_from = width, block, estimator, float(skip_from)
         self.penalty, self.has_penalty = penalty, penalty is not None
         self.inputs = width if inputs is None else inputs
-        self.rank = max(self.inputs // 2, 1) if rank is None else rank
+        self.rank = max(self.inputs // 4, 1) if rank is None else rank
         # Parameters of its own, not linear layers, so that the layer is one line of a report.
         self.down = nn.Parameter(torch.empty(self.rank, self.inputs))
         self.up = nn.Parameter(torch.empty(width // block, self.rank))
@@ -155,8 +157,14 @@ class LearnedBlockDropout(DropoutLayer):
             kept = keep_probability >= 0.5
             return kept, kept.to(keep_probability.dtype)
         key = random.draw_key(keep_probability.device)
-        noise = random.uniform(key, keep_probability.numel()).view(keep_probability.shape)
-        return draw_blocks(keep_probability, noise, self.estimator if self.skipping else "dense")
+        pairs, tokens = keep_probability.numel(), keep_probability.shape[:-1].numel()
+        noise, token_noise = random.uniform(key, pairs + tokens).split([pairs, tokens])
+        return draw_blocks(
+            keep_probability,
+            noise.view_as(keep_probability),
+            token_noise.view(*keep_probability.shape[:-1], 1),
+            self.estimator if self.skipping else "dense",
+        )
 
     def forward(self, x: Tensor, mlp: TwoProducts | None = None) -> Tensor:
         keep_probability = self.keep_probability(x, F.linear if mlp is None else mlp.first.multiply)
@@ -188,7 +196,7 @@ class LearnedBlockDropout(DropoutLayer):
         x, mlp = autocast(x, mlp)
         probed = None
         if self.training and self.estimator == "sampled":
-            probed = ((factor > 0) & ~kept).flatten(0, -2)
+            probed = ((factor > 0) & ~kept).any(-1).flatten()
         out = grouped_mlp(
             x.flatten(0, -2), mlp, kept.flatten(0, -2), soft.flatten(0, -2), self.block, probed=probed
         )

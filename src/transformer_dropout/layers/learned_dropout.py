@@ -136,11 +136,9 @@ class LearnedDropout(DropoutLayer):
             # Of past and present tokens only the present ones are masked and counted.
             padding_mask = padding_mask[:, -x.shape[1] :]
         if self.in_one_pass(x, gate):
-            drawn, penalty = self.training or self.eval_mask == "sample", self.training and self.penalty
-            key = draw_key(x.device) if drawn else None
-            y, value = learned_mask(
-                x, gate, self.shift, key=key, penalty=penalty or None, padding_mask=padding_mask
-            )
+            key = draw_key(x.device) if self.training or self.eval_mask == "sample" else None
+            penalty = self.penalty if self.training and self.penalty != "entropy" else None
+            y, value = learned_mask(x, gate, self.shift, key=key, penalty=penalty, padding_mask=padding_mask)
         else:
             y, value = self.step_by_step(x, self.keep_probability(gate), padding_mask)
         if value is not None:
