@@ -470,6 +470,32 @@ def test_stopping_on_a_gap_that_nobody_measures_is_an_error(tmp_path):
         GapStopping(0.1, patience=0)
 
 
+class Weights(TrainerCallback):
+    """Moves the weight decay, and makes exact zeros."""
+
+    def __init__(self):
+        self.decays = []
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        td.set_weight_decay(optimizer, td.Linear(3.0, 0.0)(state.global_step / state.max_steps))
+        self.decays.append([group["weight_decay"] for group in optimizer.param_groups])
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        td.proximal_l1_(optimizer, 0.5)
+
+
+def test_weight_decay_moves_and_zeros_are_exact_under_a_trainer(tmp_path):
+    model, weights = tiny_model("llama"), Weights()
+    arguments = TrainingArguments(str(tmp_path), max_steps=4, **ARGUMENTS)
+    optimizer = torch.optim.AdamW(td.weight_decay_groups(model, 3.0), lr=1e-2)
+    options = {"optimizers": (optimizer, None), "callbacks": [weights]}
+    Trainer(model, arguments, train_dataset=examples(), **options).train()
+    assert weights.decays == [[3.0, 0.0], [2.25, 0.0], [1.5, 0.0], [0.75, 0.0]]
+    zeros = {path: (parameter == 0).float().mean() for path, parameter in model.named_parameters()}
+    assert all(0.05 < share < 0.9 for path, share in zeros.items() if "proj" in path)
+    assert all(share == 0 for path, share in zeros.items() if "norm" in path)
+
+
 def test_one_of_several_evaluation_sets_stops_the_training(tmp_path):
     mine = run(tmp_path, eval_strategy="steps", eval_steps=1)
     mine.eval_dataset = {"seen": examples(), "unseen": examples(4, seed=2)}

@@ -71,13 +71,13 @@ def test_result_and_gradients_are_those_of_the_masked_mlp(multiply, bias, transp
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("share", [0.5, 0.0])
-def test_dropped_blocks_of_probed_tokens_have_the_masked_mlps_gradient(transposed, share):
+def test_probed_blocks_have_the_masked_mlps_gradient_and_change_nothing_else(transposed, share):
     x, mlp, kept, soft = problem(transposed=transposed)
-    probed = torch.rand(TOKENS) < share
+    probed = ~kept & (torch.rand(TOKENS, BLOCKS) < share)
     ours, plain = grouped_mlp(x, mlp, kept, soft, BLOCK, probed), masked_mlp(x, mlp, kept, soft)
     torch.testing.assert_close(ours, plain)
     found, expected = gradients(ours, x, mlp, soft), list(gradients(plain, x, mlp, soft))
-    expected[3] = expected[3] * (kept | probed[:, None])
+    expected[3] = expected[3] * (kept | probed)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -135,6 +135,9 @@ def test_work_grows_with_what_is_kept():
     # Two products forward, four backward, each of 2 * width * block a pair.
     assert flops["some"] == kept.sum() * 6 * 2 * WIDTH * BLOCK
     assert flops["all"] == kept.numel() * 6 * 2 * WIDTH * BLOCK
+    with FlopCounterMode(display=False) as counter:
+        grouped_mlp(x, mlp, kept, soft, BLOCK, ~kept).sum().backward()
+    assert counter.get_total_flops() == (kept.sum() * 6 + (~kept).sum() * 2) * 2 * WIDTH * BLOCK
 
 
 def test_frozen_weights_cost_no_products():
@@ -149,17 +152,18 @@ def test_frozen_weights_cost_no_products():
 
 def test_pairs_are_grouped_by_block_and_then_by_token():
     chosen = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 0, 0]], dtype=torch.bool)
-    rows = group(chosen, 2)
-    assert (rows.tokens.tolist(), rows.blocks.tolist(), rows.counts) == (
-        [0, 2, 0, 1],
-        [0, 0, 2, 2],
-        [2, 0, 2],
-    )
+    rows = group(chosen, None, 2)
+    assert (rows.tokens.tolist(), rows.blocks.tolist(), rows.kept) == ([0, 2, 0, 1], [0, 0, 2, 2], [2, 0, 2])
     assert [(part.rows.start, part.units.start, part.tokens.tolist()) for part in rows.parts()] == [
         (0, 0, [0, 2]),
         (2, 4, [0, 1]),
     ]
-    assert [(units.start, units.stop) for units in rows.unused()] == [(2, 4)]
+    probed = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    rows = group(chosen, probed, 2)
+    assert rows.tokens.tolist() == [0, 2, 1, 0, 0, 1]
+    assert [part.tokens.tolist() for part in rows.parts()] == [[0, 2, 1], [0], [0, 1]]
+    assert [part.kept_tokens.tolist() for part in rows.parts()] == [[0, 2], [], [0, 1]]
+    assert [part.kept for part in rows.parts()] == [slice(0, 2), slice(3, 3), slice(4, 6)]
 
 
 def test_parts_of_a_weight_are_copied_for_a_fast_product_of_many_rows_only():

@@ -43,9 +43,9 @@ its own dropout at {own} in every field of its config. Make the page anew with
   output in evaluation are bit for bit those from before.
 
 Any other model is read off its modules and its code: other families, timm's, torch's own layers, hand-written
-ones. `dropout sites` lists what was found and names what was not, and `td.audit` shows what then really drops.
-Whether a token may see later ones is known only where Hugging Face's attention says so, or images come in; else
-a model is taken to be causal, so write `causal=False` in the rule for an encoder.
+ones. `dropout sites` lists what was found and names what was not; `td.audit` shows what then really drops.
+Whether a token may see later ones is known where Hugging Face's attention says so, or images come in; else a
+model is taken to be causal, so write `causal=False` in the rule for an encoder.
 """
 OWN_RATE = 0.37
 

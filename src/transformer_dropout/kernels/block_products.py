@@ -56,57 +56,59 @@ class TwoProducts:
 
 
 class Part(NamedTuple):
-    """One block: its rows among the gathered ones, its units, and the tokens of its rows."""
+    """One block: its rows among all, those that are kept, its units, and the tokens of these rows."""
 
     rows: slice
+    kept: slice
     units: slice
     tokens: Tensor
+    kept_tokens: Tensor
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """Pairs of a token and a block, block by block and in each by token.
+    """Pairs of a token and a block, block by block: first those that are kept, then those only looked at.
 
     Attributes:
         tokens, blocks: the pairs, each of shape (rows,).
-        counts: how many rows each block has.
+        kept: how many pairs of each block are kept.
+        probed: how many are looked at.
         block: units of a block.
     """
 
     tokens: Tensor
     blocks: Tensor
-    counts: list[int]
+    kept: list[int]
+    probed: list[int]
     block: int
 
     def parts(self) -> Iterator[Part]:
         """Yield the blocks that have rows."""
         start = 0
-        for number, count in enumerate(self.counts):
-            if count:
-                rows = slice(start, start + count)
+        for number, (kept, probed) in enumerate(zip(self.kept, self.probed, strict=True)):
+            middle, end = start + kept, start + kept + probed
+            if end > start:
                 units = slice(number * self.block, (number + 1) * self.block)
-                yield Part(rows, units, self.tokens[rows])
-            start += count
-
-    def unused(self) -> Iterator[slice]:
-        """Yield the units of the blocks without rows."""
-        for number, count in enumerate(self.counts):
-            if not count:
-                yield slice(number * self.block, (number + 1) * self.block)
+                tokens = self.tokens[start:end]
+                yield Part(slice(start, end), slice(start, middle), units, tokens, tokens[:kept])
+            start = end
 
 
-def group(chosen: Tensor, block: int) -> Grouped:
-    """Group the chosen pairs of a token and a block by block.
+def group(kept: Tensor, probed: Tensor | None, block: int) -> Grouped:
+    """Group pairs of a token and a block by block.
 
     Args:
-        chosen: true at the pairs.
+        kept: true at the pairs of the mask.
+        probed: true at other pairs that are to be looked at.
         block: units of a block.
 
     Shape:
-        chosen: (tokens, blocks), bool.
+        kept, probed: (tokens, blocks), bool.
     """
-    blocks, tokens = chosen.t().nonzero().t().contiguous().unbind()
-    return Grouped(tokens, blocks, chosen.sum(0).tolist(), block)
+    chosen = kept.t() if probed is None else torch.cat([kept.t(), probed.t()], dim=1)
+    blocks, tokens = chosen.nonzero().t().contiguous().unbind()
+    looked_at = [0] * kept.shape[1] if probed is None else probed.sum(0).tolist()
+    return Grouped(tokens % max(len(kept), 1), blocks, kept.sum(0).tolist(), looked_at, block)
 
 
 def grouped_mlp(
@@ -126,24 +128,20 @@ def grouped_mlp(
         x: the input.
         mlp: the two products.
         kept: the mask.
-        soft: what the mask's gradient passes straight through to, at the pairs that are computed; its value
-            is not read.
+        soft: what the mask's gradient passes straight through to, at kept and probed pairs; its value is not
+            read.
         block: units of a block.
-        probed: tokens whose dropped blocks are computed too, in the backward pass, for their mask's gradient
-            alone.
+        probed: dropped pairs whose mask's gradient is wanted too. They cost two of the six products of a kept
+            pair, and change nothing else.
 
     Shape:
-        x, result: (tokens, width); kept, soft: (tokens, blocks); probed: (tokens,), bool.
+        x, result: (tokens, width); kept, soft, probed: (tokens, blocks).
     """
-    rows = group(kept, block)
+    rows = group(kept, probed, block)
     hidden = mlp.activation(Expand.apply(x, *mlp.first, rows))
     second = mlp.second
     out = Project.apply(hidden, soft[rows.tokens, rows.blocks], second.weight, second.multiply, rows, len(x))
-    if second.bias is not None:
-        out = out + second.bias
-    if probed is not None:
-        out = Probe.apply(out, soft, x.detach(), mlp, ~kept, probed.nonzero()[:, 0])
-    return out
+    return out if second.bias is None else out + second.bias
 
 
 def can_group(*tensors: Tensor) -> bool:
@@ -163,6 +161,8 @@ def pays(share: float, block: int) -> bool:
 
 class Expand(torch.autograd.Function):
     """The first product: ``W_b x_t + a_b`` for each pair of a token and a block.
+
+    Only kept pairs are part of the gradient.
 
     Shape:
         x: (tokens, width); weight: (hidden, width); bias: (hidden,); result: (rows, block).
@@ -187,26 +187,23 @@ class Expand(torch.autograd.Function):
         rows, gradient = ctx.rows, gradient.contiguous()
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_x = sums(x.shape, x) if wants_x else None
-        of_weight = torch.empty_like(weight) if wants_weight else None
+        of_weight = room_for(weight, rows) if wants_weight else None
         of_bias = weight.new_zeros(len(weight)) if wants_bias else None
         for part in rows.parts():
-            own = gradient[part.rows]
+            own = gradient[part.kept]
             if of_x is not None:
                 change = times(ctx.multiply, own, weight[part.units].t())
-                of_x.index_add_(0, part.tokens, change.to(of_x.dtype))
+                of_x.index_add_(0, part.kept_tokens, change.to(of_x.dtype))
             if of_weight is not None:
-                entering = x.index_select(0, part.tokens)
+                entering = x.index_select(0, part.kept_tokens)
                 of_weight[part.units] = ctx.multiply(own.t(), entering.t())
             if of_bias is not None:
                 torch.sum(own, 0, out=of_bias[part.units])
-        if of_weight is not None:
-            for units in rows.unused():
-                of_weight[units] = 0
         return None if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None, None
 
 
 class Project(torch.autograd.Function):
-    """The second product: the sum of ``V_b h`` over a token's pairs, and the gradient of the mask there.
+    """The second product: the sum of ``V_b h`` over a token's kept pairs, and the mask's gradient at all.
 
     Formula: the gradient of a pair's mask is ``<V_b^T g_t, h>``, with ``g_t`` the gradient of the result.
 
@@ -222,8 +219,8 @@ class Project(torch.autograd.Function):
         ctx.multiply, ctx.rows, ctx.soft_dtype = multiply, rows, soft.dtype
         out = sums((tokens, len(weight)), hidden)
         for part in rows.parts():
-            change = times(multiply, hidden[part.rows], weight[:, part.units])
-            out.index_add_(0, part.tokens, change.to(out.dtype))
+            change = times(multiply, hidden[part.kept], weight[:, part.units])
+            out.index_add_(0, part.kept_tokens, change.to(out.dtype))
         return out.to(hidden.dtype)
 
     @staticmethod
@@ -232,48 +229,16 @@ class Project(torch.autograd.Function):
         hidden, weight = ctx.saved_tensors
         rows, gradient = ctx.rows, gradient.contiguous()
         of_hidden = torch.empty_like(hidden)
-        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
+        of_weight = room_for(weight, rows) if ctx.needs_input_grad[2] else None
         for part in rows.parts():
             own = gradient.index_select(0, part.tokens)
             of_hidden[part.rows] = times(ctx.multiply, own, weight[:, part.units].t())
             if of_weight is not None:
                 # The transposed factor is copied by some libraries, so that is the smaller one.
-                of_weight[:, part.units] = ctx.multiply(hidden[part.rows].t(), own.t()).t()
-        if of_weight is not None:
-            for units in rows.unused():
-                of_weight[:, units] = 0
+                leaving = own[: len(part.kept_tokens)]
+                of_weight[:, part.units] = ctx.multiply(hidden[part.kept].t(), leaving.t()).t()
         of_soft = dots(of_hidden, hidden, ctx.soft_dtype) if ctx.needs_input_grad[1] else None
         return of_hidden, of_soft, of_weight, None, None, None
-
-
-class Probe(torch.autograd.Function):
-    """The identity, whose backward pass computes the mask's gradient where some tokens drop their blocks.
-
-    Shape:
-        out, x: (tokens, width); soft, dropped: (tokens, blocks); tokens: (probed,), which those are.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, out: Tensor, soft: Tensor, x: Tensor, mlp: TwoProducts, dropped: Tensor, tokens: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x, mlp.first.weight, mlp.first.bias, mlp.second.weight, dropped, tokens)
-        ctx.multiply, ctx.activation, ctx.soft_dtype = mlp.first.multiply, mlp.activation, soft.dtype
-        return out.view_as(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, first, bias, second, dropped, tokens = ctx.saved_tensors
-        of_soft = None
-        if ctx.needs_input_grad[1]:
-            hidden = ctx.activation(times(ctx.multiply, x.index_select(0, tokens), first, bias))
-            of_hidden = times(ctx.multiply, gradient.index_select(0, tokens), second.t())
-            blocks = (dropped.shape[1], hidden.shape[1] // dropped.shape[1])
-            found = dots(of_hidden.unflatten(1, blocks), hidden.unflatten(1, blocks), ctx.soft_dtype)
-            of_soft = torch.zeros(dropped.shape, dtype=ctx.soft_dtype, device=x.device)
-            of_soft[tokens] = found * dropped[tokens]
-        return gradient, of_soft, None, None, None, None
 
 
 def times(multiply: Callable, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -287,6 +252,11 @@ def times(multiply: Callable, x: Tensor, weight: Tensor, bias: Tensor | None = N
     if multiply is not F.linear and not (weight.is_contiguous() or weight.t().is_contiguous()):
         weight = weight.contiguous()
     return multiply(x, weight, bias)
+
+
+def room_for(weight: Tensor, rows: Grouped) -> Tensor:
+    """Return room for a weight's gradient, zeros where a block has no pair that would fill its part."""
+    return torch.empty_like(weight) if all(rows.kept) else torch.zeros_like(weight)
 
 
 def sums(shape: tuple[int, ...], like: Tensor) -> Tensor:

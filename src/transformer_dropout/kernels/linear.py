@@ -39,8 +39,8 @@ def takes_onednn(*tensors: Tensor) -> bool:
     where nobody counts operations, which would not know this one.
     """
     return (
-        torch.backends.mkldnn.is_available()
-        and not watched()
+        not watched()
+        and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
         and all(dense(t) and t.dtype == torch.float32 and t.numel() > 0 for t in tensors)
         and all(forward_ad.unpack_dual(t).tangent is None for t in tensors)

@@ -19,7 +19,7 @@ Estimator = Literal["dense", "kept", "weighted", "sampled"]
 
 # The estimator "weighted" gives a kept block of probability M the weight 1 / M, up to this.
 LARGEST_WEIGHT = 10.0
-# The share of the tokens whose dropped blocks the estimator "sampled" computes in the backward pass.
+# The share of the tokens whose dropped blocks the estimator "sampled" computes too.
 PROBED = 0.1
 
 
@@ -196,7 +196,7 @@ class LearnedBlockDropout(DropoutLayer):
         x, mlp = autocast(x, mlp)
         probed = None
         if self.training and self.estimator == "sampled":
-            probed = ((factor > 0) & ~kept).any(-1).flatten()
+            probed = ((factor > 0) & ~kept).flatten(0, -2)
         out = grouped_mlp(
             x.flatten(0, -2), mlp, kept.flatten(0, -2), soft.flatten(0, -2), self.block, probed=probed
         )
