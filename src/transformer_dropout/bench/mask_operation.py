@@ -94,7 +94,7 @@ def over_dropout(budget: Budget, *, width: int) -> Measurement:
 
 def calls_for(step: Step) -> int:
     """Return how many calls make a round long enough to time."""
-    return max(1, 2_000_000 // step.x.numel())
+    return max(3, 4_000_000 // step.x.numel())
 
 
 def about(step: Step) -> dict[str, object]:

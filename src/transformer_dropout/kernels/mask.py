@@ -9,7 +9,6 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import random
-from ._memory import empty_like
 from ._native import takes_native, takes_triton, unwrapped
 
 SmoothPenalty = Literal["squared", "linear"]
@@ -128,7 +127,7 @@ def masked(
     """Return the output, the mask as one byte an element, and the sum of the penalty."""
     width = x.shape[-1]
     rows, gates = (tensor.reshape(-1, width) for tensor in (x, gate))
-    y = empty_like(rows)
+    y = torch.empty_like(rows)
     kept = torch.empty(rows.shape, dtype=torch.bool, device=x.device) if keep else None
     parts, totals = chunks(rows), []
     made = None if key is None else random.steps(parts[0].stop * width, x.device)
@@ -163,7 +162,7 @@ def gradients(
     With ``t = tan(u / 2)`` one function gives both parts: ``M = 1 / (1 + t^2)``, ``dM/du = -t M``.
     """
     ys, rows, gates = (tensor.reshape(-1, x.shape[-1]) for tensor in (y_gradient, x, gate))
-    x_gradient, gate_gradient = empty_like(ys), empty_like(ys, gate.dtype)
+    x_gradient, gate_gradient = torch.empty_like(ys), torch.empty_like(ys, dtype=gate.dtype)
     shift_gradient = []
     for part in chunks(ys):
         minus_tangent = (widened(gates[part]) + shift).mul_(-0.5).tan_()

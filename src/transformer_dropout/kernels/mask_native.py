@@ -7,7 +7,6 @@ from numba.extending import overload
 from torch import Tensor
 
 from ._compiled import compiled
-from ._memory import empty_like
 from .random_native import element_uniform, key_words
 
 # Of a penalty with the value M (a M + b) in each element.
@@ -170,7 +169,7 @@ def masked(
     keep: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the output, the words that hold the mask, and the sum of the penalty."""
-    y, width = empty_like(x), x.shape[-1]
+    y, width = torch.empty_like(x), x.shape[-1]
     arrays = as_array(x), as_array(gate), parameter_array(shift)
     if key is None and penalty is None and not keep:
         mask_at_threshold(*arrays, as_array(y))
@@ -203,7 +202,7 @@ def gradients(
     """Return the gradients of ``x``, ``gate`` and ``shift``."""
     a, b = COEFFICIENTS[penalty]
     each = 0.0 if scale is None else scale.item()
-    x_gradient, gate_gradient = empty_like(x), empty_like(gate)
+    x_gradient, gate_gradient = torch.empty_like(x), torch.empty_like(gate)
     shift_gradient = np.zeros(x.shape[-1])
     backward(
         *map(as_array, (y_gradient, x, gate)),

@@ -1,0 +1,298 @@
+"""Causal attention of `attention` as native loops that skip the future and draw the mask on the way.
+
+The queries of a block lie side by side, so that each instruction acts on a vector of them.
+"""
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._compiled import compiled
+from .mask_native import narrowed, widened
+from .random_native import element_bits, key_words
+from .tile_native import VECTOR, tile
+
+# Queries of a block, and keys or channels that one tile takes.
+LANES, STEP = 32, 8
+wide_tile, narrow_tile = tile(STEP, LANES // VECTOR), tile(STEP, 1)
+
+LOG2_E, LN_2, LN_2_REST = map(np.float32, (1.4426950408889634, 0.693359375, -2.12194440e-4))
+# exp(x) = 1 + x + x^2 P(x) for |x| <= ln(2) / 2, to a rounding of float32.
+EXPONENTIAL = tuple(
+    map(np.float32, (0.5, 0.16666665459, 0.041665795894, 0.0083334519073, 0.0013981999507, 0.0001987569150))
+)
+
+
+@numba.njit(inline="always")
+def exponential(x):
+    """Return exp(x) for x up to 80, and exactly 0 below -87."""
+    seen = np.float32(0) if x < np.float32(-87) else np.float32(1)
+    x = np.float32(-87) if x < np.float32(-87) else x
+    turns = np.rint(x * LOG2_E)
+    x = (x - turns * LN_2) - turns * LN_2_REST
+    p = EXPONENTIAL[3] + x * (EXPONENTIAL[4] + x * EXPONENTIAL[5])
+    p = EXPONENTIAL[0] + x * (EXPONENTIAL[1] + x * (EXPONENTIAL[2] + x * p))
+    power = np.int32((np.int32(turns) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (np.float32(1) + (x + x * x * p)) * (power * seen)
+
+
+@numba.njit(inline="always")
+def load(source, at, step, rows, size, target):
+    """Copy rows as float32 into the first columns of a wider array."""
+    for row in range(rows):
+        start, line = at + row * step, target[row]
+        for c in range(size):
+            line[c] = widened(source[start + c])
+
+
+@numba.njit(inline="always")
+def load_columns(source, at, step, count, size, factor, rows, columns):
+    """Copy a block of queries, times a factor, as rows and as columns; lanes without a query stay 0."""
+    rows[:], columns[:] = 0, 0
+    load(source, at, step, count, size, rows)
+    for row in range(count):
+        for c in range(size):
+            rows[row, c] *= factor
+    for c in range(size):
+        line = columns[c]
+        for lane in range(LANES):
+            line[lane] = rows[lane, c]
+
+
+@numba.njit(inline="always")
+def store(rows, count, size, target, at, step):
+    """Write rows where a tensor has them."""
+    for row in range(count):
+        start, line = at + row * step, rows[row]
+        for c in range(size):
+            target[start + c] = narrowed(line[c], target)
+
+
+@numba.njit(inline="always")
+def store_columns(columns, factors, count, size, target, at, step):
+    """Write columns, each times its factor, as the rows of a tensor."""
+    for lane in range(count):
+        start = at + lane * step
+        for c in range(size):
+            target[start + c] = narrowed(columns[c, lane] * factors[lane], target)
+
+
+@numba.njit(inline="always")
+def times_columns(left, columns, count, out):
+    """Write ``left columns`` for the first rows of ``left``, of which there are a multiple of STEP."""
+    width = left.shape[1]
+    a, b, o = left.reshape(-1), columns.reshape(-1), out.reshape(-1)
+    for row in range(0, count, STEP):
+        wide_tile(a, row * width, width, 1, b, 0, LANES, width, o, row * LANES, LANES, True)
+
+
+@numba.njit(inline="always")
+def transposed_times(left, tiles, count, out):
+    """Write ``left^T tiles`` over the first rows of both."""
+    width = left.shape[1]
+    a, b, o = left.reshape(-1), tiles.reshape(-1), out.reshape(-1)
+    for c in range(0, width, STEP):
+        wide_tile(a, c, 1, width, b, 0, LANES, count, o, c * LANES, LANES, True)
+
+
+@numba.njit(inline="always")
+def add_product(tiles, rows, count, out):
+    """Add ``tiles rows`` to the first rows of ``out``."""
+    width = rows.shape[1]
+    a, b, o = tiles.reshape(-1), rows.reshape(-1), out.reshape(-1)
+    for row in range(0, count, STEP):
+        for c in range(0, width, VECTOR):
+            narrow_tile(a, row * LANES, LANES, 1, b, c, width, LANES, o, row * width + c, width, False)
+
+
+@numba.njit(inline="always")
+def largest(scores, start, count, top):
+    """Hide the future of each query and find the largest of its scores."""
+    top[:] = -np.inf
+    for j in range(count):
+        line = scores[j]
+        for lane in range(LANES):
+            value = line[lane] if j <= start + lane else np.float32(-np.inf)
+            line[lane] = value
+            top[lane] = max(top[lane], value)
+
+
+@numba.njit(inline="always")
+def keep(line, starts, j, first, second, threshold):
+    """Set to 0 what the mask drops of one key's weights."""
+    for lane in range(LANES):
+        bits = np.int32(element_bits(starts[lane] + np.uint32(j), first, second))
+        line[lane] = line[lane] if bits >= threshold else np.float32(0)
+
+
+@numba.njit(inline="always")
+def first_elements(starts, head, start, tokens):
+    """Write the index of each query's first weight, as the random numbers count them."""
+    for lane in range(LANES):
+        starts[lane] = np.uint32((head * tokens + start + lane) * tokens)
+
+
+@compiled
+def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
+    heads, tokens, size = sizes
+    factor, scale, _ = numbers
+    first, second, threshold = mask
+    padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
+    k, v = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
+    q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    weights, mixed = np.empty((padded, LANES), np.float32), np.empty((width, LANES), np.float32)
+    top, total, starts = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint32)
+    for head in range(log_sum.size // tokens):
+        at = places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
+        step = places[:, 3]
+        load(key, at[1], step[1], tokens, size, k)
+        load(value, at[2], step[2], tokens, size, v)
+        for start in range(0, tokens, LANES):
+            count = min(LANES, tokens - start)
+            seen = -(-(start + count) // STEP) * STEP
+            load_columns(query, at[0] + start * step[0], step[0], count, size, factor, q, columns)
+            times_columns(k, columns, seen, weights)
+            largest(weights, start, seen, top)
+            first_elements(starts, head, start, tokens)
+            total[:] = 0
+            for j in range(seen):
+                line = weights[j]
+                for lane in range(LANES):
+                    line[lane] = exponential(line[lane] - top[lane])
+                    total[lane] += line[lane]
+                if threshold > -(2**31):
+                    keep(line, starts, j, first, second, threshold)
+            transposed_times(v, weights, seen, mixed)
+            for lane in range(LANES):
+                top[lane] += np.log(total[lane])
+                total[lane] = scale / total[lane]
+            log_sum[head * tokens + start : head * tokens + start + count] = top[:count]
+            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3])
+
+
+@numba.njit(inline="always")
+def chained(weights, changes, seen, start, sums, common, starts, mask, ones):
+    """Turn scores into the weights that were kept, and the weights' gradients into those of the scores."""
+    first, second, threshold = mask
+    for j in range(seen):
+        line, change = weights[j], changes[j]
+        ones[:] = 1
+        if threshold > -(2**31):
+            keep(ones, starts, j, first, second, threshold)
+        for lane in range(LANES):
+            # A score of the future may be so large that its exponential overflows.
+            score = line[lane] - sums[lane] if j <= start + lane else np.float32(-np.inf)
+            weight = exponential(score)
+            change[lane] = weight * (change[lane] * ones[lane] - common[lane])
+            line[lane] = weight * ones[lane]
+
+
+@compiled
+def backward(
+    gradient, query, key, value, out, places, sizes, numbers, mask, log_sum, dquery, dkey, dvalue
+):
+    heads, tokens, size = sizes
+    factor, scale, share = numbers
+    padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
+    k, v = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
+    dk, dv = np.empty((padded, width), np.float32), np.empty((padded, width), np.float32)
+    q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    g, g_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    o, o_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    weights, changes = np.empty((padded, LANES), np.float32), np.empty((padded, LANES), np.float32)
+    dq, common = np.empty((width, LANES), np.float32), np.empty(LANES, np.float32)
+    sums, starts = np.zeros(LANES, np.float32), np.empty(LANES, np.uint32)
+    ones, factors = np.ones(LANES, np.float32), np.full(LANES, factor)
+    for head in range(log_sum.size // tokens):
+        at = places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
+        step = places[:, 3]
+        load(key, at[2], step[2], tokens, size, k)
+        load(value, at[3], step[3], tokens, size, v)
+        dk[:], dv[:] = 0, 0
+        for start in range(0, tokens, LANES):
+            count = min(LANES, tokens - start)
+            seen = -(-(start + count) // STEP) * STEP
+            load_columns(query, at[1] + start * step[1], step[1], count, size, factor, q, columns)
+            load_columns(gradient, at[0] + start * step[0], step[0], count, size, scale, g, g_columns)
+            # The sum over keys of weight times gradient, through the output; one scale is in there already.
+            load_columns(out, at[4] + start * step[4], step[4], count, size, share, o, o_columns)
+            common[:] = 0
+            for c in range(size):
+                for lane in range(LANES):
+                    common[lane] += g_columns[c, lane] * o_columns[c, lane]
+            sums[:count] = log_sum[head * tokens + start : head * tokens + start + count]
+            first_elements(starts, head, start, tokens)
+            times_columns(k, columns, seen, weights)
+            times_columns(v, g_columns, seen, changes)
+            chained(weights, changes, seen, start, sums, common, starts, mask, ones)
+            transposed_times(k, changes, seen, dq)
+            add_product(changes, q, seen, dk)
+            add_product(weights, g, seen, dv)
+            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5])
+        store(dk, tokens, size, dkey, at[6], step[6])
+        store(dv, tokens, size, dvalue, at[7], step[7])
+
+
+Mask = tuple[Tensor, int, float]
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+    """Return what the heads mix, and the logarithm of each query's sum of exponentials.
+
+    Args:
+        query, key, value: as of ``attention.causal_attention``.
+        mask: the key of the random numbers, and ``dropout.mask_numbers``.
+    """
+    batch, heads, tokens, size = query.shape
+    # As the projection behind it reads it.
+    out = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
+    log_sum = torch.empty(batch, heads, tokens)
+    arrays, places = laid_out(query, key, value, out)
+    forward(*arrays[:3], places, *scalars(query, mask), arrays[3], log_sum.numpy().reshape(-1))
+    return out, log_sum
+
+
+def gradients(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    mask: Mask,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value; a mask that drops all has the scale 0."""
+    batch, heads, tokens, size = query.shape
+    found = query.new_empty(3, batch, tokens, heads, size).transpose(2, 3).unbind()
+    arrays, places = laid_out(gradient, query, key, value, out, *found)
+    backward(*arrays[:5], places, *scalars(query, mask), log_sum.numpy().reshape(-1), *arrays[5:])
+    return found
+
+
+def laid_out(*tensors: Tensor) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return each tensor's memory as one row, and where its sequences, heads and tokens begin there.
+
+    Shape:
+        tensors: (batch, heads, tokens, d), the channels side by side; places: (tensors, 4).
+    """
+    rows, places = [], []
+    for tensor in tensors:
+        tensor = tensor.detach()
+        if tensor.stride(-1) != 1:
+            tensor = tensor.contiguous()
+        length = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        row = tensor.as_strided((length,), (1,))
+        rows.append((row.view(torch.int16) if row.dtype == torch.bfloat16 else row).numpy())
+        places.append((0, *tensor.stride()[:3]))
+    return rows, np.array(places)
+
+
+def scalars(query: Tensor, mask: Mask) -> tuple[tuple, tuple, tuple]:
+    """Return the sizes; the factors of scores, of what is kept and of what is not scaled; the mask's numbers."""
+    key, threshold, scale = mask
+    return (
+        tuple(query.shape[1:]),
+        (np.float32(query.shape[-1] ** -0.5), np.float32(scale), np.float32(1 / scale if scale else 0)),
+        (*key_words(key), np.int32(threshold)),
+    )
