@@ -1,9 +1,29 @@
 """All rows, in the order of the table."""
 
-from . import block_mlp, decoding, gpu, mask_operation, row_skipping, training_step
+from . import (
+    block_mlp,
+    decoding,
+    gpu,
+    mask_operation,
+    peak_memory,
+    plain_dropout,
+    row_skipping,
+    small_model,
+    training_step,
+)
 from .row import Row
 
-ROOMS = (training_step, mask_operation, decoding, row_skipping, block_mlp, gpu)
+ROOMS = (
+    training_step,
+    small_model,
+    plain_dropout,
+    peak_memory,
+    mask_operation,
+    decoding,
+    row_skipping,
+    block_mlp,
+    gpu,
+)
 
 
 def all_rows() -> list[Row]:

@@ -38,45 +38,44 @@ def exponential(x):
 
 
 @numba.njit(inline="always")
-def gather(source, place, sequence, sizes, target):
-    """Copy a sequence's heads as float32 into the first columns of wider rows, in the order of memory."""
-    heads, tokens, size = sizes
-    for token in range(tokens):
-        at = sequence * place[0] + token * place[2]
-        for head in range(heads):
-            start, row = at + head * place[1], target[head, token]
-            for c in range(size):
-                row[c] = widened(source[start + c])
+def load(source, at, step, rows, size, target):
+    """Copy rows as float32 into the first columns of a wider array."""
+    for row in range(rows):
+        start, line = at + row * step, target[row]
+        for c in range(size):
+            line[c] = widened(source[start + c])
 
 
 @numba.njit(inline="always")
-def scatter(source, place, sequence, sizes, target):
-    """Write the first columns of rows where a tensor has a sequence's heads, in the order of memory."""
-    heads, tokens, size = sizes
-    for token in range(tokens):
-        at = sequence * place[0] + token * place[2]
-        for head in range(heads):
-            start, row = at + head * place[1], source[head, token]
-            for c in range(size):
-                target[start + c] = narrowed(row[c], target)
-
-
-@numba.njit(inline="always")
-def as_columns(rows, start, size, factor, columns):
-    """Copy a block of rows, times a factor, as columns."""
+def load_columns(source, at, step, count, size, factor, rows, columns):
+    """Copy a block of queries, times a factor, as rows and as columns; lanes without a query stay 0."""
+    rows[:], columns[:] = 0, 0
+    load(source, at, step, count, size, rows)
+    for row in range(count):
+        for c in range(size):
+            rows[row, c] *= factor
     for c in range(size):
         line = columns[c]
         for lane in range(LANES):
-            line[lane] = rows[start + lane, c] * factor
+            line[lane] = rows[lane, c]
 
 
 @numba.njit(inline="always")
-def as_rows(columns, size, factors, rows, start):
-    """Copy columns, each times its factor, as a block of rows."""
-    for lane in range(LANES):
-        row, factor = rows[start + lane], factors[lane]
+def store(rows, count, size, target, at, step):
+    """Write rows where a tensor has them."""
+    for row in range(count):
+        start, line = at + row * step, rows[row]
         for c in range(size):
-            row[c] = columns[c, lane] * factor
+            target[start + c] = narrowed(line[c], target)
+
+
+@numba.njit(inline="always")
+def store_columns(columns, factors, count, size, target, at, step):
+    """Write columns, each times its factor, as the rows of a tensor."""
+    for lane in range(count):
+        start = at + lane * step
+        for c in range(size):
+            target[start + c] = narrowed(columns[c, lane] * factors[lane], target)
 
 
 @numba.njit(inline="always")
@@ -98,13 +97,13 @@ def transposed_times(left, tiles, count, out):
 
 
 @numba.njit(inline="always")
-def add_product(tiles, rows, start, count, out):
-    """Add the product of tiles with a block of rows to the first rows of ``out``."""
+def add_product(tiles, rows, count, out):
+    """Add ``tiles rows`` to the first rows of ``out``."""
     width = rows.shape[1]
     a, b, o = tiles.reshape(-1), rows.reshape(-1), out.reshape(-1)
     for row in range(0, count, STEP):
         for c in range(0, width, VECTOR):
-            narrow_tile(a, row * LANES, LANES, 1, b, start * width + c, width, LANES, o, row * width + c, width, False)
+            narrow_tile(a, row * LANES, LANES, 1, b, c, width, LANES, o, row * width + c, width, False)
 
 
 @numba.njit(inline="always")
@@ -137,40 +136,39 @@ def first_elements(starts, head, start, tokens):
 @compiled
 def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
     heads, tokens, size = sizes
-    factor, scale = numbers
+    factor, scale, _ = numbers
     first, second, threshold = mask
-    padded, width = -(-tokens // LANES) * LANES, -(-size // VECTOR) * VECTOR
-    qs, ks, vs, os = [np.zeros((heads, padded, width), np.float32) for _ in range(4)]
-    columns, mixed = np.zeros((width, LANES), np.float32), np.empty((width, LANES), np.float32)
-    weights = np.empty((padded, LANES), np.float32)
+    padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
+    k, v = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
+    q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    weights, mixed = np.empty((padded, LANES), np.float32), np.empty((width, LANES), np.float32)
     top, total, starts = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint32)
-    for sequence in range(log_sum.shape[0]):
-        gather(query, places[0], sequence, sizes, qs)
-        gather(key, places[1], sequence, sizes, ks)
-        gather(value, places[2], sequence, sizes, vs)
-        for head in range(heads):
-            q, k, v, o = qs[head], ks[head], vs[head], os[head]
-            for start in range(0, tokens, LANES):
-                seen = start + LANES
-                as_columns(q, start, size, factor, columns)
-                times_columns(k, columns, seen, weights)
-                largest(weights, start, seen, top)
-                first_elements(starts, sequence * heads + head, start, tokens)
-                total[:] = 0
-                for j in range(seen):
-                    line = weights[j]
-                    for lane in range(LANES):
-                        line[lane] = exponential(line[lane] - top[lane])
-                        total[lane] += line[lane]
-                    if threshold > -(2**31):
-                        keep(line, starts, j, first, second, threshold)
-                transposed_times(v, weights, seen, mixed)
+    for head in range(log_sum.size // tokens):
+        at = places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
+        step = places[:, 3]
+        load(key, at[1], step[1], tokens, size, k)
+        load(value, at[2], step[2], tokens, size, v)
+        for start in range(0, tokens, LANES):
+            count = min(LANES, tokens - start)
+            seen = -(-(start + count) // STEP) * STEP
+            load_columns(query, at[0] + start * step[0], step[0], count, size, factor, q, columns)
+            times_columns(k, columns, seen, weights)
+            largest(weights, start, seen, top)
+            first_elements(starts, head, start, tokens)
+            total[:] = 0
+            for j in range(seen):
+                line = weights[j]
                 for lane in range(LANES):
-                    top[lane] += np.log(total[lane])
-                    total[lane] = scale / total[lane]
-                log_sum[sequence, head, start : start + LANES] = top
-                as_rows(mixed, size, total, o, start)
-        scatter(os, places[3], sequence, sizes, out)
+                    line[lane] = exponential(line[lane] - top[lane])
+                    total[lane] += line[lane]
+                if threshold > -(2**31):
+                    keep(line, starts, j, first, second, threshold)
+            transposed_times(v, weights, seen, mixed)
+            for lane in range(LANES):
+                top[lane] += np.log(total[lane])
+                total[lane] = scale / total[lane]
+            log_sum[head * tokens + start : head * tokens + start + count] = top[:count]
+            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3])
 
 
 @numba.njit(inline="always")
@@ -191,50 +189,49 @@ def chained(weights, changes, seen, start, sums, common, starts, mask, ones):
 
 
 @compiled
-def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log_sum, dquery, dkey, dvalue):
+def backward(
+    gradient, query, key, value, out, places, sizes, numbers, mask, log_sum, dquery, dkey, dvalue
+):
     heads, tokens, size = sizes
-    factor, scale = numbers
-    padded, width = -(-tokens // LANES) * LANES, -(-size // VECTOR) * VECTOR
-    gs, qs, ks, vs, os, dqs, dks, dvs = [np.zeros((heads, padded, width), np.float32) for _ in range(8)]
-    columns, g_columns = np.zeros((width, LANES), np.float32), np.zeros((width, LANES), np.float32)
+    factor, scale, share = numbers
+    padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
+    k, v = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
+    dk, dv = np.empty((padded, width), np.float32), np.empty((padded, width), np.float32)
+    q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    g, g_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    o, o_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
     weights, changes = np.empty((padded, LANES), np.float32), np.empty((padded, LANES), np.float32)
     dq, common = np.empty((width, LANES), np.float32), np.empty(LANES, np.float32)
-    starts, ones, factors = np.empty(LANES, np.uint32), np.ones(LANES, np.float32), np.full(LANES, factor)
-    for sequence in range(log_sum.shape[0]):
-        gather(gradient, places[0], sequence, sizes, gs)
-        gather(query, places[1], sequence, sizes, qs)
-        gather(key, places[2], sequence, sizes, ks)
-        gather(value, places[3], sequence, sizes, vs)
-        gather(out, places[4], sequence, sizes, os)
-        dks[:], dvs[:] = 0, 0
-        for head in range(heads):
-            g, q, k, v, o, dk, dv = gs[head], qs[head], ks[head], vs[head], os[head], dks[head], dvs[head]
-            for start in range(0, tokens, LANES):
-                seen = start + LANES
-                # The sum over keys of weight times gradient, through the output; one scale is in there already.
+    sums, starts = np.zeros(LANES, np.float32), np.empty(LANES, np.uint32)
+    ones, factors = np.ones(LANES, np.float32), np.full(LANES, factor)
+    for head in range(log_sum.size // tokens):
+        at = places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
+        step = places[:, 3]
+        load(key, at[2], step[2], tokens, size, k)
+        load(value, at[3], step[3], tokens, size, v)
+        dk[:], dv[:] = 0, 0
+        for start in range(0, tokens, LANES):
+            count = min(LANES, tokens - start)
+            seen = -(-(start + count) // STEP) * STEP
+            load_columns(query, at[1] + start * step[1], step[1], count, size, factor, q, columns)
+            load_columns(gradient, at[0] + start * step[0], step[0], count, size, scale, g, g_columns)
+            # The sum over keys of weight times gradient, through the output; one scale is in there already.
+            load_columns(out, at[4] + start * step[4], step[4], count, size, share, o, o_columns)
+            common[:] = 0
+            for c in range(size):
                 for lane in range(LANES):
-                    common[lane] = 0
-                as_columns(o, start, size, np.float32(1), columns)
-                as_columns(g, start, size, np.float32(1), g_columns)
-                for c in range(size):
-                    for lane in range(LANES):
-                        common[lane] += g_columns[c, lane] * columns[c, lane]
-                        g_columns[c, lane] *= scale
-                as_columns(q, start, size, factor, columns)
-                first_elements(starts, sequence * heads + head, start, tokens)
-                times_columns(k, columns, seen, weights)
-                times_columns(v, g_columns, seen, changes)
-                sums = log_sum[sequence, head, start : start + LANES]
-                chained(weights, changes, seen, start, sums, common, starts, mask, ones)
-                transposed_times(k, changes, seen, dq)
-                as_rows(dq, size, factors, dqs[head], start)
-                add_product(changes, q, start, seen, dk)
-                add_product(weights, g, start, seen, dv)
-            dk *= factor
-            dv *= scale
-        scatter(dqs, places[5], sequence, sizes, dquery)
-        scatter(dks, places[6], sequence, sizes, dkey)
-        scatter(dvs, places[7], sequence, sizes, dvalue)
+                    common[lane] += g_columns[c, lane] * o_columns[c, lane]
+            sums[:count] = log_sum[head * tokens + start : head * tokens + start + count]
+            first_elements(starts, head, start, tokens)
+            times_columns(k, columns, seen, weights)
+            times_columns(v, g_columns, seen, changes)
+            chained(weights, changes, seen, start, sums, common, starts, mask, ones)
+            transposed_times(k, changes, seen, dq)
+            add_product(changes, q, seen, dk)
+            add_product(weights, g, seen, dv)
+            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5])
+        store(dk, tokens, size, dkey, at[6], step[6])
+        store(dv, tokens, size, dvalue, at[7], step[7])
 
 
 Mask = tuple[Tensor, int, float]
@@ -250,9 +247,9 @@ def attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Ten
     batch, heads, tokens, size = query.shape
     # As the projection behind it reads it.
     out = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
-    log_sum = torch.empty(batch, heads, -(-tokens // LANES) * LANES)
+    log_sum = torch.empty(batch, heads, tokens)
     arrays, places = laid_out(query, key, value, out)
-    forward(*arrays[:3], places, *scalars(query, mask), arrays[3], log_sum.numpy())
+    forward(*arrays[:3], places, *scalars(query, mask), arrays[3], log_sum.numpy().reshape(-1))
     return out, log_sum
 
 
@@ -269,7 +266,7 @@ def gradients(
     batch, heads, tokens, size = query.shape
     found = query.new_empty(3, batch, tokens, heads, size).transpose(2, 3).unbind()
     arrays, places = laid_out(gradient, query, key, value, out, *found)
-    backward(*arrays[:5], places, *scalars(query, mask), log_sum.numpy(), *arrays[5:])
+    backward(*arrays[:5], places, *scalars(query, mask), log_sum.numpy().reshape(-1), *arrays[5:])
     return found
 
 
@@ -277,7 +274,7 @@ def laid_out(*tensors: Tensor) -> tuple[list[np.ndarray], np.ndarray]:
     """Return each tensor's memory as one row, and where its sequences, heads and tokens begin there.
 
     Shape:
-        tensors: (batch, heads, tokens, d), the channels side by side; places: (tensors, 3).
+        tensors: (batch, heads, tokens, d), the channels side by side; places: (tensors, 4).
     """
     rows, places = [], []
     for tensor in tensors:
@@ -287,7 +284,7 @@ def laid_out(*tensors: Tensor) -> tuple[list[np.ndarray], np.ndarray]:
         length = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
         row = tensor.as_strided((length,), (1,))
         rows.append((row.view(torch.int16) if row.dtype == torch.bfloat16 else row).numpy())
-        places.append(tensor.stride()[:3])
+        places.append((0, *tensor.stride()[:3]))
     return rows, np.array(places)
 
 
@@ -296,6 +293,6 @@ def scalars(query: Tensor, mask: Mask) -> tuple[tuple, tuple, tuple]:
     key, threshold, scale = mask
     return (
         tuple(query.shape[1:]),
-        (np.float32(query.shape[-1] ** -0.5), np.float32(scale)),
+        (np.float32(query.shape[-1] ** -0.5), np.float32(scale), np.float32(1 / scale if scale else 0)),
         (*key_words(key), np.int32(threshold)),
     )

@@ -182,7 +182,9 @@ class Expand(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyrefly: ignore[bad-override]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows, gradient = ctx.rows, gradient.contiguous()
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -225,7 +227,9 @@ class Project(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyrefly: ignore[bad-override]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         rows, gradient = ctx.rows, gradient.contiguous()
         of_hidden = torch.empty_like(hidden)

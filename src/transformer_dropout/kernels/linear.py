@@ -13,6 +13,9 @@ from torch.autograd import forward_ad
 
 from ._native import dense, watched
 
+# Products of fewer multiplications take less time than handing them over.
+SMALL = 2_000_000
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x weight^T + bias``, in float32 on a processor through oneDNN.
@@ -25,7 +28,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Shape:
         x: (..., inputs); weight: (outputs, inputs); bias: (outputs,); result: (..., outputs).
     """
-    if not takes_onednn(x, weight) or not (bias is None or takes_onednn(bias)):
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if x.numel() * len(weight) < SMALL or not takes_onednn(*tensors):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return OneDnnProduct.apply(x, weight, bias)

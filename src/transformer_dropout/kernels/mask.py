@@ -182,8 +182,9 @@ def gradients(
 
 
 def chunks(rows: Tensor) -> list[slice]:
-    """Return the parts that a processor's cache holds, the first the largest; elsewhere all rows at once."""
-    step = max(1, random.CHUNK // rows.shape[-1] if rows.device.type == "cpu" else len(rows))
+    """Return the parts that the caches of all threads hold, the first the largest; elsewhere all rows."""
+    held = random.CHUNK * torch.get_num_threads() // rows.shape[-1]
+    step = max(1, held if rows.device.type == "cpu" else len(rows))
     return [slice(start, min(start + step, len(rows))) for start in range(0, max(1, len(rows)), step)]
 
 
