@@ -170,6 +170,14 @@ def test_a_recipe_leaves_no_finding_behind(family, rates):
     assert {event.resolved for event in audit.events} >= {rate for rate in rates.values() if rate}
 
 
+def test_a_recipe_elsewhere_does_not_hide_a_module_that_is_never_called():
+    model = gpt2()
+    td.set_rates(model, {"attention_output": 0.3})
+    model.forgotten = nn.Dropout(0.3)
+    found = [(finding.code, finding.site) for finding in td.audit(model, inputs()).findings]
+    assert found == [("never-called", "forgotten")]
+
+
 def test_a_part_in_evaluation_is_not_blamed():
     model = gpt2().train()
     model.transformer.h.eval()

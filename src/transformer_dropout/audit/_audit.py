@@ -82,12 +82,7 @@ def audit(
     with unchanged(model):
         training = Observer(model if model.training else model.train(), training=True)
         failure = training.run(inputs)
-        notes = (
-            []
-            if failure is None
-            else [f"Recomputation was not observed; the backward pass failed: {failure}"]
-        )
-        notes += notes_on_skipped(training)
+        notes = notes_on(training, failure)
         uncalled, read = never_called(model, inputs, training)
         fields = read_fields(model, training) if rebuild is None else probe_fields(model, inputs, rebuild)
         recompiles = (
@@ -97,13 +92,14 @@ def audit(
         evaluation.run(inputs)
     findings = observed(model, training, evaluation)
     ignored = [finding.site for finding in findings if finding.code == "kernel-drops-attention-dropout"]
-    dead = list(dead_fields(model, fields, attention_rates(model) if ignored else []))
-    if dead and is_regularized(model):
-        notes += [f"{f.site} has no effect: the layers of a recipe are in the model." for f in dead]
-        dead = []
     # An attention that ignores its rate says all there is to say of the module that held it.
     findings += [finding for finding in uncalled if finding.site.rpartition(".")[0] not in ignored]
-    findings += dead + recompiles
+    dead = list(dead_fields(model, fields, attention_rates(model) if ignored else []))
+    if is_regularized(model):
+        notes += [f"{f.site} has no effect: the layers of a recipe are in the model." for f in dead]
+    else:
+        findings += dead
+    findings += recompiles
     if optimizer is not None:
         findings += weight_decay_on_norms(model, optimizer)
     return Audit(
@@ -132,7 +128,12 @@ def attention_rates(model: nn.Module) -> list[float]:
     return [rate for module in attentions for _, rate in rate_attributes(module)]
 
 
-def notes_on_skipped(training: Observer) -> list[str]:
-    """Say which blocks were not seen."""
+def notes_on(training: Observer, failure: str | None) -> list[str]:
+    """Say what was not seen: the backward pass when it failed, and blocks that did not run."""
+    notes = []
+    if failure is not None:
+        notes.append(f"Recomputation was not observed; the backward pass failed: {failure}")
     skipped = sorted(skipped_blocks(training))
-    return [f"Blocks that did not run in the training forward: {', '.join(skipped)}."] if skipped else []
+    if skipped:
+        notes.append(f"Blocks that did not run in the training forward: {', '.join(skipped)}.")
+    return notes
