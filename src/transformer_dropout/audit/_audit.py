@@ -85,9 +85,7 @@ def audit(
         notes = notes_on(training, failure)
         uncalled, read = never_called(model, inputs, training)
         fields = read_fields(model, training) if rebuild is None else probe_fields(model, inputs, rebuild)
-        recompiles = (
-            [] if regularization is None else list(schedule_recompiles(model, inputs, regularization))
-        )
+        recompiles = list(schedule_recompiles(model, inputs, regularization)) if regularization else []
         evaluation = Observer(model.eval(), training=False)
         evaluation.run(inputs)
     findings = observed(model, training, evaluation)

@@ -14,7 +14,7 @@ from .. import functional
 from ..errors import InputError
 from ..kernels.attention import causal_attention
 from ..kernels.cross_entropy import linear_cross_entropy
-from ..kernels.gelu import linear_after
+from ..kernels.mlp import mlp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class MLP(nn.Module):
         self.projection = nn.Linear(4 * config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_after(self.activation, self.projection, self.expand(x))
+        return mlp(x, self.expand, self.activation, self.projection)
 
 
 class Block(nn.Module):
