@@ -40,7 +40,7 @@ def regularized(model, recipe=RECIPE):
 @pytest.fixture(autouse=True)
 def always_skip(monkeypatch):
     """Skip whatever can be skipped; tiny blocks would not pay."""
-    monkeypatch.setattr(block_dropout, "pays", lambda share, block: True)
+    monkeypatch.setattr(block_dropout, "pays", lambda *arguments: True)
 
 
 def in_both_ways(monkeypatch, run):
@@ -117,8 +117,11 @@ def test_the_report_says_what_is_skipped_and_what_only_masked():
     assert all(line.endswith("dropped blocks: masked, not skipped)") for line in lines)
 
 
-PLAIN = "gpt2 gptj gpt_neox opt phi starcoder2 nemotron mpt bert roberta electra deberta-v2 distilbert albert"
-GATED = "llama mistral gemma modernbert bloom"
+PLAIN = (
+    "gpt2 gptj gpt_neox opt phi starcoder2 nemotron mpt "
+    "bert roberta electra deberta-v2 distilbert albert bart"
+)
+OTHER = "llama mistral gemma modernbert bloom t5"
 
 
 @pytest.mark.parametrize("family", PLAIN.split())
@@ -135,11 +138,12 @@ def test_plain_mlps_of_a_family_compute_the_same_with_blocks_skipped(monkeypatch
     handle.remove()
 
 
-@pytest.mark.parametrize("family", GATED.split())
-def test_gated_mlps_are_masked_only(family):
+@pytest.mark.parametrize("family", OTHER.split())
+def test_other_mlps_are_masked_only(family):
     handle = regularized(tiny_model(family))
     handle.model.train()
-    handle.model(input_ids=torch.arange(3, 9)[None])
+    words = torch.arange(3, 9)[None]
+    handle.model(input_ids=words, **({"decoder_input_ids": words} if family == "t5" else {}))
     assert not any(placed.layer.in_plain_mlp for placed in handle.placed)
     assert shares(handle) == [None] * len(handle.placed)
 
@@ -158,6 +162,17 @@ def test_torchs_encoder_layer_takes_no_way_around_the_layer(monkeypatch, activat
         assert all(0 < share < 1 for share in shares(handle))
         handle.remove()
         assert not torch.allclose(model(x), masked)
+
+
+def test_torchs_decoder_layer_computes_the_same_with_blocks_skipped(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), 2)
+    handle = regularized(model)
+    model.eval()
+    x, memory = torch.randn(2, 5, 16), torch.randn(2, 4, 16)
+    skipped, masked = in_both_ways(monkeypatch, lambda: model(x, memory))
+    torch.testing.assert_close(skipped, masked)
+    assert all(0 < share < 1 for share in shares(handle))
 
 
 def test_a_linear_layer_that_was_changed_is_left_alone():

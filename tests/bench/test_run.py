@@ -47,7 +47,9 @@ def test_pure_rows_run_without_native_code():
         seen.append(PURE.get())
         return Measurement(value=9.0, gate="")
 
-    run_rows([row(path="pure", measure=look), row(path="native", measure=look)], Budget(), lambda result: None)
+    run_rows(
+        [row(path="pure", measure=look), row(path="native", measure=look)], Budget(), lambda result: None
+    )
     assert seen[0] is True
     assert seen[1:] in ([], [False])
 

@@ -4,7 +4,9 @@ import json
 
 
 def test_chosen_rows_end_in_a_page_and_a_record(start, tmp_path):
-    process = start("bench", "--quick", "--row", "bytes*", "--row", "*GPU*", "--no-growth", "--out", "timings")
+    process = start(
+        "bench", "--quick", "--row", "bytes*", "--row", "*GPU*", "--no-growth", "--out", "timings"
+    )
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     folder = tmp_path / "timings"

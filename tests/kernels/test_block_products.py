@@ -203,7 +203,10 @@ def test_pairs_cannot_be_grouped_where_values_are_not_known():
 
 
 def test_wider_blocks_pay_sooner():
-    assert pays(0.6, 128)
-    assert not pays(0.6, 64)
-    assert pays(0.25, 32)
-    assert not pays(0.9, 256)
+    assert pays(0.6, 128, torch.float32)
+    assert not pays(0.6, 64, torch.float32)
+    assert pays(0.25, 32, torch.float32)
+    assert not pays(0.9, 256, torch.float32)
+    # Faster products leave less to be saved.
+    assert not pays(0.6, 128, torch.bfloat16)
+    assert pays(0.6, 256, torch.bfloat16)

@@ -51,7 +51,7 @@ def observed(built, *arguments):
 @pytest.fixture(params=["skipped", "masked"])
 def way(request, monkeypatch):
     """Compute an MLP in one of two ways, whatever would take less time."""
-    monkeypatch.setattr(block_dropout, "pays", lambda share, block: request.param == "skipped")
+    monkeypatch.setattr(block_dropout, "pays", lambda *arguments: request.param == "skipped")
     return request.param
 
 
@@ -60,7 +60,7 @@ def ways(monkeypatch):
     """Return a function that says which of two ways forwards go from now on."""
 
     def choose(name):
-        monkeypatch.setattr(block_dropout, "pays", lambda share, block: name == "skipped")
+        monkeypatch.setattr(block_dropout, "pays", lambda *arguments: name == "skipped")
 
     return choose
 

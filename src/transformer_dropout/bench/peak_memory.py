@@ -1,9 +1,10 @@
 """How much the memory of a process grows in one training step, at 16 windows of 200 tokens.
 
-Each side runs in a fresh process. After a first step, with the weights and the optimizer's moments in memory,
-the high-water mark of resident memory, ``VmHWM`` in ``/proc/self/status``, is set back to what is resident, by
-writing 5 to ``/proc/self/clear_refs``, and read after the second; Linux alone has these files. The growth is
-activations, logits and gradients. The other side is built as the published code is, as in `training_step`.
+Each side runs in a fresh process. After a first step, with the weights and the optimizer's moments in
+memory, the high-water mark of resident memory, ``VmHWM`` in ``/proc/self/status``, is set back to what is
+resident, by writing 5 to ``/proc/self/clear_refs``, and read after the second; Linux alone has these files.
+The growth is activations, logits and gradients. The other side is built as the published code is, as in
+`training_step`.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
-"""A training step with dropout everywhere, attention weights included: PyTorch's dropout, and the counter-based.
+"""A training step with dropout everywhere, attention weights included: PyTorch's, and the counter-based.
 
-The other side is the published baseline with p = 0.2: dropout on the embedding, the attention weights (through
-PyTorch's own attention), the attention's output and the MLP's output, plain modules, logits written out,
-eager, the default AdamW.
+The other side is the published baseline with p = 0.2: dropout on the embedding, the attention weights
+(through PyTorch's own attention), the attention's output and the MLP's output, plain modules, logits written
+out, eager, the default AdamW.
 """
 
 import torch.nn.functional as F

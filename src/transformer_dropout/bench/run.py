@@ -102,7 +102,7 @@ def profile_of(action: Callable[[], object], most: int = 5) -> str:
     # The older profiler, since the newer one writes lines of its own to the terminal.
     with torch.autograd.profiler.profile(use_kineto=False) as profiler:
         action()
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)  # pyrefly: ignore
     total = sum(event.self_cpu_time_total for event in events) or 1
     return ", ".join(f"{event.key} {event.self_cpu_time_total / total:.0%}" for event in events[:most])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class PlainAttention(Attention):
 
     @staticmethod
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        p = module.p if module.training else 0.0
+        p: float = cast(PlainAttention, module).p if module.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=p)
 
 
@@ -45,7 +46,11 @@ class PlainMLP(MLP):
         return self.projection(self.activation(self.expand(x)))
 
 
-PLAIN = {Decoder: PlainDecoder, Attention: PlainAttention, MLP: PlainMLP}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    Decoder: PlainDecoder,
+    Attention: PlainAttention,
+    MLP: PlainMLP,
+}
 
 
 def as_published(model: Decoder) -> None:

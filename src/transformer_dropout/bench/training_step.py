@@ -6,6 +6,7 @@ the dense decoder of as many parameters both sides are ours.
 """
 
 from functools import partial
+from typing import Any
 
 from ..layers import LearnedDropout
 from ..training.decoder import DecoderConfig
@@ -14,9 +15,9 @@ from .row import Budget, Measurement, Path, Row
 from .training_sides import check_same, learned_rule, our_side, published_side
 
 VOCABULARY, BATCH = 50_257, 4
-LEARNED = {"width": 144, "heads": 9, "context": 200}
+LEARNED: dict[str, Any] = {"width": 144, "heads": 9, "context": 200}
 # As many parameters without a mask, as published.
-DENSE = {"width": 156, "heads": 12, "context": 200}
+DENSE: dict[str, Any] = {"width": 156, "heads": 12, "context": 200}
 # How far the two sides may differ, in float32 and in bfloat16: in the loss and in the gradients.
 ALLOWED = {False: (1e-5, 1e-4), True: (1e-3, 5e-2)}
 

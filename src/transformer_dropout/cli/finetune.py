@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -33,7 +33,8 @@ RateOption = Annotated[
     float | None, typer.Option("--lr", help="Peak; default: 5e-5 up to 2,000 sentences, else 3e-5.")
 ]
 DTypeOption = Annotated[
-    str, typer.Option("--dtype", help="float32, or bfloat16, faster where the processor has it.")
+    Literal["float32", "bfloat16"],
+    typer.Option("--dtype", help="float32, or bfloat16, faster where the processor has it."),
 ]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")

@@ -47,7 +47,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float = 0.0) 
         random_key = draw_key() if p > 0 else torch.zeros(2, dtype=torch.int32)
         return NativeAttention.apply(*tensors, p, random_key)
     with torch.autocast("cpu", enabled=False):
-        wide = (tensor.float() for tensor in tensors)
+        wide = query.float(), key.float(), value.float()
         if p > 0:
             mixed = ChunkedAttention.apply(*wide, p, draw_key())
         else:
@@ -69,16 +69,17 @@ class NativeAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         from . import attention_native
 
-        *saved, random_key = ctx.saved_tensors
-        found = attention_native.gradients(gradient, *saved, (random_key, *ctx.mask))
+        query, key, value, mixed, log_sum, random_key = ctx.saved_tensors
+        mask = (random_key, *ctx.mask)
+        found = attention_native.gradients(gradient, query, key, value, mixed, log_sum, mask)
         return *found, None, None
 
 
 class ChunkedAttention(torch.autograd.Function):
-    """``causal_attention`` in products over a few heads at a time, whose weights the backward computes again."""
+    """``causal_attention`` in products of a few heads at a time; the backward makes the weights again."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         query, key, value, random_key = ctx.saved_tensors
         tokens, heads, scale = query.shape[2], query.shape[1], query.shape[3] ** -0.5
         found = tuple(torch.empty_like(tensor) for tensor in (query, key, value))

@@ -189,9 +189,7 @@ def chained(weights, changes, seen, start, sums, common, starts, mask, ones):
 
 
 @compiled
-def backward(
-    gradient, query, key, value, out, places, sizes, numbers, mask, log_sum, dquery, dkey, dvalue
-):
+def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log_sum, dquery, dkey, dvalue):
     heads, tokens, size = sizes
     factor, scale, share = numbers
     padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
@@ -264,7 +262,8 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value; a mask that drops all has the scale 0."""
     batch, heads, tokens, size = query.shape
-    found = query.new_empty(3, batch, tokens, heads, size).transpose(2, 3).unbind()
+    of_query, of_key, of_value = query.new_empty(3, batch, tokens, heads, size).transpose(2, 3)
+    found = of_query, of_key, of_value
     arrays, places = laid_out(gradient, query, key, value, out, *found)
     backward(*arrays[:5], places, *scalars(query, mask), log_sum.numpy().reshape(-1), *arrays[5:])
     return found
@@ -289,7 +288,7 @@ def laid_out(*tensors: Tensor) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def scalars(query: Tensor, mask: Mask) -> tuple[tuple, tuple, tuple]:
-    """Return the sizes; the factors of scores, of what is kept and of what is not scaled; the mask's numbers."""
+    """Return the sizes, the factors of scores, of what is kept and of what is not, and the mask's numbers."""
     key, threshold, scale = mask
     return (
         tuple(query.shape[1:]),

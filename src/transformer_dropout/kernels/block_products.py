@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from ._native import unwrapped
 
-# Gathering a row, adding its result back and starting its products take as long as so many more units do.
+# Gathering a row, adding its result back and starting its products take as long as so many more units do in
+# float32, and as twice as many where products are twice as fast.
 UNITS_OF_A_ROW = 64
 # As long as it takes to copy a block's weights, so many rows are multiplied by them.
 FEW_ROWS = 16
@@ -154,9 +155,9 @@ def can_group(*tensors: Tensor) -> bool:
     )
 
 
-def pays(share: float, block: int) -> bool:
+def pays(share: float, block: int, dtype: torch.dtype) -> bool:
     """Say whether computing a share of the pairs takes less time than computing all in one product."""
-    return share * (1 + UNITS_OF_A_ROW / block) < 1
+    return share * (1 + UNITS_OF_A_ROW * max(1, 4 // dtype.itemsize) / block) < 1
 
 
 class Expand(torch.autograd.Function):
@@ -238,9 +239,8 @@ class Project(torch.autograd.Function):
             own = gradient.index_select(0, part.tokens)
             of_hidden[part.rows] = times(ctx.multiply, own, weight[:, part.units].t())
             if of_weight is not None:
-                # The transposed factor is copied by some libraries, so that is the smaller one.
                 leaving = own[: len(part.kept_tokens)]
-                of_weight[:, part.units] = ctx.multiply(hidden[part.kept].t(), leaving.t()).t()
+                of_weight[:, part.units] = ctx.multiply(leaving.t(), hidden[part.kept].t())
         of_soft = dots(of_hidden, hidden, ctx.soft_dtype) if ctx.needs_input_grad[1] else None
         return of_hidden, of_soft, of_weight, None, None, None
 

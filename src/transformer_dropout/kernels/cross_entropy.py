@@ -66,7 +66,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         scaled = (None if of is None else of * gradient.to(of.dtype) for of in ctx.saved_tensors)
         return *scaled, None, None, None
 

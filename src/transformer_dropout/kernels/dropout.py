@@ -34,7 +34,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 def mask_numbers(p: float) -> tuple[int, float]:
-    """Return the number from which on random bits, as an int32, keep an element, and the scale of what is kept.
+    """Return from which int32 on random bits keep an element, and the scale of what is kept.
 
     At p = 1 one element in 2^32 is kept and scaled by 0.
     """
@@ -56,7 +56,7 @@ class CounterDropout(torch.autograd.Function):
         return masked(x, key, *mask_numbers(p))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         (key,) = ctx.saved_tensors
         return CounterDropout.apply(gradient, ctx.p, key), None, None
 
@@ -64,7 +64,8 @@ class CounterDropout(torch.autograd.Function):
 def masked(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
     """Return what of a contiguous tensor is kept, scaled, part by part so that each stays in the cache."""
     y = torch.empty_like(x)
-    for number, (source, target) in enumerate(zip(x.view(-1).split(CHUNK), y.view(-1).split(CHUNK), strict=True)):
+    parts = zip(x.view(-1).split(CHUNK), y.view(-1).split(CHUNK), strict=True)
+    for number, (source, target) in enumerate(parts):
         bits = random_bits(key, source.numel(), number * CHUNK)
         # Written as numbers at once: a mask of truth values takes ten times as long to apply.
         torch.ge(bits, threshold, out=target).mul_(source).mul_(scale)

@@ -65,7 +65,7 @@ class OneDnnProduct(torch.autograd.Function):
         return product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])
@@ -98,5 +98,5 @@ def working_dtype(x: Tensor) -> torch.dtype:
 class FastLinear(nn.Linear):
     """``nn.Linear`` through ``linear``; `speed_up_` makes one of an ``nn.Linear`` by changing its class."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)

@@ -67,7 +67,7 @@ class GeluMLP(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         saved = ctx.saved_tensors
         x, weight, bias, out_weight, _ = cast(ctx.dtype, *saved)
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
@@ -83,6 +83,6 @@ class GeluMLP(torch.autograd.Function):
         return *(of.to(tensor.dtype) if needs else None for of, tensor, needs in needed), None
 
 
-def cast(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+def cast(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Any, ...]:
     """Return tensors in a dtype; None stays None."""
     return tuple(tensor if tensor is None else tensor.to(dtype) for tensor in tensors)

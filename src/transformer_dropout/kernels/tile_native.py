@@ -28,7 +28,19 @@ def tile(rows: int, vectors: int) -> Callable[..., Any]:
 
     @intrinsic
     def product(
-        typing, left, left_at, row_step, step, right, right_at, right_step, count, out, out_at, out_step, fresh
+        typing,
+        left,
+        left_at,
+        row_step,
+        step,
+        right,
+        right_at,
+        right_step,
+        count,
+        out,
+        out_at,
+        out_step,
+        fresh,
     ):
         flat = types.Array(types.float32, 1, "C")
         at = types.intp
@@ -40,8 +52,10 @@ def tile(rows: int, vectors: int) -> Callable[..., Any]:
 
 def generate(rows: int, vectors: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """Write the instructions of ``tile``."""
-    left, left_at, row_step, step, right, right_at, right_step, count, out, out_at, out_step, fresh = arguments
-    left, right, out = (context.make_array(signature.args[0])(context, builder, a).data for a in (left, right, out))
+    left, left_at, row_step, step, right, right_at, right_step, *rest = arguments
+    count, out, out_at, out_step, fresh = rest
+    make = context.make_array(signature.args[0])
+    left, right, out = (make(context, builder, array).data for array in (left, right, out))
     fma = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(WIDE, [WIDE] * 3), f"llvm.fma.v{VECTOR}f32"
     )
@@ -63,7 +77,8 @@ def generate(rows: int, vectors: int, context: Any, builder: Any, signature: Any
         before = builder.load(place(out, out_at, INDEX(r), out_step, v), align=4)
         builder.store(builder.select(fresh, WIDE(None), before), total)
     with cgutils.for_range(builder, count) as loop:
-        line = [builder.load(place(right, right_at, loop.index, right_step, v), align=4) for v in range(vectors)]
+        places = [place(right, right_at, loop.index, right_step, v) for v in range(vectors)]
+        line = [builder.load(at, align=4) for at in places]
         for r in range(rows):
             start = builder.add(left_at, builder.mul(INDEX(r), row_step))
             number = broadcast(builder.load(place(left, start, loop.index, step)))

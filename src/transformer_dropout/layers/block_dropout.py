@@ -12,6 +12,7 @@ from .. import functional
 from ..errors import InputError, check_choice
 from ..kernels import random
 from ..kernels.block_products import Product, TwoProducts, can_group, grouped_mlp, pays
+from ..kernels.linear import working_dtype
 from ._base import DropoutLayer
 from .learned_dropout import PENALTIES, PenaltyName
 
@@ -176,24 +177,24 @@ class LearnedBlockDropout(DropoutLayer):
         soft = factor * keep_probability
         if mlp is None:
             return apply_blocks(x, kept, soft)
-        if self.skips(mlp, kept):
+        if self.skips(x, mlp, kept):
             return self.skipped(x, mlp, kept, factor, soft)
         hidden = mlp.activation(mlp.first(x))
         return mlp.second(apply_blocks(hidden, kept, soft))
 
-    def skips(self, mlp: TwoProducts, kept: Tensor) -> bool:
+    def skips(self, x: Tensor, mlp: TwoProducts, kept: Tensor) -> bool:
         """Say whether dropped blocks are left uncomputed in this forward, and note how much is computed."""
         if not can_group(kept, mlp.first.weight, mlp.second.weight):
             return False
         share = kept.sum().item() / max(kept.numel(), 1)
         wanted = not self.training or (self.skipping and self.estimator != "dense")
-        skips = wanted and pays(share, self.block)
+        skips = wanted and pays(share, self.block, working_dtype(x))
         self.computed = share if skips else 1.0
         return skips
 
     def skipped(self, x: Tensor, mlp: TwoProducts, kept: Tensor, factor: Tensor, soft: Tensor) -> Tensor:
         """Return the MLP's result without computing dropped blocks."""
-        x, mlp = autocast(x, mlp)
+        x, mlp = in_working_dtype(x, mlp)
         probed = None
         if self.training and self.estimator == "sampled":
             probed = ((factor > 0) & ~kept).flatten(0, -2)
@@ -213,12 +214,9 @@ class LearnedBlockDropout(DropoutLayer):
         return text if self.computed is None else f"{text}, computed last: {self.computed:.0%}"
 
 
-def autocast(x: Tensor, mlp: TwoProducts) -> tuple[Tensor, TwoProducts]:
+def in_working_dtype(x: Tensor, mlp: TwoProducts) -> tuple[Tensor, TwoProducts]:
     """Return input and weights in the dtype that linear layers compute in here."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return x, mlp
-    dtype = torch.get_autocast_dtype(device)
+    dtype = working_dtype(x)
     first, second = (
         Product(weight.to(dtype), None if bias is None else bias.to(dtype), multiply)
         for weight, bias, multiply in (mlp.first, mlp.second)
