@@ -53,6 +53,9 @@ def takes_onednn(*tensors: Tensor) -> bool:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x weight^T + bias`` for tensors of which ``takes_onednn`` holds; it has no gradient."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        # For a part of a wider matrix oneDNN falls back to a loop that takes a thousand times as long.
+        weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
