@@ -1,68 +1,137 @@
+"""Linear layers through oneDNN, against the product in float64."""
+
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from transformer_dropout.kernels import linear as linear_module
+import transformer_dropout as td
+from transformer_dropout.errors import InputError
+from transformer_dropout.kernels import linear as kernel
 from transformer_dropout.kernels.linear import FastLinear, linear, takes_onednn
 
 
-@pytest.fixture
-def every_product(monkeypatch):
-    """Let small products take the fast way too."""
-    monkeypatch.setattr(linear_module, "SMALL", 0)
-
-
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_result_and_gradients_are_those_of_a_linear_layer(every_product, with_bias):
+@pytest.fixture(autouse=True)
+def every_size(monkeypatch):
+    monkeypatch.setattr(kernel, "SMALL", 0)
     torch.manual_seed(0)
-    x, weight = torch.randn(3, 7, 24, requires_grad=True), torch.randn(16, 24, requires_grad=True)
-    bias = torch.randn(16, requires_grad=True) if with_bias else None
+
+
+def error(found, expected):
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("shape", [(64, 40), (3, 17, 40), (2, 3, 5, 40)])
+@pytest.mark.parametrize("outputs", [24, 56])
+@pytest.mark.parametrize("bias", [False, True])
+def test_results_and_gradients_are_those_of_float64(shape, outputs, bias):
+    tensors = [torch.randn(shape), torch.randn(outputs, 40), torch.randn(outputs) if bias else None]
+    ours, exact = (
+        [t if t is None else t.to(dtype).requires_grad_() for t in tensors]
+        for dtype in (torch.float32, torch.float64)
+    )
+    y, expected = linear(*ours), F.linear(*exact)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    expected.backward(gradient.double())
+    assert y.grad_fn.name() == "OneDnnProductBackward"
+    assert error(y, expected) < 1e-6
+    for found, wanted in zip(ours, exact, strict=True):
+        if found is not None:
+            assert error(found.grad, wanted.grad) < 1e-6
+
+
+def test_a_gradient_has_a_gradient():
+    x, weight = torch.randn(8, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True)
+    found = []
+    for function in (linear, F.linear):
+        (gradient,) = torch.autograd.grad(function(x, weight).pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), (x, weight)))
+    for ours, expected in zip(*found, strict=True):
+        assert error(ours, expected) < 1e-6
+
+
+def test_a_part_of_a_wider_weight_and_any_view_of_the_input_will_do():
+    wide = torch.randn(40, 3000)
+    for x in (torch.randn(700, 90)[:, :40], torch.randn(40, 700).t(), torch.randn(1, 40).expand(700, 40)):
+        assert error(linear(x, wide[:, 7:1007].t()), x.double() @ wide[:, 7:1007].double()) < 1e-6
+
+
+def test_what_is_not_float32_of_a_processor_takes_the_other_path():
+    x, weight = torch.randn(8, 6), torch.randn(4, 6)
     assert takes_onednn(x, weight)
-    inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
-    gradient = torch.randn(3, 7, 16)
-    found = [linear(x, weight, bias), *torch.autograd.grad(linear(x, weight, bias), inputs, gradient)]
-    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    exact = F.linear(*wide)
-    expected = [exact, *torch.autograd.grad(exact, wide, gradient.double())]
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == torch.float32
-        assert ((one - other).norm() / other.norm()).item() < 1e-6
-
-
-def test_the_gradient_has_a_gradient(every_product):
-    torch.manual_seed(0)
-    x, weight = torch.randn(5, 24, requires_grad=True), torch.randn(16, 24, requires_grad=True)
-    results = []
-    for product in (linear, F.linear):
-        (first,) = torch.autograd.grad(product(x, weight).pow(3).sum(), x, create_graph=True)
-        results.append(torch.autograd.grad(first.pow(2).sum(), weight)[0])
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-2)
-
-
-def test_other_tensors_take_pytorchs_own_way(every_product):
-    x, weight = torch.randn(4, 8), torch.randn(8, 8)
-    assert not takes_onednn(x.double(), weight.double())
-    assert not takes_onednn(x.bfloat16(), weight.bfloat16())
+    assert not takes_onednn(x.double(), weight)
+    assert not takes_onednn(x.to("meta"), weight)
     assert not takes_onednn(x[:0], weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not takes_onednn(x, weight)
         assert linear(x, weight).dtype == torch.bfloat16
-    torch.testing.assert_close(linear(x.double(), weight.double()), F.linear(x.double(), weight.double()))
-
-
-def test_operations_are_counted_as_before(every_product):
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter:
-        linear(torch.randn(4, 8), torch.randn(16, 8))
-    assert counter.get_total_flops() == 2 * 4 * 8 * 16
+        linear(x, weight)
+    assert counter.get_total_flops() == 2 * 8 * 6 * 4
+    assert torch.equal(torch.func.vmap(lambda row: linear(row[None], weight)[0])(x), F.linear(x, weight))
+    _, tangent = torch.func.jvp(lambda x: linear(x, weight), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, weight.sum(1).expand(8, 4))
 
 
-def test_the_layer_is_a_linear_layer_of_another_class(every_product):
-    layer = nn.Linear(12, 20)
-    x = torch.randn(9, 12)
-    expected = layer(x)
-    layer.__class__ = FastLinear
-    torch.testing.assert_close(layer(x), expected)
-    assert isinstance(layer, nn.Linear)
+def test_a_compiled_layer_has_no_break_and_the_same_result():
+    torch._dynamo.reset()
+    layer = FastLinear(6, 4)
+    x = torch.randn(8, 6)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    torch._dynamo.reset()
+
+
+class Own(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def model():
+    return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.ModuleDict({"own": Own(8, 8)})["own"], nn.Linear(8, 2))
+
+
+def test_speed_up_changes_plain_linear_layers_and_nothing_of_the_results():
+    plain = model()
+    seen = []
+    plain[0].register_forward_hook(lambda module, arguments, output: seen.append(output))
+    fast, x = copy.deepcopy(plain), torch.randn(5, 6)
+    td.speed_up_(fast)
+    td.speed_up_(fast)
+    assert [type(layer) for layer in fast] == [FastLinear, nn.GELU, Own, FastLinear]
+    torch.testing.assert_close(fast(x), plain(x))
+    assert len(seen) == 2
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(pickle.loads(pickle.dumps(copy.deepcopy(fast[3])))(x[:, :1].expand(5, 8)), fast[3](x[:, :1].expand(5, 8)))
+
+
+def test_speed_up_of_a_model_without_linear_layers_says_so():
+    with pytest.raises(InputError, match="found no nn.Linear in this GELU"):
+        td.speed_up_(nn.GELU())
+
+
+def test_speed_up_lives_beside_layers_put_in_before_and_after():
+    for first in (True, False):
+        net = td_decoder()
+        before = {name: tensor.shape for name, tensor in net.state_dict().items()}
+        if first:
+            td.speed_up_(net)
+        handle = td.regularize_(net, td.Recipe([td.Rule("mlp_hidden", td.Dropout, p=1.0)]))
+        td.speed_up_(net)
+        tokens = torch.arange(8).view(2, 4)
+        for block in net.blocks:
+            assert type(block.mlp.expand) is FastLinear
+            assert block.mlp(torch.randn(1, 4, 8)).count_nonzero() == 0
+        net(tokens, tokens).backward()
+        handle.remove()
+        assert {name: tensor.shape for name, tensor in net.state_dict().items()} == before
+
+
+def td_decoder():
+    from transformer_dropout.training.decoder import Decoder, DecoderConfig
+
+    return Decoder(16, DecoderConfig(width=8, heads=2, blocks=2, context=8))

@@ -1,72 +1,114 @@
+"""The MLP as one operation, against its three layers."""
+
 import pytest
 import torch
 from torch import nn
 
-from transformer_dropout.kernels.mlp import GeluMLP, bare, mlp
+from transformer_dropout.kernels import linear as kernel
+from transformer_dropout.kernels.linear import FastLinear
+from transformer_dropout.kernels.mlp import mlp
 
 
-def parts(bias, approximate="none", dtype=torch.float32):
+@pytest.fixture(autouse=True)
+def seed(monkeypatch):
     torch.manual_seed(0)
-    return (
-        nn.Linear(12, 48, bias=bias, dtype=dtype),
-        nn.GELU(approximate),
-        nn.Linear(48, 12, bias=bias, dtype=dtype),
-    )
+    monkeypatch.setattr(kernel, "SMALL", 0)
 
 
-@pytest.mark.parametrize("bias", [True, False])
+def layers(bias=True, approximate="none", kind=nn.Linear, dtype=torch.float32):
+    three = kind(12, 48, bias=bias), nn.GELU(approximate), kind(48, 12, bias=bias)
+    return tuple(layer.to(dtype) for layer in three)
+
+
+def step(function, x, three):
+    x = x.clone().requires_grad_()
+    y = function(x)
+    gradient = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)
+    y.backward(gradient)
+    found = [y, x.grad, *(p.grad for layer in three for p in layer.parameters())]
+    for layer in three:
+        layer.zero_grad()
+    return found
+
+
+def error(found, expected):
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_result_and_gradients_are_those_of_the_three_modules(bias, approximate):
-    expand, activation, projection = parts(bias, approximate)
-    x = torch.randn(2, 5, 12, requires_grad=True)
-    inputs = [x, *expand.parameters(), *projection.parameters()]
-    together = mlp(x, expand, activation, projection)
-    assert "GeluMLP" in type(together.grad_fn).__name__
-    apart = projection(activation(expand(x)))
-    torch.testing.assert_close(together, apart)
-    gradient = torch.randn(2, 5, 12)
-    found, expected = (torch.autograd.grad(out, inputs, gradient) for out in (together, apart))
-    for one, other in zip(found, expected, strict=True):
-        assert ((one - other).norm() / other.norm()).item() < 1e-6
+@pytest.mark.parametrize("kind", [nn.Linear, FastLinear])
+def test_results_and_gradients_are_those_of_the_layers(bias, approximate, kind):
+    three, x = layers(bias, approximate, kind), torch.randn(2, 7, 12)
+    ours = step(lambda x: mlp(x, *three), x, three)
+    expected = step(lambda x: three[2](three[1](three[0](x))), x, three)
+    assert ours[0].grad_fn.name() == "GeluMLPBackward"
+    assert len(ours) == (6 if bias else 4)
+    for found, wanted in zip(ours, expected, strict=True):
+        assert error(found, wanted) < 1e-6
 
 
-def test_gradients_are_exact_in_float64():
-    expand, _, projection = parts(True, dtype=torch.float64)
-    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda *inputs: GeluMLP.apply(*inputs, "none"),
-        (x, expand.weight, expand.bias, projection.weight, projection.bias),
-    )
+def test_gradcheck():
+    three, x = layers(dtype=torch.float64), torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
+    parameters = [p for layer in three for p in layer.parameters()]
+    assert torch.autograd.gradcheck(lambda x, *_: mlp(x, *three), (x, *parameters))
 
 
-def test_autocast_gives_bfloat16_products_and_float32_gradients():
-    expand, activation, projection = parts(False)
-    x = torch.randn(64, 12, requires_grad=True)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16(autocast):
+    three = layers(dtype=torch.float32 if autocast else torch.bfloat16)
+    x = torch.randn(2, 30, 12).to(three[0].weight.dtype)
+
+    def run(function):
+        def inside(x):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return function(x)
+
+        return step(inside, x, three)
+
+    ours, plain = run(lambda x: mlp(x, *three)), run(lambda x: three[2](three[1](three[0](x))))
+    for found, wanted in zip(ours, plain, strict=True):
+        assert found.dtype == wanted.dtype
+        assert error(found, wanted) < 1e-2
+
+
+def test_autocast_remembers_no_weight_without_a_gradient():
+    three, x = layers(), torch.randn(3, 12)
     with torch.autocast("cpu", torch.bfloat16):
-        out = mlp(x, expand, activation, projection)
-    assert out.dtype == torch.bfloat16
-    out.float().pow(2).sum().backward()
-    found = expand.weight.grad.clone()
-    expand.weight.grad = None
-    projection(activation(expand(x))).pow(2).sum().backward()
-    assert found.dtype == torch.float32
-    assert ((found - expand.weight.grad).norm() / expand.weight.grad.norm()).item() < 2e-2
+        (mlp(x, *three).sum() + three[0](x).sum()).backward()
+    found = three[0].weight.grad.clone()
+    three[0].zero_grad()
+    mlp(x.bfloat16().float(), *three).sum().backward()
+    alone = three[0].weight.grad
+    assert error(found - x.sum(0), alone) < 0.05
 
 
-def test_only_what_enters_is_kept():
-    expand, activation, projection = parts(False)
-    x, kept = torch.randn(10, 12, requires_grad=True), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        mlp(x, expand, activation, projection)
-    weights = {id(p) for p in (expand.weight, projection.weight)}
-    assert sum(t.numel() for t in kept if id(t) not in weights) == x.numel()
+def test_it_keeps_what_enters_and_the_weights_alone():
+    three, x = layers(), torch.randn(100, 12, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        mlp(x, *three)
+    assert max(kept) == x.numel()
+    assert len(kept) == 5
 
 
-def test_a_hook_in_between_still_runs():
-    expand, activation, projection = parts(False)
-    assert bare(activation, nn.GELU)
-    handle = activation.register_forward_hook(lambda module, inputs, out: out * 0)
-    assert not bare(activation, nn.GELU)
-    assert not mlp(torch.randn(3, 12), expand, activation, projection).any()
-    handle.remove()
-    assert mlp(torch.randn(3, 12), expand, activation, projection).any()
+def test_a_hook_on_any_layer_is_called():
+    for number in range(3):
+        three, seen = layers(), []
+        three[number].register_forward_hook(lambda module, arguments, output: seen.append(1) or output * 0)
+        y = mlp(torch.randn(4, 12), *three)
+        assert seen == [1]
+        if number == 1:
+            torch.testing.assert_close(y, three[2].bias.expand(4, 12))
+
+
+def test_other_layers_are_called_as_they_are():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    expand, activation, _ = layers()
+    projection, x = Doubled(48, 12), torch.randn(4, 12)
+    expected = projection(activation(expand(x)))
+    assert torch.equal(mlp(x, expand, activation, projection), expected)
+    assert mlp(x, expand, nn.ReLU(), projection).grad_fn.name() != "GeluMLPBackward"

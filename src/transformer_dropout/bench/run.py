@@ -1,8 +1,9 @@
 """Measure rows, each on its own, so that one that fails leaves the others."""
 
+import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
@@ -99,12 +100,24 @@ def measure(row: Row, budget: Budget) -> Result:
 def profile_of(action: Callable[[], object], most: int = 5) -> str:
     """Return the operations that take most of one call, with their shares of the processor's time."""
     action()
-    # The older profiler, since the newer one writes lines of its own to the terminal.
-    with torch.autograd.profiler.profile(use_kineto=False) as profiler:
+    with silent_stderr(), torch.autograd.profiler.profile(use_kineto=False) as profiler:
         action()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)  # pyrefly: ignore
     total = sum(event.self_cpu_time_total for event in events) or 1
     return ", ".join(f"{event.key} {event.self_cpu_time_total / total:.0%}" for event in events[:most])
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keep the lines that the profiler's C++ writes from the terminal."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def what_is_missing(row: Row) -> str:
