@@ -26,7 +26,8 @@ def ratios_figure(record: dict[str, Any]) -> str | None:
     axes = figure.subplots()
     for place, row in enumerate(rows):
         colour = MET if row["status"] == "met" else MISSED
-        axes.plot([min(row["per_round"]), max(row["per_round"])], [place, place], color=colour, linewidth=2)
+        rounds = row["per_round"] or [row["value"]]
+        axes.plot([min(rounds), max(rounds)], [place, place], color=colour, linewidth=2)
         axes.plot(row["value"], place, "o" if row["status"] == "met" else "X", color=colour)
         axes.plot(row["target"], place, "|", color=TARGET, markersize=13, markeredgewidth=2)
     axes.set_yticks(range(len(rows)), [f"{row['name']}, {row['path']}" for row in rows], fontsize="small")
