@@ -10,6 +10,7 @@ from torch import Tensor
 from .kernels import random
 from .kernels.attention import causal_attention
 from .kernels.dropout import dropout as counter_dropout
+from .kernels.heads import split_heads
 
 
 def dropout(x: Tensor, p: float | Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def self_attention(
         result: (batch, tokens, width).
     """
     batch, tokens, triple = qkv.shape
-    query, key, value = qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
+    query, key, value = split_heads(qkv, heads)
     if past is not None:
         key, value = past.extend(key, value)
     mixed = attention(query, key, value, causal=causal, padding_mask=padding_mask)

@@ -36,7 +36,9 @@ def step(function, x, weight, targets, scale=1.0):
 
 def test_loss_and_gradients_in_float32():
     x, weight, targets = inputs()
-    exact = step(plain, x.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), targets, 3)
+    exact = step(
+        plain, x.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), targets, 3
+    )
     for found, wanted in zip(step(linear_cross_entropy, x, weight, targets, 3), exact, strict=True):
         assert found.dtype == torch.float32
         assert error(found, wanted) < 1e-6
@@ -51,7 +53,9 @@ def test_loss_and_gradients_in_bfloat16(autocast):
             return linear_cross_entropy(*tensors)
 
     found = step(ours, x, weight, targets)
-    exact = step(plain, x.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), targets)
+    exact = step(
+        plain, x.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), targets
+    )
     assert found[0].dtype == torch.float32
     for one, wanted in zip(found, exact, strict=True):
         assert error(one, wanted) < 1e-2

@@ -13,6 +13,7 @@ import transformer_dropout as td
 from transformer_dropout.errors import InputError
 from transformer_dropout.kernels import linear as kernel
 from transformer_dropout.kernels.linear import FastLinear, linear, takes_onednn
+from transformer_dropout.training.decoder import Decoder, DecoderConfig
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def error(found, expected):
 def test_results_and_gradients_are_those_of_float64(shape, outputs, bias):
     tensors = [torch.randn(shape), torch.randn(outputs, 40), torch.randn(outputs) if bias else None]
     ours, exact = (
-        [t if t is None else t.to(dtype).requires_grad_() for t in tensors]
+        [t if t is None else t.to(dtype, copy=True).requires_grad_() for t in tensors]
         for dtype in (torch.float32, torch.float64)
     )
     y, expected = linear(*ours), F.linear(*exact)
@@ -61,6 +62,8 @@ def test_a_part_of_a_wider_weight_and_any_view_of_the_input_will_do():
         assert error(linear(x, wide[:, 7:1007].t()), x.double() @ wide[:, 7:1007].double()) < 1e-6
 
 
+# Forward-mode gradients import a module of torch that warns about itself.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_what_is_not_float32_of_a_processor_takes_the_other_path():
     x, weight = torch.randn(8, 6), torch.randn(4, 6)
     assert takes_onednn(x, weight)
@@ -92,7 +95,9 @@ class Own(nn.Linear):
 
 
 def model():
-    return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.ModuleDict({"own": Own(8, 8)})["own"], nn.Linear(8, 2))
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.GELU(), nn.ModuleDict({"own": Own(8, 8)})["own"], nn.Linear(8, 2)
+    )
 
 
 def test_speed_up_changes_plain_linear_layers_and_nothing_of_the_results():
@@ -106,17 +111,19 @@ def test_speed_up_changes_plain_linear_layers_and_nothing_of_the_results():
     torch.testing.assert_close(fast(x), plain(x))
     assert len(seen) == 2
     assert fast.state_dict().keys() == plain.state_dict().keys()
-    torch.testing.assert_close(pickle.loads(pickle.dumps(copy.deepcopy(fast[3])))(x[:, :1].expand(5, 8)), fast[3](x[:, :1].expand(5, 8)))
+    again = pickle.loads(pickle.dumps(fast[3]))
+    hidden = torch.randn(5, 8)
+    assert torch.equal(again(hidden), fast[3](hidden))
 
 
 def test_speed_up_of_a_model_without_linear_layers_says_so():
-    with pytest.raises(InputError, match="found no nn.Linear in this GELU"):
+    with pytest.raises(InputError, match=r"found no nn\.Linear in this GELU"):
         td.speed_up_(nn.GELU())
 
 
 def test_speed_up_lives_beside_layers_put_in_before_and_after():
     for first in (True, False):
-        net = td_decoder()
+        net = Decoder(16, DecoderConfig(width=8, heads=2, blocks=2, context=8))
         before = {name: tensor.shape for name, tensor in net.state_dict().items()}
         if first:
             td.speed_up_(net)
@@ -129,9 +136,3 @@ def test_speed_up_lives_beside_layers_put_in_before_and_after():
         net(tokens, tokens).backward()
         handle.remove()
         assert {name: tensor.shape for name, tensor in net.state_dict().items()} == before
-
-
-def td_decoder():
-    from transformer_dropout.training.decoder import Decoder, DecoderConfig
-
-    return Decoder(16, DecoderConfig(width=8, heads=2, blocks=2, context=8))

@@ -92,14 +92,14 @@ def test_it_keeps_what_enters_and_the_weights_alone():
     assert len(kept) == 5
 
 
-def test_a_hook_on_any_layer_is_called():
-    for number in range(3):
-        three, seen = layers(), []
-        three[number].register_forward_hook(lambda module, arguments, output: seen.append(1) or output * 0)
-        y = mlp(torch.randn(4, 12), *three)
-        assert seen == [1]
-        if number == 1:
-            torch.testing.assert_close(y, three[2].bias.expand(4, 12))
+@pytest.mark.parametrize("number", range(3))
+def test_a_hook_on_any_layer_is_called(number):
+    three, seen = layers(), []
+    three[number].register_forward_hook(lambda module, arguments, output: seen.append(1) or output * 0)
+    y = mlp(torch.randn(4, 12), *three)
+    assert seen == [1]
+    if number == 1:
+        torch.testing.assert_close(y, three[2].bias.expand(4, 12))
 
 
 def test_other_layers_are_called_as_they_are():

@@ -262,7 +262,8 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value; a mask that drops all has the scale 0."""
     batch, heads, tokens, size = query.shape
-    of_query, of_key, of_value = query.new_empty(3, batch, tokens, heads, size).transpose(2, 3)
+    # Side by side, as `heads.split_heads` wants them.
+    of_query, of_key, of_value = query.new_empty(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
     found = of_query, of_key, of_value
     arrays, places = laid_out(gradient, query, key, value, out, *found)
     backward(*arrays[:5], places, *scalars(query, mask), log_sum.numpy().reshape(-1), *arrays[5:])

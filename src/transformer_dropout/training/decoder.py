@@ -14,6 +14,7 @@ from .. import functional
 from ..errors import InputError
 from ..kernels.attention import causal_attention
 from ..kernels.cross_entropy import linear_cross_entropy
+from ..kernels.heads import split_heads
 from ..kernels.mlp import mlp
 
 
@@ -94,9 +95,7 @@ class Attention(nn.Module):
             )
             return self.projection(mixed)
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = self.attend(self, query, key, value)
+        mixed = self.attend(self, *split_heads(self.qkv(x), self.heads))
         return self.projection(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
