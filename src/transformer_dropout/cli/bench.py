@@ -22,7 +22,7 @@ GrowthOption = Annotated[
 
 def bench(
     rows: RowOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Smaller shapes, under 3 minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller shapes, a few minutes.")] = False,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each side.")] = 7,
     growth: GrowthOption = True,
     out: Annotated[
