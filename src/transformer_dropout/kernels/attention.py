@@ -139,5 +139,5 @@ def kept(weights: Tensor, random_key: Tensor, start: int, p: float) -> Tensor:
         p: probability of dropping.
     """
     bits = random_bits(random_key, weights.numel(), start).view(weights.shape)
-    # Written as numbers at once: filling by a mask of truth values takes ten times as long.
+    # Written as numbers at once: filling by a mask of truth values takes longer.
     return torch.ge(bits, mask_numbers(p)[0], out=torch.empty_like(weights))

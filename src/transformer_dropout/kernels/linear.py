@@ -1,6 +1,6 @@
 """Linear layers in float32 through oneDNN, which PyTorch carries and by itself uses for bfloat16 only.
 
-On processors that are not Intel's PyTorch's own float32 products run at about half the speed of oneDNN's.
+On processors that are not Intel's the library that PyTorch takes for float32 by itself is the slower one.
 Both are float32 throughout; they differ in the order of a sum. No global precision switch is touched.
 """
 
@@ -54,7 +54,7 @@ def takes_onednn(*tensors: Tensor) -> bool:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x weight^T + bias`` for tensors of which ``takes_onednn`` holds; it has no gradient."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        # For a part of a wider matrix oneDNN falls back to a loop that takes a thousand times as long.
+        # For a part of a wider matrix oneDNN falls back to a much slower loop.
         weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
