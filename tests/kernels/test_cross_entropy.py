@@ -12,6 +12,7 @@ from transformer_dropout.kernels.cross_entropy import linear_cross_entropy
 @pytest.fixture(autouse=True, params=[7 * 61, 10**6], ids=["chunks", "whole"])
 def chunks(request, monkeypatch):
     monkeypatch.setattr(kernel, "PROCESSOR_LOGITS", request.param)
+    monkeypatch.setattr(kernel, "DEVICE_LOGITS", request.param)
     torch.manual_seed(0)
 
 
@@ -61,6 +62,21 @@ def test_loss_and_gradients_in_bfloat16(autocast):
         assert error(one, wanted) < 1e-2
     rounded = F.linear(x.bfloat16(), weight.bfloat16()).flatten(0, 1).double()
     assert found[0].item() == pytest.approx(F.cross_entropy(rounded, targets.flatten()).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_vocabulary_filled_up_as_on_a_gpu_changes_nothing(dtype, monkeypatch):
+    x, weight, targets = inputs(dtype)
+    expected = step(linear_cross_entropy, x, weight, targets, 3)
+    monkeypatch.setattr(kernel, "on_gpu", lambda x: True)
+    widths = set()
+    linear = kernel.linear
+    monkeypatch.setattr(kernel, "linear", lambda x, w: widths.add(max(len(x), len(w))) or linear(x, w))
+    for found, wanted in zip(step(linear_cross_entropy, x, weight, targets, 3), expected, strict=True):
+        assert found.shape == wanted.shape
+        assert error(found, wanted) < 1e-6
+    assert 64 in widths
+    assert 61 not in widths
 
 
 def test_gradcheck():

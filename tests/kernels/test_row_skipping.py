@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from transformer_dropout.kernels._native import numba_installed, pure_pytorch
-from transformer_dropout.kernels.row_skipping import kept_rows, skips_natively, sum_of_kept_rows
+from transformer_dropout.kernels.row_skipping import kept_columns, kept_rows, skips_natively
 
 KEPT = {
     "some": lambda n: torch.arange(n) % 3 == 0,
@@ -40,22 +40,24 @@ def test_kept_rows_are_those_of_the_dense_product(path, kept):
 
 
 @pytest.mark.parametrize("kept", KEPT)
-def test_the_sum_of_kept_rows_is_the_dense_product_of_a_masked_vector(path, kept):
-    weight, mask = matrix(), KEPT[kept](37)
-    x = torch.linspace(-1, 1, 37)
-    expected = (x * mask).double() @ weight.double()
-    weight[~mask], x[~mask] = torch.nan, torch.nan
-    torch.testing.assert_close(sum_of_kept_rows(weight, x, mask).double(), expected, atol=5e-6, rtol=0)
+@pytest.mark.parametrize("block", [1, 4, 27])
+def test_kept_columns_are_the_dense_product_of_a_masked_vector(path, kept, block):
+    weight, mask = matrix(37, 108), KEPT[kept](108 // block)
+    x, units = torch.linspace(-1, 1, 108), mask.repeat_interleave(block)
+    expected = weight.double() @ (x * units).double()
+    weight[:, ~units], x[~units] = torch.nan, torch.nan
+    torch.testing.assert_close(kept_columns(weight, x, mask).double(), expected, atol=5e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("product", "size"), [(kept_rows, 53), (sum_of_kept_rows, 37)])
-def test_gradients_go_through_pytorch(product, size):
-    weight = matrix(dtype=torch.float64).requires_grad_()
-    x = torch.linspace(-1, 1, size, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda w, v: product(w, v, KEPT["some"](37)), (weight, x))
+@pytest.mark.parametrize(("product", "masked"), [(kept_rows, 37), (kept_columns, 53)])
+def test_gradients_go_through_pytorch(product, masked):
+    weight, mask = matrix(dtype=torch.float64).requires_grad_(), KEPT["some"](masked)
+    x = torch.linspace(-1, 1, 53, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda w, v: product(w, v, mask), (weight, x))
     single = matrix().requires_grad_()
-    product(single, x.detach().float(), KEPT["some"](37)).sum().backward()
-    assert single.grad[1].count_nonzero() == 0 < single.grad[0].count_nonzero()
+    product(single, x.detach().float(), mask).sum().backward()
+    gradient = single.grad if product is kept_rows else single.grad.t()
+    assert gradient[1].count_nonzero() == 0 < gradient[0].count_nonzero()
 
 
 @pytest.mark.parametrize(

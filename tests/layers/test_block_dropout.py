@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from transformer_dropout.errors import InputError
+from transformer_dropout.kernels._native import numba_installed, pure_pytorch
 from transformer_dropout.kernels.block_products import Product, TwoProducts
 from transformer_dropout.layers import LearnedBlockDropout, block_dropout
 from transformer_dropout.layers.block_dropout import apply_blocks, draw_blocks
@@ -238,6 +239,23 @@ def test_one_token_computes_its_own_blocks_only(ways):
     for token in range(x.shape[1]):
         torch.testing.assert_close(built(x[:1, token : token + 1], network)[0], together[:1, token])
         assert built.computed in [n / BLOCKS for n in range(BLOCKS + 1)]
+
+
+@pytest.mark.skipif(not numba_installed(), reason="needs numba")
+def test_one_token_without_gradients_never_reads_what_is_dropped():
+    built, network = layer().eval(), mlp()
+    x = example(tokens=1)[:1]
+    expected, _, kept = observed(built, x, network)
+    assert 0 < kept.sum() < BLOCKS
+    dropped = ~kept.flatten().repeat_interleave(BLOCK)
+    with torch.no_grad():
+        network.first.weight[dropped] = torch.nan
+        network.second.weight[:, dropped] = torch.nan
+        torch.testing.assert_close(built(x, network), expected)
+        assert built.computed == kept.float().mean()
+        with pure_pytorch(), pytest.raises(AssertionError):
+            # Its blocks are so small that the dense products take less time there.
+            torch.testing.assert_close(built(x, network), expected)
 
 
 def test_the_mask_is_exact_in_low_precision():

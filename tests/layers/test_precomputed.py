@@ -199,3 +199,12 @@ def test_heads_are_required_and_divide_the_width():
         regularize_(model, Recipe([Rule("mlp_output", PrecomputedLearnedDropout)]))
     with pytest.raises(InputError, match="heads that divide 8"):
         regularize_(model, Recipe([Rule("mlp_output", PrecomputedLearnedDropout, heads=3)]))
+
+
+def test_a_site_wider_than_the_embeddings_is_refused_and_the_model_stays_as_it_was():
+    model = Decoder(23, DecoderConfig(width=16, heads=2, blocks=1, context=8))
+    before = list(model.state_dict())
+    rule = Rule("mlp_hidden", PrecomputedLearnedDropout, heads=2, weight=0.1)
+    with pytest.raises(InputError, match="as wide as the embeddings, 16, but this site is 64 wide"):
+        regularize_(model, Recipe([rule]))
+    assert list(model.state_dict()) == before

@@ -7,7 +7,14 @@ import torch
 
 from transformer_dropout.training.cost import count_cost
 from transformer_dropout.training.data import prepare
-from transformer_dropout.training.record import Records, machine, new_record, read_metrics, read_run
+from transformer_dropout.training.record import (
+    Records,
+    float32_linears,
+    machine,
+    new_record,
+    read_metrics,
+    read_run,
+)
 
 
 @pytest.fixture
@@ -24,6 +31,7 @@ def test_a_new_record_says_what_the_run_is(tiny, learned):
     assert record["fingerprint"] == config.fingerprint()
     assert record["config"] == config.to_data()
     assert record["versions"]["torch"] == torch.__version__
+    assert record["float32_linears"] == ("PyTorch" if torch.cuda.is_available() else "oneDNN")
     assert record["parameters"]["regularizer"] == 3 * 16**2 + 16
     assert record["data"]["train"]["tokens"] == len(data.train)
     assert record["data"]["train_sha256"] != record["data"]["validation_sha256"]
@@ -36,6 +44,10 @@ def test_parameters_without_a_gradient_are_told(tiny):
     record = new_record(config, prepare(config.data).manifest, count_cost(config, 256))
     assert record["notes"] == [record["notes"][0]]
     assert "1,024 parameters never receive a gradient" in record["notes"][0]
+
+
+def test_a_compiled_run_has_the_linear_layers_of_pytorch(tiny):
+    assert float32_linears(tiny(compile=True)) == "PyTorch"
 
 
 def test_the_machine_is_described():

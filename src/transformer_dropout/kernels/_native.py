@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -43,9 +44,10 @@ def runs_native() -> bool:
 
 
 def watched() -> bool:
-    """Say whether operations are being compiled, counted or otherwise looked at one by one."""
+    """Say whether operations are being compiled, counted, differentiated forwards or looked at one by one."""
     return (
         torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
         or _get_current_dispatch_mode() is not None
         # A default device is a mode too, but one that looks at nothing.
         or not all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._native import unwrapped
+from .linear import working_dtype
+from .row_skipping import kept_columns, kept_rows, skips_natively
 
 # Gathering a row, adding its result back and starting its products take as long as so many more units do in
 # float32, and as twice as many where products are twice as fast.
@@ -142,6 +144,28 @@ def grouped_mlp(
     hidden = mlp.activation(Expand.apply(x, *mlp.first, rows))
     second = mlp.second
     out = Project.apply(hidden, soft[rows.tokens, rows.blocks], second.weight, second.multiply, rows, len(x))
+    return out if second.bias is None else out + second.bias
+
+
+def reads_kept_only(x: Tensor, mlp: TwoProducts, kept: Tensor) -> bool:
+    """Say whether `one_token_mlp` computes this input: one token, natively, without gradients."""
+    return (
+        x.numel() == x.shape[-1]
+        and working_dtype(x) == x.dtype
+        and all(skips_natively(product.weight, x, kept) for product in (mlp.first, mlp.second))
+    )
+
+
+def one_token_mlp(x: Tensor, mlp: TwoProducts, kept: Tensor, block: int) -> Tensor:
+    """Return what `grouped_mlp` does for one token, without reading the weights of dropped blocks.
+
+    Shape:
+        x, result: (width,); kept: (blocks,).
+    """
+    first, second = mlp.first, mlp.second
+    hidden = kept_rows(first.weight, x, kept.repeat_interleave(block))
+    hidden = mlp.activation(hidden if first.bias is None else hidden + first.bias)
+    out = kept_columns(second.weight, hidden, kept)
     return out if second.bias is None else out + second.bias
 
 

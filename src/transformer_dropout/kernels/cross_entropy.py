@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._native import watched
+from .aligned import aligned_vocabulary
 from .linear import linear, working_dtype
 
 # Logits of one chunk: on a processor what its last cache holds, 26 MB in float32; elsewhere 256 MB.
@@ -52,14 +53,21 @@ class LinearCrossEntropy(torch.autograd.Function):
         needs_x, needs_weight = (gradients and needed for needed in ctx.needs_input_grad[:2])
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         # As many rows as a chunk holds.
-        held = PROCESSOR_LOGITS if x.device.type == "cpu" else DEVICE_LOGITS
-        size = max(1, held // len(weight))
+        held = DEVICE_LOGITS if on_gpu(x) else PROCESSOR_LOGITS
+        classes, size = len(weight), max(1, held // len(weight))
+        wide = weight.to(dtype)
         loss, of_x, of_weight = loss_and_gradients(
-            rows, weight.to(dtype), targets.flatten(), size, needs_x, needs_weight
+            rows,
+            aligned_vocabulary(wide) if on_gpu(x) else wide,
+            targets.flatten(),
+            classes,
+            size,
+            needs_x,
+            needs_weight,
         )
         ctx.save_for_backward(
             of_x.to(x.dtype).view(x.shape) if needs_x else None,
-            of_weight.t().to(weight.dtype).contiguous() if needs_weight else None,
+            of_weight[:, :classes].t().to(weight.dtype).contiguous() if needs_weight else None,
         )
         return loss
 
@@ -70,18 +78,30 @@ class LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Say whether the products run on a GPU."""
+    return x.is_cuda
+
+
 def loss_and_gradients(
-    x: Tensor, weight: Tensor, targets: Tensor, size: int, needs_x: bool, needs_weight: bool
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    classes: int,
+    size: int,
+    needs_x: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean loss, the gradient of ``x`` and the transposed one of ``weight``, where needed.
 
     Args:
         x, weight, targets: as of ``linear_cross_entropy``, in the dtype of the products.
+        classes: how many; further rows of the weight only fill it up.
         size: rows of a chunk.
         needs_x, needs_weight: whether a gradient is computed; what is not stays empty.
 
     Shape:
-        x: (rows, width); weight: (classes, width); targets: (rows,).
+        x: (rows, width); weight: (classes or more, width); targets: (rows,).
     """
     count, wide = len(x), at_least_float32(x.dtype)
     total = torch.zeros((), dtype=wide, device=x.device)
@@ -91,6 +111,7 @@ def loss_and_gradients(
     for start in range(0, count, size):
         rows, target = x[start : start + size], targets[start : start + size, None]
         logits = linear(rows, weight).to(wide)
+        logits[:, classes:] = -torch.inf
         p = logits.softmax(dim=-1)
         # The largest probability is never so small that its logarithm would be lost.
         total += (logits.amax(-1) - p.amax(-1).log() - logits.gather(-1, target)[:, 0]).sum()

@@ -1,7 +1,7 @@
 """Products of a matrix and one vector that skip what a mask drops, for decoding one token at a time.
 
-Rows lie one behind the other in memory, so a row that is left out is memory that is not read, and reading the
-weights is most of such a product.
+A row lies in one piece of memory, so a row that is left out is memory that is not read, and so is a part of
+each row that is longer than what a cache reads at once. Reading the weights is most of such a product.
 """
 
 import torch
@@ -33,28 +33,28 @@ def kept_rows(weight: Tensor, x: Tensor, kept: Tensor) -> Tensor:
     return x.new_zeros(weight.shape[0]).index_copy(0, rows, weight.index_select(0, rows) @ x)
 
 
-def sum_of_kept_rows(weight: Tensor, x: Tensor, kept: Tensor) -> Tensor:
-    """Return ``weight^T x`` where a mask drops elements of ``x``.
+def kept_columns(weight: Tensor, x: Tensor, kept: Tensor) -> Tensor:
+    """Return ``weight x`` where a mask drops blocks of the elements of ``x``.
 
-    Formula: ``y_i = sum_j kept_j x_j weight_ji``; the rows of dropped inputs are not read. This is a linear
-    layer whose weight is stored transposed.
+    Formula: ``y_i = sum_b kept_b sum_j weight_ij x_j`` over the elements j of block b; the columns of dropped
+    blocks are not read.
 
     Args:
         weight: a matrix.
         x: a vector.
-        kept: bool, which elements of the vector count.
+        kept: bool, which blocks of the vector count; they are equally long.
 
     Shape:
-        weight: (inputs, outputs); x, kept: (inputs,); result: (outputs,).
+        weight: (outputs, inputs); x: (inputs,); kept: (blocks,); result: (outputs,).
     """
     if skips_natively(weight, x, kept):
-        from .row_skipping_native import sum_of_kept_rows as native
+        from .row_skipping_native import kept_columns as native
 
-        y = x.new_empty(weight.shape[1])
+        y = x.new_empty(weight.shape[0])
         native(weight.detach().numpy(), x.detach().numpy(), kept.numpy(), y.numpy())
         return y
-    rows = kept.nonzero()[:, 0]
-    return x.index_select(0, rows) @ weight.index_select(0, rows)
+    columns = kept.repeat_interleave(len(x) // len(kept)).nonzero()[:, 0]
+    return weight.index_select(1, columns) @ x.index_select(0, columns)
 
 
 def skips_natively(weight: Tensor, x: Tensor, kept: Tensor) -> bool:

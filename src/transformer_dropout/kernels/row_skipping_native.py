@@ -26,11 +26,13 @@ def kept_rows(weight, x, kept, y):
 
 
 @compiled
-def sum_of_kept_rows(weight, x, kept, y):
-    """Write the sum of the kept rows, each times its element of ``x``; the others are not read."""
-    y[:] = ZERO
-    for j in range(x.size):
-        if kept[j]:
-            factor, row = x[j], weight[j]
-            for i in range(y.size):
-                y[i] += factor * row[i]
+def kept_columns(weight, x, kept, y):
+    """Write the inner product of each row with ``x``, over the kept blocks; the others are not read."""
+    block = x.size // kept.size
+    for i in range(y.size):
+        row, total = weight[i], ZERO
+        for b in range(kept.size):
+            if kept[b]:
+                units = slice(b * block, (b + 1) * block)
+                total += inner(row[units], x[units])
+        y[i] = total

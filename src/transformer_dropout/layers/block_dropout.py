@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from .. import functional
 from ..errors import InputError, check_choice
 from ..kernels import random
-from ..kernels.block_products import Product, TwoProducts, can_group, grouped_mlp, pays
+from ..kernels.block_products import (
+    Product,
+    TwoProducts,
+    can_group,
+    grouped_mlp,
+    one_token_mlp,
+    pays,
+    reads_kept_only,
+)
 from ..kernels.linear import working_dtype
 from ._base import DropoutLayer
 from .learned_dropout import PENALTIES, PenaltyName
@@ -188,13 +196,15 @@ class LearnedBlockDropout(DropoutLayer):
             return False
         share = kept.sum().item() / max(kept.numel(), 1)
         wanted = not self.training or (self.skipping and self.estimator != "dense")
-        skips = wanted and pays(share, self.block, working_dtype(x))
+        skips = wanted and (reads_kept_only(x, mlp, kept) or pays(share, self.block, working_dtype(x)))
         self.computed = share if skips else 1.0
         return skips
 
     def skipped(self, x: Tensor, mlp: TwoProducts, kept: Tensor, factor: Tensor, soft: Tensor) -> Tensor:
         """Return the MLP's result without computing dropped blocks."""
         x, mlp = in_working_dtype(x, mlp)
+        if reads_kept_only(x, mlp, kept):
+            return one_token_mlp(x.flatten(), mlp, kept.flatten(), self.block).view_as(x)
         probed = None
         if self.training and self.estimator == "sampled":
             probed = ((factor > 0) & ~kept).flatten(0, -2)

@@ -65,7 +65,8 @@ class PrecomputedLearnedDropout(LearnedDropout):
         detach: whether the masks' gradient stops at the shared attention, as published. Then that
             attention is never trained.
 
-    The other arguments, the shape and the errors are those of ``LearnedDropout``.
+    The other arguments, the shape and the errors are those of ``LearnedDropout``; its width must be that of
+    the embeddings.
 
     Paper: Yan 2024, "Learned Dropout", pre-computed masks.
     """
@@ -84,6 +85,12 @@ class PrecomputedLearnedDropout(LearnedDropout):
         penalty: PenaltyName | None = "squared",
         detach: bool = True,
     ) -> None:
+        embedding = source.qkv.in_features
+        if width != embedding:
+            raise InputError(
+                f"PrecomputedLearnedDropout masks what is as wide as the embeddings, {embedding}, but this "
+                f"site is {width} wide; select mlp_output or attention_output, or write LearnedDropout."
+            )
         super().__init__(
             width,
             heads,

@@ -45,6 +45,12 @@ def versions() -> dict[str, str]:
     }
 
 
+def float32_linears(config: RunConfig) -> str:
+    """Return which library computes a run's linear layers in float32."""
+    eager_on_a_processor = not (config.training.compile or torch.cuda.is_available())
+    return "oneDNN" if eager_on_a_processor and torch.backends.mkldnn.is_available() else "PyTorch"
+
+
 def new_record(config: RunConfig, manifest: dict[str, Any], cost: Cost) -> dict[str, Any]:
     """Return the content of ``run.json`` at the start of a run."""
     notes = []
@@ -62,6 +68,8 @@ def new_record(config: RunConfig, manifest: dict[str, Any], cost: Cost) -> dict[
         "config": config.to_data(),
         "versions": versions(),
         "machine": machine(),
+        # The order of a sum differs between the two, so the last digits of a loss do.
+        "float32_linears": float32_linears(config),
         "data": data_section(manifest),
         "parameters": {
             "total": cost.parameters,
