@@ -48,9 +48,11 @@ def bench(
     from ..bench.run import Result, chosen_rows, run_rows
     from ..bench.table import all_rows
     from ..bench.write import write_results
+    from ..kernels.freed_memory import keep_freed_memory
 
     chosen, budget = chosen_rows(all_rows(), rows or ()), Budget(rounds=rounds, quick=quick)
     torch.set_num_threads(1)
+    keep_freed_memory()
     console = Console()
     with Progress(console=console) as bars:
         bar = bars.add_task("rows", total=len(chosen))

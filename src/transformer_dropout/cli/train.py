@@ -38,10 +38,12 @@ def train(
     - `dropout train my.yaml --out runs/my --set training.lr=3e-4 --resume`
     - `torchrun --nproc_per_node 2 -m transformer_dropout train my.yaml --out runs/my`
     """
+    from ..kernels.freed_memory import keep_freed_memory
     from ..training.run import choose_threads
     from ..training.run_config import load_run_config
 
     choose_threads(threads)
+    keep_freed_memory()
     run_config = load_run_config(config, dotted_changes(changes, data, steps))
     if seed is not None:
         run_config = replace(run_config, seed=seed)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ._compiled import compiled
 from .mask_native import narrowed, widened
 from .random_native import element_bits, key_words
-from .tile_native import VECTOR, tile
+from .tile_native import VECTOR, prefetch, tile, transpose
 
 # Queries of a block, and keys or channels that one tile takes.
 LANES, STEP = 32, 8
@@ -38,26 +38,35 @@ def exponential(x):
 
 
 @numba.njit(inline="always")
-def load(source, at, step, rows, size, target):
-    """Copy rows as float32 into the first columns of a wider array."""
+def load(source, at, step, rows, size, target, ahead):
+    """Copy rows as float32 into the first columns of a wider array, and ask for the next head's."""
     for row in range(rows):
         start, line = at + row * step, target[row]
+        for c in range(0, size, VECTOR):
+            prefetch(source, start + ahead + c)
         for c in range(size):
             line[c] = widened(source[start + c])
 
 
 @numba.njit(inline="always")
-def load_columns(source, at, step, count, size, factor, rows, columns):
-    """Copy a block of queries, times a factor, as rows and as columns; lanes without a query stay 0."""
-    rows[:], columns[:] = 0, 0
-    load(source, at, step, count, size, rows)
+def load_columns(source, at, step, count, size, factor, rows, columns, ahead):
+    """Copy a block of queries, times a factor, as rows and as columns; lanes without a query are 0."""
+    load(source, at, step, count, size, rows, ahead)
     for row in range(count):
         for c in range(size):
             rows[row, c] *= factor
-    for c in range(size):
-        line = columns[c]
-        for lane in range(LANES):
-            line[lane] = rows[lane, c]
+    rows[count:] = 0
+    turned(rows, columns)
+
+
+@numba.njit(inline="always")
+def turned(source, target):
+    """Write the columns of a matrix as rows of another."""
+    height, width = source.shape
+    a, b = source.reshape(-1), target.reshape(-1)
+    for row in range(0, height, VECTOR):
+        for c in range(0, width, VECTOR):
+            transpose(a, row * width + c, width, b, c * height + row, height)
 
 
 @numba.njit(inline="always")
@@ -70,12 +79,13 @@ def store(rows, count, size, target, at, step):
 
 
 @numba.njit(inline="always")
-def store_columns(columns, factors, count, size, target, at, step):
-    """Write columns, each times its factor, as the rows of a tensor."""
+def store_columns(columns, factors, count, size, target, at, step, rows):
+    """Write columns, each times its factor, as the rows of a tensor; ``rows`` is room for them."""
+    turned(columns, rows)
     for lane in range(count):
-        start = at + lane * step
+        start, line, factor = at + lane * step, rows[lane], factors[lane]
         for c in range(size):
-            target[start + c] = narrowed(columns[c, lane] * factors[lane], target)
+            target[start + c] = narrowed(line[c] * factor, target)
 
 
 @numba.njit(inline="always")
@@ -133,6 +143,12 @@ def first_elements(starts, head, start, tokens):
         starts[lane] = np.uint32((head * tokens + start + lane) * tokens)
 
 
+@numba.njit(inline="always")
+def head_places(places, head, heads):
+    """Return where each tensor's rows of a head begin."""
+    return places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
+
+
 @compiled
 def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
     heads, tokens, size = sizes
@@ -141,17 +157,18 @@ def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
     padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
     k, v = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
     q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
+    rows = np.empty((LANES, width), np.float32)
     weights, mixed = np.empty((padded, LANES), np.float32), np.empty((width, LANES), np.float32)
     top, total, starts = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint32)
     for head in range(log_sum.size // tokens):
-        at = places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
-        step = places[:, 3]
-        load(key, at[1], step[1], tokens, size, k)
-        load(value, at[2], step[2], tokens, size, v)
+        at, step = head_places(places, head, heads), places[:, 3]
+        ahead = head_places(places, head + 1, heads) - at
+        load(key, at[1], step[1], tokens, size, k, ahead[1])
+        load(value, at[2], step[2], tokens, size, v, ahead[2])
         for start in range(0, tokens, LANES):
             count = min(LANES, tokens - start)
             seen = -(-(start + count) // STEP) * STEP
-            load_columns(query, at[0] + start * step[0], step[0], count, size, factor, q, columns)
+            load_columns(query, at[0] + start * step[0], step[0], count, size, factor, q, columns, ahead[0])
             times_columns(k, columns, seen, weights)
             largest(weights, start, seen, top)
             first_elements(starts, head, start, tokens)
@@ -168,7 +185,7 @@ def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
                 top[lane] += np.log(total[lane])
                 total[lane] = scale / total[lane]
             log_sum[head * tokens + start : head * tokens + start + count] = top[:count]
-            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3])
+            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3], rows)
 
 
 @numba.njit(inline="always")
@@ -199,22 +216,25 @@ def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log
     g, g_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
     o, o_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
     weights, changes = np.empty((padded, LANES), np.float32), np.empty((padded, LANES), np.float32)
-    dq, common = np.empty((width, LANES), np.float32), np.empty(LANES, np.float32)
+    dq, rows = np.empty((width, LANES), np.float32), np.empty((LANES, width), np.float32)
+    common = np.empty(LANES, np.float32)
     sums, starts = np.zeros(LANES, np.float32), np.empty(LANES, np.uint32)
     ones, factors = np.ones(LANES, np.float32), np.full(LANES, factor)
     for head in range(log_sum.size // tokens):
-        at = places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
-        step = places[:, 3]
-        load(key, at[2], step[2], tokens, size, k)
-        load(value, at[3], step[3], tokens, size, v)
+        at, step = head_places(places, head, heads), places[:, 3]
+        ahead = head_places(places, head + 1, heads) - at
+        load(key, at[2], step[2], tokens, size, k, ahead[2])
+        load(value, at[3], step[3], tokens, size, v, ahead[3])
         dk[:], dv[:] = 0, 0
         for start in range(0, tokens, LANES):
             count = min(LANES, tokens - start)
             seen = -(-(start + count) // STEP) * STEP
-            load_columns(query, at[1] + start * step[1], step[1], count, size, factor, q, columns)
-            load_columns(gradient, at[0] + start * step[0], step[0], count, size, scale, g, g_columns)
+            load_columns(query, at[1] + start * step[1], step[1], count, size, factor, q, columns, ahead[1])
+            load_columns(
+                gradient, at[0] + start * step[0], step[0], count, size, scale, g, g_columns, ahead[0]
+            )
             # The sum over keys of weight times gradient, through the output; one scale is in there already.
-            load_columns(out, at[4] + start * step[4], step[4], count, size, share, o, o_columns)
+            load_columns(out, at[4] + start * step[4], step[4], count, size, share, o, o_columns, ahead[4])
             common[:] = 0
             for c in range(size):
                 for lane in range(LANES):
@@ -227,7 +247,7 @@ def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log
             transposed_times(k, changes, seen, dq)
             add_product(changes, q, seen, dk)
             add_product(weights, g, seen, dv)
-            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5])
+            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5], rows)
         store(dk, tokens, size, dkey, at[6], step[6])
         store(dv, tokens, size, dvalue, at[7], step[7])
 

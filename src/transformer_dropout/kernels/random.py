@@ -11,7 +11,7 @@ STEP = 0x9E3779B9
 FIRST_FACTOR = 0x21F0AAAD
 SECOND_FACTOR = 0x735A2D97
 # What one thread's cache holds of a chain of elementwise operations.
-CHUNK = 65536
+CHUNK = 131072
 
 
 def draw_key(device: torch.device | str = "cpu") -> Tensor:

@@ -50,6 +50,63 @@ def tile(rows: int, vectors: int) -> Callable[..., Any]:
     return product
 
 
+@intrinsic
+def prefetch(typing, array, at):
+    """Ask for the memory of an element that will be read or written soon; it may lie outside of the array."""
+
+    def code(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        bytes_ = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [bytes_] + 3 * [ir.IntType(32)])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), bytes_)
+        # To be read, kept in all caches, data and not code.
+        builder.call(function, [place, *map(ir.IntType(32), (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
+
+
+@intrinsic
+def transpose(typing, source, source_at, source_step, target, target_at, target_step):
+    """Write the columns of a square of VECTOR by VECTOR numbers as rows, between flat float32 arrays."""
+
+    def code(context, builder, signature, arguments):
+        make = context.make_array(signature.args[0])
+        source, source_at, source_step, target, target_at, target_step = arguments
+
+        def place(array, start, row, step):
+            at = builder.add(start, builder.mul(INDEX(row), step))
+            return builder.bitcast(builder.gep(make(context, builder, array).data, [at]), WIDE.as_pointer())
+
+        rows = [builder.load(place(source, source_at, row, source_step), align=4) for row in range(VECTOR)]
+        distance = 1
+        while distance < VECTOR:
+            rows = swapped(builder, rows, distance)
+            distance *= 2
+        for row, line in enumerate(rows):
+            builder.store(line, place(target, target_at, row, target_step), align=4)
+        return context.get_dummy_value()
+
+    flat, at = types.Array(types.float32, 1, "C"), types.intp
+    return types.void(flat, at, at, flat, at, at), code
+
+
+def swapped(builder: Any, rows: list[Any], distance: int) -> list[Any]:
+    """Exchange, in each square of twice the distance, the upper right quarter with the lower left one."""
+    found = list(rows)
+    upper = [lane if not lane & distance else VECTOR + lane - distance for lane in range(VECTOR)]
+    lower = [lane + distance if not lane & distance else VECTOR + lane for lane in range(VECTOR)]
+    for row in range(VECTOR):
+        if not row & distance:
+            pair = rows[row], rows[row + distance]
+            found[row], found[row + distance] = (
+                builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(ir.IntType(32), VECTOR), lanes))
+                for lanes in (upper, lower)
+            )
+    return found
+
+
 def generate(rows: int, vectors: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """Write the instructions of ``tile``."""
     left, left_at, row_step, step, right, right_at, right_step, *rest = arguments

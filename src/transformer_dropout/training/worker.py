@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import InputError
+from ..kernels.freed_memory import keep_freed_memory
 from .listener import Listener
 from .processes import leave
 from .run import Interrupted, choose_threads
@@ -38,6 +39,7 @@ def work(module: str, run_folder: Callable[[Path, Listener], Any]) -> NoReturn:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     choose_threads(arguments.threads)
+    keep_freed_memory()
     listener = Listener(
         progress=lambda progress: tell(**asdict(progress)), message=lambda text: tell(message=text)
     )
