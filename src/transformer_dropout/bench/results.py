@@ -10,7 +10,8 @@ COLUMNS = ("reference / ours", "path", "target", "measured [lowest, highest roun
 
 METHOD = """
 Every ratio is the median over rounds of the ratio within a round: both sides take turns in one process,
-{rounds} rounds, CPU time at one thread (CUDA events on a GPU), after a check that they compute the same.
+{rounds} rounds, CPU time at one thread (CUDA events on a GPU), after a check that they compute the same,
+with freed memory kept by the process for both (`mallopt`, as runs of `dropout train` have it).
 The reference is built the way the published code is built: its mask through a float16 round trip, a full
 noise tensor, statistics in every step, materialised logits, eager, default AdamW. "pure" is PyTorch
 alone, "native" with the extra of that name.

@@ -1,4 +1,4 @@
-"""Memory that stays with the process after it was freed, so that each training step need not ask for it again."""
+"""Freed memory that stays with the process, so that a training step need not ask for it again."""
 
 import ctypes
 import sys
