@@ -1,0 +1,52 @@
+"""Figures written by hand beside a record are those of the record."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from transformer_dropout.compare.statistics import difference_text, paired_difference
+from transformer_dropout.training.record import read_metrics
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+BLOCKS = EXPERIMENTS / "block_dropout"
+
+
+def words(page):
+    """Return a page without its commands."""
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_losses_told_of_fine_tuning_are_in_its_tables():
+    folder = EXPERIMENTS / "fine_tuning"
+    tables = "".join((folder / path).read_text(encoding="utf-8") for path in tables_named_in(folder))
+    figures = re.findall(r"(?<![\d.])\d+\.\d{3}(?!\d)", words(folder / "README.md"))
+    assert len(figures) > 5
+    assert [figure for figure in figures if figure not in tables] == []
+
+
+def tables_named_in(folder):
+    return re.findall(r"\]\((\w+/\w+\.md)\)", words(folder / "README.md"))
+
+
+def by_seed(arm, measure):
+    """Return a figure of each run of an arm."""
+    runs = (BLOCKS / "runs" / arm.replace(", ", "-").replace(" ", "-")).glob("seed-*")
+    return {int(run.name.removeprefix("seed-")): measure(read_metrics(run / "metrics.jsonl")) for run in runs}
+
+
+MEASURES = {
+    "best": lambda rows: min(row["val_loss"] for row in rows),
+    "train": lambda rows: rows[-1]["train_loss"],
+}
+
+
+@pytest.mark.parametrize("arm", ["sampled", "dense, then sampled", "dense, then kept", "kept", "weighted"])
+def test_the_differences_told_of_skipped_blocks_are_those_of_the_metrics(arm):
+    line = next(line for line in words(BLOCKS / "README.md").splitlines() if line.startswith(f"| {arm} |"))
+    shown = [cell.strip() for cell in line.strip("|").split("|")][3:]
+    found = [
+        difference_text(paired_difference(by_seed(arm, measure), by_seed("dense masked", measure)).estimate)
+        for measure in MEASURES.values()
+    ]
+    assert shown == found
