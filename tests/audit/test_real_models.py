@@ -124,7 +124,12 @@ def inputs():
     return tiny_inputs(gpt2()) | {"use_cache": False}
 
 
-@pytest.mark.parametrize("code", sorted(CODES))
+SLOW = {"schedule-recompiles"}
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, marks=[pytest.mark.slow] * (code in SLOW)) for code in sorted(CODES)]
+)
 # GPT-2's loss breaks the graph, in a plain model too, and the compiler then looks at a gradient that is none.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_each_finding_is_provoked_alone(code):
@@ -138,6 +143,7 @@ def test_each_finding_is_provoked_alone(code):
     audit.raise_if(*CODES - {code})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_sane_model_with_everything_has_no_finding():
     torch._dynamo.reset()
