@@ -5,6 +5,7 @@ import transformers
 
 import transformer_dropout as td
 from transformer_dropout.cli import sites
+from transformer_dropout.cli.sites import READY
 from transformer_dropout.integrations.tiny_models import tiny_model
 from transformer_dropout.training.run import run
 
@@ -77,6 +78,16 @@ def test_what_a_recipe_would_do_at_each_place(here, recipe, snapshot):
     assert snapshot() == before
 
 
+@pytest.mark.parametrize("name", READY)
+def test_a_ready_recipe_is_known_by_its_name(here, name):
+    result = here("sites", "llama", "--recipe", name)
+    assert result.code == 0
+    changed = {row[-1] for row in rows_of(result.out).values()} - {"as it is", "with the recipe"}
+    assert changed
+    if name == "adaptive":
+        assert changed == {"Dropout 0.1 > 0.05 > 0"}
+
+
 def test_a_selector_that_matches_nothing_lists_the_sites(here, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("- {select: mlp_outptu, layer: Dropout, p: 0.1}")
@@ -101,6 +112,7 @@ def test_a_rule_that_cannot_act_is_refused_before_anything_is_shown(here, tmp_pa
 
 def test_a_recipe_that_is_not_there(here, tmp_path):
     assert_refused(here("sites", "llama", "--recipe", "none.yaml"), "There is no recipe none.yaml")
+    assert_refused(here("sites", "llama", "--recipe", "learned"), "adaptive, bert, early")
     assert_refused(here("sites", "llama", "--recipe", tmp_path), "holds no regularization.yaml")
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..sites import Site
 
 NOTHING = "-"
+# Ready recipes that need no word about the model.
+READY = ("adaptive", "bert", "early", "gpt2", "late", "layer_drop", "lima")
 
 
 def sites(
@@ -28,7 +30,11 @@ def sites(
     ],
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", metavar="FILE", help="A recipe in YAML, or a folder that holds one."),
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="A ready one (" + ", ".join(READY) + "), a YAML file, or a folder that holds one.",
+        ),
     ] = None,
 ) -> None:
     """List the places of a model where a layer can act, and what a recipe would do at each.
@@ -41,6 +47,7 @@ def sites(
     Examples:
 
     - `dropout sites llama`
+    - `dropout sites llama --recipe lima`
     - `dropout sites models/mine --recipe recipe.yaml`
     - `dropout sites my_package.model:build --recipe recipe.yaml`
     """
@@ -80,21 +87,25 @@ def plain(model: "nn.Module") -> "nn.Module":
 
 
 def read_recipe(path: Path) -> "Recipe":
-    """Read a recipe from a file, or from the folder of a saved model.
+    """Read a recipe from a file, or from the folder of a saved model; a name alone may be a ready one.
 
     Raises:
         InputError: when there is none.
     """
+    from .. import recipes
     from ..recipe import Recipe
     from ..saved_recipe import load_recipe
 
     if path.is_dir():
         return load_recipe(path)
-    if not path.is_file():
-        raise InputError(
-            f"There is no recipe {path}; give a YAML file such as: - {{select: mlp_output, ...}}."
-        )
-    return Recipe.from_yaml(path)
+    if path.is_file():
+        return Recipe.from_yaml(path)
+    if str(path) in READY:
+        return getattr(recipes, str(path))()
+    raise InputError(
+        f"There is no recipe {path}; give a YAML file such as: - {{select: mlp_output, ...}}, or one of "
+        f"{', '.join(READY)}."
+    )
 
 
 def planned(model: "nn.Module", recipe: "Recipe") -> dict[str, str]:
