@@ -5,14 +5,17 @@ import torch
 from torch import nn
 
 from transformer_dropout.kernels import linear as kernel
+from transformer_dropout.kernels import mlp as mlp_kernel
 from transformer_dropout.kernels.linear import FastLinear
 from transformer_dropout.kernels.mlp import mlp
 
 
-@pytest.fixture(autouse=True)
-def seed(monkeypatch):
+@pytest.fixture(autouse=True, params=[0, 2**19], ids=["computed again", "kept"])
+def kept(request, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(kernel, "SMALL", 0)
+    monkeypatch.setattr(mlp_kernel, "KEPT", request.param)
+    return request.param
 
 
 def layers(bias=True, approximate="none", kind=nn.Linear, dtype=torch.float32):
@@ -83,13 +86,13 @@ def test_autocast_remembers_no_weight_without_a_gradient():
     assert error(found - x.sum(0), alone) < 0.05
 
 
-def test_it_keeps_what_enters_and_the_weights_alone():
+def test_it_keeps_what_enters_the_weights_and_hidden_units_while_these_are_few(kept):
     three, x = layers(), torch.randn(100, 12, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         mlp(x, *three)
-    assert max(kept) == x.numel()
-    assert len(kept) == 5
+    assert sorted(sizes)[-2:] == ([4 * x.numel(), x.numel()][::-1] if kept else [576, x.numel()])
+    assert len(sizes) == (6 if kept else 5)
 
 
 @pytest.mark.parametrize("number", range(3))

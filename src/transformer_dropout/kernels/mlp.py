@@ -1,4 +1,4 @@
-"""Two linear layers with a GELU between them as one operation that keeps only what enters."""
+"""Two linear layers with a GELU between them as one operation that keeps little for its backward."""
 
 from typing import Any
 
@@ -10,6 +10,9 @@ from torch.nn.modules import module as module_hooks
 
 from ._native import watched
 from .linear import FastLinear, linear, weight_gradient, working_dtype
+
+# Hidden units that are kept and not computed again, 2 MB in float32: so few cost more time than memory.
+KEPT = 2**19
 
 
 def mlp(x: Tensor, expand: nn.Module, activation: nn.Module, projection: nn.Module) -> Tensor:
@@ -43,8 +46,8 @@ def bare(module: nn.Module, *kinds: type) -> bool:
 class GeluMLP(torch.autograd.Function):
     """``gelu(x W_1^T + b_1) W_2^T + b_2``; the backward computes what lies between again.
 
-    That is a third of the products of its forward, and saves the two largest tensors of a block, each four
-    times as wide as ``x``.
+    That is half of the products of its forward, and saves the two largest tensors of a block, each four
+    times as wide as ``x``. Up to ``KEPT`` numbers of the first of them are kept, and the second is made anew.
 
     Paper: Hendrycks and Gimpel 2016, "Gaussian error linear units".
     """
@@ -59,19 +62,21 @@ class GeluMLP(torch.autograd.Function):
         out_bias: Tensor | None,
         approximate: str,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias, out_weight, out_bias)
         ctx.approximate, ctx.dtype = approximate, working_dtype(x)
         # Cast by hand: autocast would remember its copies of the weights, which have no gradient in here.
-        x, weight, bias, out_weight, out_bias = cast(ctx.dtype, *ctx.to_save)
-        return linear(F.gelu(linear(x, weight, bias), approximate=approximate), out_weight, out_bias)
+        tensors = x, weight, bias, out_weight, out_bias
+        x, weight, bias, out_weight, out_bias = cast(ctx.dtype, *tensors)
+        hidden = linear(x, weight, bias)
+        ctx.save_for_backward(*tensors, hidden if hidden.numel() <= KEPT else None)
+        return linear(F.gelu(hidden, approximate=approximate), out_weight, out_bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
-        saved = ctx.saved_tensors
+        *saved, hidden = ctx.saved_tensors
         x, weight, bias, out_weight, _ = cast(ctx.dtype, *saved)
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        hidden = linear(x, weight, bias)
+        hidden = linear(x, weight, bias) if hidden is None else hidden.flatten(0, -2)
         active = F.gelu(hidden, approximate=ctx.approximate)
         of_out_weight = weight_gradient(gradient, active)
         of_active = linear(gradient, out_weight.t())
