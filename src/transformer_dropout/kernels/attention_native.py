@@ -43,7 +43,7 @@ def load(source, at, step, rows, size, target, ahead):
     for row in range(rows):
         start, line = at + row * step, target[row]
         for c in range(0, size, VECTOR):
-            prefetch(source, start + ahead + c)
+            prefetch(source, start + ahead + c, 0)
         for c in range(size):
             line[c] = widened(source[start + c])
 

@@ -51,20 +51,25 @@ def tile(rows: int, vectors: int) -> Callable[..., Any]:
 
 
 @intrinsic
-def prefetch(typing, array, at):
-    """Ask for the memory of an element that will be read or written soon; it may lie outside of the array."""
+def prefetch(typing, array, at, writes):
+    """Ask for the memory of an element that is used soon; it may lie outside of the array.
+
+    ``writes``, 0 or 1, says whether it will be written.
+    """
 
     def code(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        bytes_ = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [bytes_] + 3 * [ir.IntType(32)])
+        bytes_, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [bytes_] + 3 * [number])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         place = builder.bitcast(builder.gep(data, [arguments[1]]), bytes_)
-        # To be read, kept in all caches, data and not code.
-        builder.call(function, [place, *map(ir.IntType(32), (0, 3, 1))])
+        # Kept in all caches; data and not code.
+        builder.call(function, [place, number(writes.literal_value), number(3), number(1)])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), code
+    if not isinstance(writes, types.IntegerLiteral):
+        return None
+    return types.void(array, types.intp, writes), code
 
 
 @intrinsic
