@@ -135,7 +135,7 @@ ROWS = tuple(
         path="pure",
         target=target,
         measure=partial(block_mlp_ratio, block=block, dtype=dtype),
-        obstacle="moving the tokens of each block, the prediction of the masks, the blocks that are probed",
+        obstacle="moving the tokens of each block, the prediction of the masks, the blocks that are probed.",
     )
     for dtype, target in TARGETS.items()
     for block in (128, 256)

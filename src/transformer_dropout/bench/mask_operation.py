@@ -129,6 +129,7 @@ def timed_rows(width: int, faster: dict[Path, float], dropouts: dict[Path, float
                 path=path,
                 target=target,
                 measure=partial(over_reference, width=width),
+                obstacle="memory: inputs, outputs and gradients do not fit into the last cache together.",
             )
             for path, target in faster.items()
         ),

@@ -70,20 +70,24 @@ def turned(source, target):
 
 
 @numba.njit(inline="always")
-def store(rows, count, size, target, at, step):
-    """Write rows where a tensor has them."""
+def store(rows, count, size, target, at, step, ahead):
+    """Write rows where a tensor has them, and ask for the next head's place."""
     for row in range(count):
         start, line = at + row * step, rows[row]
+        for c in range(0, size, VECTOR):
+            prefetch(target, start + ahead + c, 1)
         for c in range(size):
             target[start + c] = narrowed(line[c], target)
 
 
 @numba.njit(inline="always")
-def store_columns(columns, factors, count, size, target, at, step, rows):
+def store_columns(columns, factors, count, size, target, at, step, rows, ahead):
     """Write columns, each times its factor, as the rows of a tensor; ``rows`` is room for them."""
     turned(columns, rows)
     for lane in range(count):
         start, line, factor = at + lane * step, rows[lane], factors[lane]
+        for c in range(0, size, VECTOR):
+            prefetch(target, start + ahead + c, 1)
         for c in range(size):
             target[start + c] = narrowed(line[c] * factor, target)
 
@@ -185,7 +189,7 @@ def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
                 top[lane] += np.log(total[lane])
                 total[lane] = scale / total[lane]
             log_sum[head * tokens + start : head * tokens + start + count] = top[:count]
-            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3], rows)
+            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3], rows, ahead[3])
 
 
 @numba.njit(inline="always")
@@ -247,9 +251,9 @@ def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log
             transposed_times(k, changes, seen, dq)
             add_product(changes, q, seen, dk)
             add_product(weights, g, seen, dv)
-            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5], rows)
-        store(dk, tokens, size, dkey, at[6], step[6])
-        store(dv, tokens, size, dvalue, at[7], step[7])
+            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5], rows, ahead[5])
+        store(dk, tokens, size, dkey, at[6], step[6], ahead[6])
+        store(dv, tokens, size, dvalue, at[7], step[7], ahead[7])
 
 
 Mask = tuple[Tensor, int, float]
