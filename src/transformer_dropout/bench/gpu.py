@@ -25,7 +25,7 @@ from .mask_operation import ours
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Row
 from .training_sides import Side, check_same, learned_rule, our_side, published_side
-from .training_step import ALLOWED, LEARNED, blocks, vocabulary
+from .training_step import ALLOWED, LEARNED, VOCABULARY, blocks
 
 ROWS_OF_X, WIDTH = 2**16, 1024
 # Tensors that must be read or written: x, gate, y; and dy, x, gate, dx, dgate.
@@ -151,7 +151,7 @@ def step_ratio(budget: Budget, *, compiled: bool) -> Measurement:
         compiled: whether the published side is compiled too.
     """
     shape = DecoderConfig(**LEARNED, blocks=blocks(budget))
-    reference, mine, gate = step_sides(shape, vocabulary(budget), BATCH, "cuda")
+    reference, mine, gate = step_sides(shape, VOCABULARY, BATCH, "cuda")
     mine.model.compile(mode="reduce-overhead")
     if compiled:
         reference.model.compile()

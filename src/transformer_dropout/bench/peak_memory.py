@@ -20,20 +20,20 @@ from ..layers import LearnedDropout
 from ..training.decoder import DecoderConfig
 from .row import Budget, Measurement, Path, Row
 from .training_sides import check_same, learned_rule, our_side, published_side
-from .training_step import LEARNED, blocks, vocabulary
+from .training_step import LEARNED, VOCABULARY, blocks
 
 BATCH = 16
 CODE = "from transformer_dropout.bench.peak_memory import report; report({arguments})"
 
 
-def report(name: str, n_blocks: int, classes: int, pure: bool) -> None:
+def report(name: str, n_blocks: int, pure: bool) -> None:
     """Build one side in this process, make two steps, and write the bytes of growth in the second."""
     torch.set_num_threads(1)
     shape = DecoderConfig(**LEARNED, blocks=n_blocks)
     if name == "reference":
-        side = published_side(classes, shape, BATCH, learned=True)
+        side = published_side(VOCABULARY, shape, BATCH, learned=True)
     else:
-        side = our_side(classes, shape, BATCH, [learned_rule(LearnedDropout, shape)])
+        side = our_side(VOCABULARY, shape, BATCH, [learned_rule(LearnedDropout, shape)])
     with pure_pytorch() if pure else nullcontext():
         side.step()
         # What the first step freed goes back to the system, or it would hide growth of the second.
@@ -52,26 +52,26 @@ def high_water_mark() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM")
 
 
-def growth(name: str, n_blocks: int, classes: int, pure: bool) -> int:
+def growth(name: str, n_blocks: int, pure: bool) -> int:
     """Return the bytes of growth of one side, in a process of its own."""
-    code = CODE.format(arguments=f"{name!r}, {n_blocks}, {classes}, {pure}")
+    code = CODE.format(arguments=f"{name!r}, {n_blocks}, {pure}")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
 def memory_ratio(budget: Budget) -> Measurement:
     """Measure the growth the published way and ours."""
-    small, few = DecoderConfig(**LEARNED, blocks=2), 256
-    ours = our_side(few, small, 1, [learned_rule(LearnedDropout, small)])
-    reference = published_side(few, small, 1, learned=True)
+    small = DecoderConfig(**LEARNED, blocks=2)
+    ours = our_side(VOCABULARY, small, 1, [learned_rule(LearnedDropout, small)])
+    reference = published_side(VOCABULARY, small, 1, learned=True)
     gate = check_same(ours, reference, loss=1e-5, gradient=1e-4)
-    n_blocks, classes = blocks(budget), vocabulary(budget)
-    grown = {name: growth(name, n_blocks, classes, PURE.get()) for name in ("reference", "ours")}
+    n_blocks = blocks(budget)
+    grown = {name: growth(name, n_blocks, PURE.get()) for name in ("reference", "ours")}
     return Measurement(
         value=grown["reference"] / grown["ours"],
         gate=f"with 2 blocks {gate}",
         about={
-            "shape": {"batch": BATCH, **LEARNED, "blocks": n_blocks, "vocabulary": classes},
+            "shape": {"batch": BATCH, **LEARNED, "blocks": n_blocks, "vocabulary": VOCABULARY},
             "dtype": "float32",
             "growth_bytes": grown,
             "measured": "VmHWM over the second step, in fresh processes",

@@ -13,7 +13,7 @@ from ..training.decoder import DecoderConfig, Embedding
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Path, Row
 from .training_sides import PlainAttention, PlainMLP, Side, check_same, our_side, published_side
-from .training_step import BATCH, DENSE, blocks, vocabulary
+from .training_step import BATCH, DENSE, VOCABULARY, blocks
 
 P = 0.2
 SITES = ("embedding", "attention_weights", "attention_output", "mlp_output")
@@ -35,8 +35,8 @@ def torch_dropout(reference: Side) -> None:
 def dropout_ratio(budget: Budget) -> Measurement:
     """Time a step with PyTorch's dropout and with ours."""
     shape = DecoderConfig(**DENSE, blocks=blocks(budget))
-    reference = published_side(vocabulary(budget), shape, BATCH, learned=False)
-    ours = our_side(vocabulary(budget), shape, BATCH, [Rule(site, Dropout, p=P) for site in SITES])
+    reference = published_side(VOCABULARY, shape, BATCH, learned=False)
+    ours = our_side(VOCABULARY, shape, BATCH, [Rule(site, Dropout, p=P) for site in SITES])
     torch_dropout(reference)
     gate = check_same(ours, reference, loss=1e-5, gradient=1e-4)
     losses = [sum(one.loss().item() for _ in range(3)) / 3 for one in (ours, reference)]
@@ -46,7 +46,7 @@ def dropout_ratio(budget: Budget) -> Measurement:
         budget,
         gate=f"without dropout {gate}; with it losses {losses[0]:.3f} and {losses[1]:.3f}",
         about={
-            "shape": {"batch": BATCH, **DENSE, "blocks": blocks(budget), "vocabulary": vocabulary(budget)},
+            "shape": {"batch": BATCH, **DENSE, "blocks": blocks(budget), "vocabulary": VOCABULARY},
             "dtype": "float32",
             "p": P,
             "sites": list(SITES),

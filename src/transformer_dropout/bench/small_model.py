@@ -39,7 +39,7 @@ ROWS = tuple(
         path=path,
         target=target,
         measure=tokens_ratio,
-        obstacle="attention over so few tokens takes about as long in the reference; the rest is many small operations.",
+        obstacle="attention over few tokens takes as long in the reference; the rest is many small calls.",
     )
     for path, target in TARGETS.items()
 )

@@ -14,7 +14,7 @@ from .rounds import timed_ratio
 from .row import Budget, Measurement, Path, Row
 from .training_sides import check_same, learned_rule, our_side, published_side
 
-BATCH = 4
+VOCABULARY, BATCH = 50_257, 4
 LEARNED: dict[str, Any] = {"width": 144, "heads": 9, "context": 200}
 # As many parameters without a mask, as published.
 DENSE: dict[str, Any] = {"width": 156, "heads": 12, "context": 200}
@@ -27,15 +27,10 @@ def blocks(budget: Budget) -> int:
     return 4 if budget.quick else 26
 
 
-def vocabulary(budget: Budget) -> int:
-    """Return how many tokens it knows."""
-    return 8_192 if budget.quick else 50_257
-
-
 def about(budget: Budget, autocast: bool) -> dict:
     """Return what decides the numbers."""
     return {
-        "shape": {"batch": BATCH, **LEARNED, "blocks": blocks(budget), "vocabulary": vocabulary(budget)},
+        "shape": {"batch": BATCH, **LEARNED, "blocks": blocks(budget), "vocabulary": VOCABULARY},
         "dtype": "bfloat16" if autocast else "float32",
     }
 
@@ -43,10 +38,8 @@ def about(budget: Budget, autocast: bool) -> dict:
 def against_published(budget: Budget, *, autocast: bool) -> Measurement:
     """Time a step the published way and ours."""
     shape = DecoderConfig(**LEARNED, blocks=blocks(budget))
-    reference = published_side(vocabulary(budget), shape, BATCH, learned=True, autocast=autocast)
-    ours = our_side(
-        vocabulary(budget), shape, BATCH, [learned_rule(LearnedDropout, shape)], autocast=autocast
-    )
+    reference = published_side(VOCABULARY, shape, BATCH, learned=True, autocast=autocast)
+    ours = our_side(VOCABULARY, shape, BATCH, [learned_rule(LearnedDropout, shape)], autocast=autocast)
     loss, gradient = ALLOWED[autocast]
     gate = check_same(ours, reference, loss=loss, gradient=gradient)
     sides = {"reference": reference.step, "ours": ours.step}
@@ -56,11 +49,9 @@ def against_published(budget: Budget, *, autocast: bool) -> Measurement:
 def against_dense(budget: Budget) -> Measurement:
     """Time our step with masks and our step of the dense decoder of as many parameters."""
     learned_shape, dense_shape = (DecoderConfig(**shape, blocks=blocks(budget)) for shape in (LEARNED, DENSE))
-    learned = our_side(
-        vocabulary(budget), learned_shape, BATCH, [learned_rule(LearnedDropout, learned_shape)]
-    )
-    dense = our_side(vocabulary(budget), dense_shape, BATCH, [])
-    reference = published_side(vocabulary(budget), dense_shape, BATCH, learned=False)
+    learned = our_side(VOCABULARY, learned_shape, BATCH, [learned_rule(LearnedDropout, learned_shape)])
+    dense = our_side(VOCABULARY, dense_shape, BATCH, [])
+    reference = published_side(VOCABULARY, dense_shape, BATCH, learned=False)
     loss, gradient = ALLOWED[False]
     gate = "dense step and plain modules: " + check_same(dense, reference, loss=loss, gradient=gradient)
     sizes = [sum(p.numel() for p in side.model.parameters()) for side in (learned, dense)]

@@ -22,8 +22,12 @@ GrowthOption = Annotated[
 
 def bench(
     rows: RowOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Smaller shapes, a few minutes.")] = False,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each side.")] = 7,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smaller shapes and fewer turns: less than three minutes.")
+    ] = False,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Turns of each side; 7, or 3 with --quick.")
+    ] = None,
     growth: GrowthOption = True,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where record, page and figures go.")
@@ -43,14 +47,17 @@ def bench(
 
     from ..bench.growth import measure_growth, points_to_measure
     from ..bench.record import new_record
-    from ..bench.results import results_table
+    from ..bench.results import QUICK, results_table
     from ..bench.row import Budget
     from ..bench.run import Result, chosen_rows, run_rows
     from ..bench.table import all_rows
     from ..bench.write import write_results
     from ..kernels.freed_memory import keep_freed_memory
 
-    chosen, budget = chosen_rows(all_rows(), rows or ()), Budget(rounds=rounds, quick=quick)
+    chosen, budget = (
+        chosen_rows(all_rows(), rows or ()),
+        Budget(rounds=rounds or (3 if quick else 7), quick=quick),
+    )
     torch.set_num_threads(1)
     keep_freed_memory()
     console = Console()
@@ -69,6 +76,8 @@ def bench(
             )
     table = results_table(record)
     console.print(rich_table("", table.columns, table.rows))
+    if quick:
+        console.print(QUICK)
     console.print(f"Page: {write_results(out, record).resolve()}", soft_wrap=True, markup=False)
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
