@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ._compiled import compiled
-from .mask_native import narrowed, widened
 from .random_native import element_bits, key_words
-from .tile_native import VECTOR, prefetch, tile, transpose
+from .vector_native import VECTOR, load_vector, prefetch, store_vector, tile, transpose
 
 # Queries of a block, and keys or channels that one tile takes.
 LANES, STEP = 32, 8
@@ -38,23 +37,20 @@ def exponential(x):
 
 
 @numba.njit(inline="always")
-def load(source, at, step, rows, size, target, ahead):
-    """Copy rows as float32 into the first columns of a wider array, and ask for the next head's."""
-    for row in range(rows):
-        start, line = at + row * step, target[row]
+def load(source, at, step, count, size, factor, target, ahead):
+    """Copy rows, times a factor, to those of a wider array, and ask for the next head's."""
+    flat, width = target.reshape(-1), target.shape[1]
+    for row in range(count):
+        start = at + row * step
         for c in range(0, size, VECTOR):
             prefetch(source, start + ahead + c, 0)
-        for c in range(size):
-            line[c] = widened(source[start + c])
+            load_vector(source, start + c, size - c, factor, flat, row * width + c)
 
 
 @numba.njit(inline="always")
 def load_columns(source, at, step, count, size, factor, rows, columns, ahead):
     """Copy a block of queries, times a factor, as rows and as columns; lanes without a query are 0."""
-    load(source, at, step, count, size, rows, ahead)
-    for row in range(count):
-        for c in range(size):
-            rows[row, c] *= factor
+    load(source, at, step, count, size, factor, rows, ahead)
     rows[count:] = 0
     turned(rows, columns)
 
@@ -70,26 +66,21 @@ def turned(source, target):
 
 
 @numba.njit(inline="always")
-def store(rows, count, size, target, at, step, ahead):
-    """Write rows where a tensor has them, and ask for the next head's place."""
+def store(rows, factors, count, size, target, at, step, ahead):
+    """Write rows, each times its factor, where a tensor has them, and ask for the next head's place."""
+    flat, width = rows.reshape(-1), rows.shape[1]
     for row in range(count):
-        start, line = at + row * step, rows[row]
+        start = at + row * step
         for c in range(0, size, VECTOR):
             prefetch(target, start + ahead + c, 1)
-        for c in range(size):
-            target[start + c] = narrowed(line[c], target)
+            store_vector(flat, row * width + c, factors[row], target, start + c, size - c)
 
 
 @numba.njit(inline="always")
 def store_columns(columns, factors, count, size, target, at, step, rows, ahead):
     """Write columns, each times its factor, as the rows of a tensor; ``rows`` is room for them."""
     turned(columns, rows)
-    for lane in range(count):
-        start, line, factor = at + lane * step, rows[lane], factors[lane]
-        for c in range(0, size, VECTOR):
-            prefetch(target, start + ahead + c, 1)
-        for c in range(size):
-            target[start + c] = narrowed(line[c] * factor, target)
+    store(rows, factors, count, size, target, at, step, ahead)
 
 
 @numba.njit(inline="always")
@@ -148,13 +139,16 @@ def first_elements(starts, head, start, tokens):
 
 
 @numba.njit(inline="always")
-def head_places(places, head, heads):
-    """Return where each tensor's rows of a head begin."""
-    return places[:, 0] + head // heads * places[:, 1] + head % heads * places[:, 2]
+def head_places(places, head, heads, at, ahead):
+    """Write where each tensor's rows of a head begin, and how much further on those of the next head do."""
+    for i in range(at.size):
+        sequence, inside = places[i, 0], places[i, 1]
+        at[i] = head // heads * sequence + head % heads * inside
+        ahead[i] = (head + 1) // heads * sequence + (head + 1) % heads * inside - at[i]
 
 
 @compiled
-def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
+def forward(query, key, value, places, sizes, numbers, mask, out, log_sum, sums):
     heads, tokens, size = sizes
     factor, scale, _ = numbers
     first, second, threshold = mask
@@ -164,11 +158,12 @@ def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
     rows = np.empty((LANES, width), np.float32)
     weights, mixed = np.empty((padded, LANES), np.float32), np.empty((width, LANES), np.float32)
     top, total, starts = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint32)
+    at, ahead, step = np.empty(len(places), np.int64), np.empty(len(places), np.int64), places[:, 2]
+    one = np.float32(1)
     for head in range(log_sum.size // tokens):
-        at, step = head_places(places, head, heads), places[:, 3]
-        ahead = head_places(places, head + 1, heads) - at
-        load(key, at[1], step[1], tokens, size, k, ahead[1])
-        load(value, at[2], step[2], tokens, size, v, ahead[2])
+        head_places(places, head, heads, at, ahead)
+        load(key, at[1], step[1], tokens, size, one, k, ahead[1])
+        load(value, at[2], step[2], tokens, size, one, v, ahead[2])
         for start in range(0, tokens, LANES):
             count = min(LANES, tokens - start)
             seen = -(-(start + count) // STEP) * STEP
@@ -185,10 +180,11 @@ def forward(query, key, value, places, sizes, numbers, mask, out, log_sum):
                 if threshold > -(2**31):
                     keep(line, starts, j, first, second, threshold)
             transposed_times(v, weights, seen, mixed)
+            for lane in range(count):
+                log_sum[head * tokens + start + lane] = top[lane]
+                sums[head * tokens + start + lane] = total[lane]
             for lane in range(LANES):
-                top[lane] += np.log(total[lane])
                 total[lane] = scale / total[lane]
-            log_sum[head * tokens + start : head * tokens + start + count] = top[:count]
             store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3], rows, ahead[3])
 
 
@@ -224,11 +220,13 @@ def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log
     common = np.empty(LANES, np.float32)
     sums, starts = np.zeros(LANES, np.float32), np.empty(LANES, np.uint32)
     ones, factors = np.ones(LANES, np.float32), np.full(LANES, factor)
+    ones_of_rows = np.ones(tokens, np.float32)
+    at, ahead, step = np.empty(len(places), np.int64), np.empty(len(places), np.int64), places[:, 2]
+    one = np.float32(1)
     for head in range(log_sum.size // tokens):
-        at, step = head_places(places, head, heads), places[:, 3]
-        ahead = head_places(places, head + 1, heads) - at
-        load(key, at[2], step[2], tokens, size, k, ahead[2])
-        load(value, at[3], step[3], tokens, size, v, ahead[3])
+        head_places(places, head, heads, at, ahead)
+        load(key, at[2], step[2], tokens, size, one, k, ahead[2])
+        load(value, at[3], step[3], tokens, size, one, v, ahead[3])
         dk[:], dv[:] = 0, 0
         for start in range(0, tokens, LANES):
             count = min(LANES, tokens - start)
@@ -243,7 +241,8 @@ def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log
             for c in range(size):
                 for lane in range(LANES):
                     common[lane] += g_columns[c, lane] * o_columns[c, lane]
-            sums[:count] = log_sum[head * tokens + start : head * tokens + start + count]
+            for lane in range(count):
+                sums[lane] = log_sum[head * tokens + start + lane]
             first_elements(starts, head, start, tokens)
             times_columns(k, columns, seen, weights)
             times_columns(v, g_columns, seen, changes)
@@ -252,8 +251,8 @@ def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log
             add_product(changes, q, seen, dk)
             add_product(weights, g, seen, dv)
             store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5], rows, ahead[5])
-        store(dk, tokens, size, dkey, at[6], step[6], ahead[6])
-        store(dv, tokens, size, dvalue, at[7], step[7], ahead[7])
+        store(dk, ones_of_rows, tokens, size, dkey, at[6], step[6], ahead[6])
+        store(dv, ones_of_rows, tokens, size, dvalue, at[7], step[7], ahead[7])
 
 
 Mask = tuple[Tensor, int, float]
@@ -269,10 +268,11 @@ def attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Ten
     batch, heads, tokens, size = query.shape
     # As the projection behind it reads it.
     out = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
-    log_sum = torch.empty(batch, heads, tokens)
+    log_sum, sums = torch.empty(2, batch, heads, tokens)
     arrays, places = laid_out(query, key, value, out)
-    forward(*arrays[:3], places, *scalars(query, mask), arrays[3], log_sum.numpy().reshape(-1))
-    return out, log_sum
+    flat = (tensor.numpy().reshape(-1) for tensor in (log_sum, sums))
+    forward(*arrays[:3], places, *scalars(query, mask), arrays[3], *flat)
+    return out, log_sum.add_(sums.log_())
 
 
 def gradients(
@@ -295,10 +295,10 @@ def gradients(
 
 
 def laid_out(*tensors: Tensor) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return each tensor's memory as one row, and where its sequences, heads and tokens begin there.
+    """Return each tensor's memory as one row, and how far its sequences, heads and tokens lie apart.
 
     Shape:
-        tensors: (batch, heads, tokens, d), the channels side by side; places: (tensors, 4).
+        tensors: (batch, heads, tokens, d), the channels side by side; places: (tensors, 3).
     """
     rows, places = [], []
     for tensor in tensors:
@@ -308,7 +308,7 @@ def laid_out(*tensors: Tensor) -> tuple[list[np.ndarray], np.ndarray]:
         length = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
         row = tensor.as_strided((length,), (1,))
         rows.append((row.view(torch.int16) if row.dtype == torch.bfloat16 else row).numpy())
-        places.append((0, *tensor.stride()[:3]))
+        places.append(tensor.stride()[:3])
     return rows, np.array(places)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._compiled import compiled
 from .random_native import element_uniform, key_words
-from .tile_native import VECTOR, prefetch
+from .vector_native import VECTOR, prefetch
 
 # Of a penalty with the value M (a M + b) in each element.
 COEFFICIENTS = {"squared": (0.5, 0.0), "linear": (0.0, 1.0), None: (0.0, 0.0)}
