@@ -84,7 +84,7 @@ def plain(tensor: Tensor) -> bool:
 
 def dense(tensor: Tensor) -> bool:
     """Say whether a tensor is an ordinary one in the memory of the processor, with no wrapper around it."""
-    return unwrapped(tensor) and tensor.device.type == "cpu"
+    return tensor.is_cpu and unwrapped(tensor)
 
 
 def unwrapped(tensor: Tensor) -> bool:

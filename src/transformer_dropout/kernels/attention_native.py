@@ -3,6 +3,8 @@
 The queries of a block lie side by side, so that each instruction acts on a vector of them.
 """
 
+from collections.abc import Iterable
+
 import numba
 import numpy as np
 import torch
@@ -10,11 +12,13 @@ from torch import Tensor
 
 from ._compiled import compiled
 from .random_native import element_bits, key_words
-from .vector_native import VECTOR, load_vector, prefetch, store_vector, tile, transpose
+from .vector_native import VECTOR, load_vector, pointer_to, prefetch, store_vector, tile, transpose
 
 # Queries of a block, and keys or channels that one tile takes.
 LANES, STEP = 32, 8
 wide_tile, narrow_tile = tile(STEP, LANES // VECTOR), tile(STEP, 1)
+
+ENDLESS = 2**62
 
 LOG2_E, LN_2, LN_2_REST = map(np.float32, (1.4426950408889634, 0.693359375, -2.12194440e-4))
 # exp(x) = 1 + x + x^2 P(x) for |x| <= ln(2) / 2, to a rounding of float32.
@@ -34,6 +38,12 @@ def exponential(x):
     p = EXPONENTIAL[0] + x * (EXPONENTIAL[1] + x * (EXPONENTIAL[2] + x * p))
     power = np.int32((np.int32(turns) + np.int32(127)) << np.int32(23)).view(np.float32)
     return (np.float32(1) + (x + x * x * p)) * (power * seen)
+
+
+@numba.njit(inline="always")
+def memory(places, number, like):
+    """Return the memory from a tensor's first number on as one row without an end."""
+    return numba.carray(pointer_to(places[number, 0], like), (ENDLESS,))  # pyrefly: ignore
 
 
 @numba.njit(inline="always")
@@ -142,13 +152,15 @@ def first_elements(starts, head, start, tokens):
 def head_places(places, head, heads, at, ahead):
     """Write where each tensor's rows of a head begin, and how much further on those of the next head do."""
     for i in range(at.size):
-        sequence, inside = places[i, 0], places[i, 1]
+        sequence, inside = places[i, 1], places[i, 2]
         at[i] = head // heads * sequence + head % heads * inside
         ahead[i] = (head + 1) // heads * sequence + (head + 1) % heads * inside - at[i]
 
 
 @compiled
-def forward(query, key, value, places, sizes, numbers, mask, out, log_sum, sums):
+def forward(like, places, sizes, numbers, mask, log_sum, sums):
+    query, key, value = memory(places, 0, like), memory(places, 1, like), memory(places, 2, like)
+    out = memory(places, 3, like)
     heads, tokens, size = sizes
     factor, scale, _ = numbers
     first, second, threshold = mask
@@ -158,7 +170,7 @@ def forward(query, key, value, places, sizes, numbers, mask, out, log_sum, sums)
     rows = np.empty((LANES, width), np.float32)
     weights, mixed = np.empty((padded, LANES), np.float32), np.empty((width, LANES), np.float32)
     top, total, starts = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint32)
-    at, ahead, step = np.empty(len(places), np.int64), np.empty(len(places), np.int64), places[:, 2]
+    at, ahead, step = np.empty(len(places), np.int64), np.empty(len(places), np.int64), places[:, 3]
     one = np.float32(1)
     for head in range(log_sum.size // tokens):
         head_places(places, head, heads, at, ahead)
@@ -206,7 +218,10 @@ def chained(weights, changes, seen, start, sums, common, starts, mask, ones):
 
 
 @compiled
-def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log_sum, dquery, dkey, dvalue):
+def backward(like, places, sizes, numbers, mask, log_sum):
+    gradient, query, key = memory(places, 0, like), memory(places, 1, like), memory(places, 2, like)
+    value, out = memory(places, 3, like), memory(places, 4, like)
+    dquery, dkey, dvalue = memory(places, 5, like), memory(places, 6, like), memory(places, 7, like)
     heads, tokens, size = sizes
     factor, scale, share = numbers
     padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
@@ -221,7 +236,7 @@ def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log
     sums, starts = np.zeros(LANES, np.float32), np.empty(LANES, np.uint32)
     ones, factors = np.ones(LANES, np.float32), np.full(LANES, factor)
     ones_of_rows = np.ones(tokens, np.float32)
-    at, ahead, step = np.empty(len(places), np.int64), np.empty(len(places), np.int64), places[:, 2]
+    at, ahead, step = np.empty(len(places), np.int64), np.empty(len(places), np.int64), places[:, 3]
     one = np.float32(1)
     for head in range(log_sum.size // tokens):
         head_places(places, head, heads, at, ahead)
@@ -256,6 +271,8 @@ def backward(gradient, query, key, value, out, places, sizes, numbers, mask, log
 
 
 Mask = tuple[Tensor, int, float]
+# What stands for a tensor's dtype; an int16 for the bits of a bfloat16.
+LIKE = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.int16)}
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
@@ -269,9 +286,9 @@ def attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Ten
     # As the projection behind it reads it.
     out = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
     log_sum, sums = torch.empty(2, batch, heads, tokens)
-    arrays, places = laid_out(query, key, value, out)
+    tensors = contiguous_channels(query, key, value, out)
     flat = (tensor.numpy().reshape(-1) for tensor in (log_sum, sums))
-    forward(*arrays[:3], places, *scalars(query, mask), arrays[3], *flat)
+    forward(LIKE[query.dtype], places(tensors), *scalars(query, mask), *flat)
     return out, log_sum.add_(sums.log_())
 
 
@@ -289,27 +306,23 @@ def gradients(
     # Side by side, as `heads.split_heads` wants them.
     of_query, of_key, of_value = query.new_empty(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
     found = of_query, of_key, of_value
-    arrays, places = laid_out(gradient, query, key, value, out, *found)
-    backward(*arrays[:5], places, *scalars(query, mask), log_sum.numpy().reshape(-1), *arrays[5:])
+    tensors = contiguous_channels(gradient, query, key, value, out, *found)
+    backward(LIKE[query.dtype], places(tensors), *scalars(query, mask), log_sum.numpy().reshape(-1))
     return found
 
 
-def laid_out(*tensors: Tensor) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return each tensor's memory as one row, and how far its sequences, heads and tokens lie apart.
+def contiguous_channels(*tensors: Tensor) -> list[Tensor]:
+    """Return the tensors, copied where the channels of a token do not lie side by side."""
+    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
+
+
+def places(tensors: Iterable[Tensor]) -> np.ndarray:
+    """Return where tensors begin in memory, and how far their sequences, heads and tokens lie apart.
 
     Shape:
-        tensors: (batch, heads, tokens, d), the channels side by side; places: (tensors, 3).
+        tensors: (batch, heads, tokens, d); result: (tensors, 4).
     """
-    rows, places = [], []
-    for tensor in tensors:
-        tensor = tensor.detach()
-        if tensor.stride(-1) != 1:
-            tensor = tensor.contiguous()
-        length = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        row = tensor.as_strided((length,), (1,))
-        rows.append((row.view(torch.int16) if row.dtype == torch.bfloat16 else row).numpy())
-        places.append(tensor.stride()[:3])
-    return rows, np.array(places)
+    return np.array([(tensor.data_ptr(), *tensor.stride()[:3]) for tensor in tensors])
 
 
 def scalars(query: Tensor, mask: Mask) -> tuple[tuple, tuple, tuple]:

@@ -142,6 +142,16 @@ def splat(kind: Any, number: int) -> Any:
 
 
 @instruction
+def pointer_to(typing, address, like):
+    """Turn an address into a pointer to numbers such as an array holds."""
+
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), code
+
+
+@instruction
 def prefetch(typing, array, at, writes):
     """Ask for the memory of an element that is used soon; it may lie outside of the array.
 
