@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from transformer_dropout.bench.record import new_record, value_text, verdict_text
+from transformer_dropout.bench.results import obstacles
 from transformer_dropout.bench.row import Budget, Measurement, Row
 from transformer_dropout.bench.run import Result
 from transformer_dropout.bench.write import write_results
@@ -47,6 +48,7 @@ def test_a_row_in_words(record):
     assert value_text(step) == "2.35 [2.25, 2.45]"
     assert verdict_text(decode) == "misses by 25%"
     assert decode["obstacle"] == "The products. Of its time: aten::mm 60%."
+    assert obstacles(record) == ["decode, pure: The products. Of its time: aten::mm 60%."]
     assert verdict_text(gpu) == "not measured: there is no GPU here"
     assert verdict_text(mask) == "failed: AssertionError: they differ"
     assert value_text(mask) == "–"

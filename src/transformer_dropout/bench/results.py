@@ -43,7 +43,7 @@ def results_page(record: dict[str, Any], figures: Iterable[str]) -> str:
         " ".join(METHOD.format(rounds=record["rounds"]).split()),
         QUICK if record["quick"] else "",
         results_table(record).markdown().rstrip(),
-        obstacles(record),
+        obstacle_section(record),
         *(f"![{name.removesuffix('.svg')}]({name})" for name in figures),
         details(record),
         machine_lines(record),
@@ -51,11 +51,14 @@ def results_page(record: dict[str, Any], figures: Iterable[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def obstacles(record: dict[str, Any]) -> str:
-    """Return a list of what is in the way of the targets that are missed."""
-    lines = [
-        f"- {row['name']}, {row['path']}: {row['obstacle']}" for row in record["rows"] if "obstacle" in row
-    ]
+def obstacles(record: dict[str, Any]) -> list[str]:
+    """Return what is in the way of each target that is missed."""
+    return [f"{row['name']}, {row['path']}: {row['obstacle']}" for row in record["rows"] if "obstacle" in row]
+
+
+def obstacle_section(record: dict[str, Any]) -> str:
+    """Return the obstacles as a part of the page, nothing where there are none."""
+    lines = [f"- {line}" for line in obstacles(record)]
     return "\n".join(["## What is in the way", "", *lines]) if lines else ""
 
 

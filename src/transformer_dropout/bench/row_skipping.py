@@ -48,7 +48,7 @@ ROWS = tuple(
         path="native",
         target=target,
         measure=partial(kept_rows_ratio, width=width, keep=keep),
-        obstacle="memory bandwidth: both sides read their rows of the weight once",
+        obstacle="memory bandwidth: both sides read their rows of the weight once.",
     )
     for width in WIDTHS
     for keep, target in TARGETS.items()
