@@ -17,6 +17,7 @@ def test_chosen_rows_end_in_a_page_and_a_record(start, tmp_path):
     folder = tmp_path / "timings"
     record = json.loads((folder / "record.json").read_text())
     assert str(folder / "RESULTS.md") in out
+    assert "oneDNN" in out
     statuses = {row["name"]: row["status"] for row in record["rows"]}
     assert statuses["bytes the mask keeps for its backward, an element"] == "met"
     assert record["command"].startswith("dropout bench --quick")

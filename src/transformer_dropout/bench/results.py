@@ -46,7 +46,7 @@ def results_page(record: dict[str, Any], figures: Iterable[str]) -> str:
         obstacle_section(record),
         *(f"![{name.removesuffix('.svg')}]({name})" for name in figures),
         details(record),
-        machine_lines(record),
+        "\n".join(["## Machine", "", *(f"- {line}" for line in machine_lines(record))]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -75,14 +75,13 @@ def details(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def machine_lines(record: dict[str, Any]) -> str:
-    """Return the machine and the versions."""
-    machine, lines = record["machine"], ["## Machine", ""]
-    lines.append(
-        f"- {machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread, {machine['platform']}"
-    )
-    lines += [
-        "- " + ", ".join(f"{name} {value}" for name, value in record[section].items())
-        for section in ("products", "versions")
+def machine_lines(record: dict[str, Any]) -> list[str]:
+    """Return the machine, the libraries that multiply, and the versions, a line each."""
+    machine = record["machine"]
+    return [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread, {machine['platform']}",
+        *(
+            ", ".join(f"{name} {value}" for name, value in record[section].items())
+            for section in ("products", "versions")
+        ),
     ]
-    return "\n".join(lines)

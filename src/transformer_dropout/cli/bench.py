@@ -47,7 +47,7 @@ def bench(
 
     from ..bench.growth import measure_growth, points_to_measure
     from ..bench.record import new_record
-    from ..bench.results import QUICK, obstacles, results_table
+    from ..bench.results import QUICK, machine_lines, obstacles, results_table
     from ..bench.row import Budget
     from ..bench.run import Result, chosen_rows, run_rows
     from ..bench.table import all_rows
@@ -76,6 +76,8 @@ def bench(
             )
     table = results_table(record)
     console.print(rich_table("", table.columns, table.rows))
+    for line in machine_lines(record):
+        console.print(line, markup=False, highlight=False)
     for line in obstacles(record):
         console.print(f"In the way of {line}", markup=False, highlight=False)
     if quick:
