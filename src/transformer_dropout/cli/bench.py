@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -47,7 +47,6 @@ def bench(
 
     from ..bench.growth import measure_growth, points_to_measure
     from ..bench.record import new_record
-    from ..bench.results import QUICK, machine_lines, obstacles, results_table
     from ..bench.row import Budget
     from ..bench.run import Result, chosen_rows, run_rows
     from ..bench.table import all_rows
@@ -74,14 +73,19 @@ def bench(
             record["growth"] = measure_growth(
                 budget, lambda point: bars.update(bar, advance=1, description=point)
             )
-    table = results_table(record)
-    console.print(rich_table("", table.columns, table.rows))
-    for line in machine_lines(record):
-        console.print(line, markup=False, highlight=False)
-    for line in obstacles(record):
-        console.print(f"In the way of {line}", markup=False, highlight=False)
-    if quick:
-        console.print(QUICK)
+    print_results(console, record)
     console.print(f"Page: {write_results(out, record).resolve()}", soft_wrap=True, markup=False)
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def print_results(console: Console, record: dict[str, Any]) -> None:
+    """Print the table, the machine, and what is in the way of the targets that are missed."""
+    from ..bench.results import QUICK, machine_lines, obstacles, results_table
+
+    table = results_table(record)
+    console.print(rich_table("", table.columns, table.rows))
+    for line in (*machine_lines(record), *(f"In the way of {line}" for line in obstacles(record))):
+        console.print(line, markup=False, highlight=False)
+    if record["quick"]:
+        console.print(QUICK)
