@@ -505,6 +505,15 @@ def test_one_of_several_evaluation_sets_stops_the_training(tmp_path):
     assert set(logged(mine, "eval_seen_gap")) == {1, 2, 3}
 
 
+def test_a_gap_that_no_evaluation_set_has_is_refused_once_all_were_seen(tmp_path):
+    mine = run(tmp_path, eval_strategy="steps", eval_steps=1)
+    mine.eval_dataset = {"seen": examples(), "unseen": examples(4, seed=2)}
+    mine.add_callback(GapStopping(-100.0, metric="eval_unsen_gap"))
+    with pytest.raises(td.InputError, match="eval_unsen_gap"):
+        mine.train()
+    assert mine.state.global_step == 2
+
+
 def test_the_patience_is_in_the_checkpoint():
     stopping = GapStopping(0.5, patience=3)
     stopping.waited = 2

@@ -127,6 +127,7 @@ class GapStopping(TrainerCallback, ExportableState):
             raise InputError(f"patience is {patience}, but it counts evaluations and is at least 1.")
         self.max_gap, self.patience, self.metric = max_gap, patience, metric
         self.waited = 0
+        self.others: set[str] = set()
 
     def on_evaluate(
         self,
@@ -137,9 +138,12 @@ class GapStopping(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Take in one evaluation."""
-        if self.metric not in (metrics or {}) and any(name.endswith("_gap") for name in metrics or {}):
-            # Of another one of several evaluation sets.
+        others = {name for name in metrics or {} if name.endswith("_gap")} - {self.metric}
+        if others - self.others and self.metric not in (metrics or {}):
+            # Of another one of several evaluation sets; once they come again, there is no such metric.
+            self.others |= others
             return
+        self.others.clear()
         self.waited = self.waited + 1 if gap_in(metrics, self.metric) > self.max_gap else 0
         if self.waited >= self.patience:
             control.should_training_stop = True
