@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from transformer_dropout.bench.record import new_record, value_text, verdict_text
-from transformer_dropout.bench.results import obstacles
+from transformer_dropout.bench.results import obstacles, results_page
 from transformer_dropout.bench.row import Budget, Measurement, Row
 from transformer_dropout.bench.run import Result
 from transformer_dropout.bench.write import write_results
@@ -68,6 +68,14 @@ def test_the_page_says_what_was_measured_and_shows_the_figures(record, tmp_path)
     for name in ("ratios.svg", "growth.svg"):
         assert f"({name})" in text
         assert ET.parse(page.parent / name).getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("platform", "told"), [("Linux-6.1-x86_64-with-glibc2.36", True), ("macOS-15", False)]
+)
+def test_kept_memory_is_told_where_it_can_be_kept(record, platform, told):
+    record["machine"]["platform"] = platform
+    assert ("mallopt" in results_page(record, [])) == told
 
 
 def test_figures_are_the_same_bytes_for_the_same_record(record, tmp_path):

@@ -16,7 +16,7 @@ from ..kernels.mask import learned_mask
 from ..kernels.random import draw_key
 from .published_twin import PublishedMask
 from .rounds import timed_ratio
-from .row import Budget, Measurement, Path, Row
+from .row import Budget, Measurement, Path, Row, each_path
 from .saved_bytes import saved_bytes
 
 TOKENS, QUICK_TOKENS = 10_000, 2_000
@@ -156,15 +156,11 @@ BYTES: dict[Path, float] = {"pure": 1.0, "native": 0.13}
 ROWS = (
     *timed_rows(144, {"pure": 2.7, "native": 12.0}, {"pure": 1.5, "native": 0.5}),
     *timed_rows(1024, {"pure": 3.3, "native": 18.0}, {"pure": 2.5, "native": 0.5}),
-    *(
-        Row(
-            name="bytes the mask keeps for its backward, an element",
-            path=path,
-            target=target,
-            at_least=False,
-            unit="bytes",
-            measure=bytes_for_backward,
-        )
-        for path, target in BYTES.items()
+    *each_path(
+        BYTES,
+        name="bytes the mask keeps for its backward, an element",
+        at_least=False,
+        unit="bytes",
+        measure=bytes_for_backward,
     ),
 )

@@ -18,7 +18,7 @@ import torch
 from ..kernels._native import PURE, pure_pytorch
 from ..layers import LearnedDropout
 from ..training.decoder import DecoderConfig
-from .row import Budget, Measurement, Path, Row
+from .row import Budget, Measurement, Path, each_path
 from .training_sides import check_same, learned_rule, our_side, published_side
 from .training_step import LEARNED, VOCABULARY, blocks
 
@@ -80,12 +80,6 @@ def memory_ratio(budget: Budget) -> Measurement:
 
 
 TARGETS: dict[Path, float] = {"pure": 3.5, "native": 4.0}
-ROWS = tuple(
-    Row(
-        name="peak memory growth of a step, 16 x 200 tokens: reference / ours",
-        path=path,
-        target=target,
-        measure=memory_ratio,
-    )
-    for path, target in TARGETS.items()
+ROWS = each_path(
+    TARGETS, name="peak memory growth of a step, 16 x 200 tokens: reference / ours", measure=memory_ratio
 )

@@ -11,7 +11,7 @@ from ..layers import Dropout
 from ..recipe import Rule
 from ..training.decoder import DecoderConfig, Embedding
 from .rounds import timed_ratio
-from .row import Budget, Measurement, Path, Row
+from .row import Budget, Measurement, Path, each_path
 from .training_sides import PlainAttention, PlainMLP, Side, check_same, our_side, published_side
 from .training_step import BATCH, DENSE, VOCABULARY, blocks
 
@@ -55,12 +55,6 @@ def dropout_ratio(budget: Budget) -> Measurement:
 
 
 TARGETS: dict[Path, float] = {"pure": 1.5, "native": 2.5}
-ROWS = tuple(
-    Row(
-        name="training step with dropout 0.2 everywhere: torch / ours",
-        path=path,
-        target=target,
-        measure=dropout_ratio,
-    )
-    for path, target in TARGETS.items()
+ROWS = each_path(
+    TARGETS, name="training step with dropout 0.2 everywhere: torch / ours", measure=dropout_ratio
 )

@@ -67,3 +67,8 @@ class Row:
     def met(self, value: float) -> bool:
         """Say whether a value reaches the target."""
         return value >= self.target if self.at_least else value <= self.target
+
+
+def each_path(targets: Mapping[Path, float], **shared: Any) -> tuple[Row, ...]:
+    """Return a row for each path, with its target and what all of them share."""
+    return tuple(Row(path=path, target=target, **shared) for path, target in targets.items())

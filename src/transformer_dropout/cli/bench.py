@@ -53,10 +53,8 @@ def bench(
     from ..bench.write import write_results
     from ..kernels.freed_memory import keep_freed_memory
 
-    chosen, budget = (
-        chosen_rows(all_rows(), rows or ()),
-        Budget(rounds=rounds or (3 if quick else 7), quick=quick),
-    )
+    chosen = chosen_rows(all_rows(), rows or ())
+    budget = Budget(rounds=rounds or (3 if quick else 7), quick=quick)
     torch.set_num_threads(1)
     keep_freed_memory()
     console = Console()
