@@ -1,5 +1,7 @@
 """``dropout sites``: the places of a model, and what a recipe would do."""
 
+from inspect import Parameter, isfunction, signature
+
 import pytest
 import transformers
 
@@ -76,6 +78,16 @@ def test_what_a_recipe_would_do_at_each_place(here, recipe, snapshot):
     assert rows["transformer.h.1.attn.resid_dropout", "attention_output"][-1] == "Dropout 0.3 > 0.15 > 0"
     assert rows["transformer.drop", "embedding"][-1] == "as it is"
     assert snapshot() == before
+
+
+def test_every_recipe_that_needs_no_argument_is_a_ready_one():
+    functions = {name: f for name, f in vars(td.recipes).items() if isfunction(f)}
+    complete = {
+        name
+        for name, f in functions.items()
+        if all(parameter.default is not Parameter.empty for parameter in signature(f).parameters.values())
+    }
+    assert complete == set(READY)
 
 
 @pytest.mark.parametrize("name", READY)
