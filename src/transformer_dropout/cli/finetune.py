@@ -34,7 +34,7 @@ RateOption = Annotated[
 ]
 DTypeOption = Annotated[
     Literal["float32", "bfloat16"],
-    typer.Option("--dtype", help="float32, or bfloat16, faster where the processor has it."),
+    typer.Option("--dtype", help="float32, or bfloat16 for the products."),
 ]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")

@@ -1,6 +1,6 @@
 """Causal attention whose weights may be dropped, without keeping the weights or the mask.
 
-On a processor PyTorch's fused attention takes three times as long in bfloat16 as in float32, and has no
+On a processor PyTorch's fused attention takes longer in bfloat16 than in float32, and has no
 dropout: with a rate it writes the weights out and keeps them, and a mask beside them.
 """
 

@@ -272,7 +272,7 @@ class Project(torch.autograd.Function):
 def times(multiply: Callable, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x weight^T + bias``, where the weight may be a part of a larger one.
 
-    Fast products are 1,000 times slower on such a part, so it is copied first; for a few rows that takes
+    Fast products fall back to a slow loop on such a part, so it is copied first; for a few rows that takes
     longer than the product.
     """
     if len(x) < FEW_ROWS:
