@@ -1,6 +1,7 @@
 """What the README shows is what the project does."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,9 @@ def test_every_file_that_is_linked_exists():
     for text in [README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
+
+
+def test_every_extra_is_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    line = next(line for line in README.splitlines() if line.startswith("Extras: "))
+    assert [extra for extra in project["optional-dependencies"] if f"`{extra}`" not in line] == []
