@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import transformer_dropout as td
 from transformer_dropout.layers import DropoutLayer
 from transformer_dropout.layers.precomputed import MaskEmbedding
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 DOCS = Path(__file__).parent
 Kind = TypeVar("Kind", bound=nn.Module)

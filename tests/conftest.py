@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from transformer_dropout.training.data import DataConfig
-from transformer_dropout.training.decoder import DecoderConfig
-from transformer_dropout.training.run_config import RunConfig, TrainingConfig
+from transformer_dropout.runs.run_config import RunConfig, TrainingConfig
+from transformer_dropout.tasks.language.data import DataConfig
+from transformer_dropout.tasks.language.decoder import DecoderConfig
 
 LEARNED = {
     "select": "mlp_output",

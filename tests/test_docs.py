@@ -10,7 +10,7 @@ import torch
 import transformer_dropout as td
 from transformer_dropout import layers
 from transformer_dropout.sites import KINDS
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 LAYER_PAGES = [page for page in sorted((DOCS / "layers").glob("*.md")) if page.stem != "README"]

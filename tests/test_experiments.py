@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from transformer_dropout.compare.statistics import difference_text, paired_difference
-from transformer_dropout.training.record import read_metrics
+from transformer_dropout.runs.record import read_metrics
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 BLOCKS = EXPERIMENTS / "block_dropout"

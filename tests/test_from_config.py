@@ -6,7 +6,7 @@ import transformers
 
 import transformer_dropout as td
 from transformer_dropout.audit._configured import config_fields
-from transformer_dropout.integrations.tiny_models import FAMILIES, tiny_inputs, tiny_model
+from transformer_dropout.audit.tiny_models import FAMILIES, tiny_inputs, tiny_model
 from transformer_dropout.sites import KINDS, find_sites, own_rate
 from transformer_dropout.sites._config_fields import BY_MODEL_TYPE, FIELDS
 

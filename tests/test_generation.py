@@ -8,7 +8,7 @@ import transformers
 from transformers.cache_utils import DynamicCache
 
 import transformer_dropout as td
-from transformer_dropout.integrations.tiny_models import tiny_inputs, tiny_model
+from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 
 FAMILIES = ["gpt2", "llama", "opt", "gemma3_text", "t5", "bart"]
 NEW = 12  # with the prompt beyond the window of 8 of gemma3_text

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from transformer_dropout.errors import InputError
 from transformer_dropout.layers import Dropout
 from transformer_dropout.recipe import Recipe, Rule
-from transformer_dropout.regularize import regularize_
 from transformer_dropout.schedules import (
     Constant,
     Cosine,
@@ -24,7 +23,8 @@ from transformer_dropout.schedules import (
     schedule_from_data,
     schedule_to_data,
 )
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.surgery.regularize import regularize_
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 values = st.floats(-10, 10)
 rates = progresses = st.floats(0, 1)

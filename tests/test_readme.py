@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import transformer_dropout as td
-from transformer_dropout.integrations.tiny_models import tiny_inputs, tiny_model
+from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_dropout import layers
-from transformer_dropout._placement import assign
 from transformer_dropout.errors import InputError
 from transformer_dropout.layers import Dropout, GaussianNoise, LearnedDropout, PrecomputedLearnedDropout
 from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.schedules import Constant, Cosine, Exponential, Linear, Piecewise
 from transformer_dropout.sites import KINDS, find_sites
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.surgery._placement import assign
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 EXAMPLE = Recipe(
     [

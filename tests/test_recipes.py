@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import transformer_dropout as td
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 N_BLOCKS = 3
 READY = {

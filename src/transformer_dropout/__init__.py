@@ -5,7 +5,7 @@ Users write ``import transformer_dropout as td``. Nothing but torch is loaded.
 
 from . import recipes
 from .audit import audit
-from .contexts import disabled, mc_dropout
+from .audit.contexts import disabled, mc_dropout
 from .errors import InputError
 from .layers import (
     AlphaDropout,
@@ -24,13 +24,7 @@ from .layers import (
     Standout,
     TokenDropout,
 )
-from .losses import rdrop_loss, two_passes
-from .mixout import Mixout, mixout_
-from .neftune import neftune_, neftune_noise
-from .penalties import L1, L2, L2SP, ElasticNet, proximal_l1_
 from .recipe import Recipe, Rule
-from .regularize import Regularization, regularize_, set_rates
-from .saved_recipe import load_recipe, load_regularized, save_recipe, save_regularized
 from .schedules import (
     Constant,
     Cosine,
@@ -44,8 +38,14 @@ from .schedules import (
     parse_schedule,
 )
 from .sites import Site, find_sites
-from .speed_up import speed_up_
-from .weights import layerwise_lr_groups, set_weight_decay, weight_decay_groups
+from .surgery.regularize import Regularization, regularize_, set_rates
+from .surgery.saved_recipe import load_recipe, load_regularized, save_recipe, save_regularized
+from .surgery.speed_up import speed_up_
+from .terms.losses import rdrop_loss, two_passes
+from .terms.mixout import Mixout, mixout_
+from .terms.neftune import neftune_, neftune_noise
+from .terms.penalties import L1, L2, L2SP, ElasticNet, proximal_l1_
+from .terms.weights import layerwise_lr_groups, set_weight_decay, weight_decay_groups
 
 __version__ = "0.1.0"
 

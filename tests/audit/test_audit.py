@@ -10,7 +10,7 @@ from torch import nn
 
 import transformer_dropout as td
 from transformer_dropout.audit import assert_clean
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 

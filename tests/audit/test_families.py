@@ -8,7 +8,7 @@ import torch
 
 import transformer_dropout as td
 from transformer_dropout.audit._configured import config_fields
-from transformer_dropout.integrations.tiny_models import FAMILIES, tiny_inputs, tiny_model
+from transformer_dropout.audit.tiny_models import FAMILIES, tiny_inputs, tiny_model
 
 RATE = 0.37
 

@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import transformer_dropout as td
 from transformer_dropout.audit import assert_clean
-from transformer_dropout.integrations.tiny_models import tiny_inputs, tiny_model
+from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 
 CODES = {
     "active-in-eval",

@@ -6,8 +6,8 @@ import torch
 from transformer_dropout.bench import decoding
 from transformer_dropout.bench.row import Budget
 from transformer_dropout.kernels._native import pure_pytorch
-from transformer_dropout.training.cache import Cache
-from transformer_dropout.training.decoder import DecoderConfig
+from transformer_dropout.tasks.language.cache import Cache
+from transformer_dropout.tasks.language.decoder import DecoderConfig
 
 SMALL = DecoderConfig(width=24, heads=3, blocks=2, context=200)
 

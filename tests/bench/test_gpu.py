@@ -5,7 +5,7 @@ from transformer_dropout.bench import gpu
 from transformer_dropout.bench.row import Budget
 from transformer_dropout.bench.run import run_rows
 from transformer_dropout.kernels.mask import learned_mask
-from transformer_dropout.training.decoder import DecoderConfig
+from transformer_dropout.tasks.language.decoder import DecoderConfig
 
 QUICK = Budget(rounds=1, quick=True)
 

@@ -11,7 +11,7 @@ from transformer_dropout.bench.row import Budget
 from transformer_dropout.bench.run import measure
 from transformer_dropout.kernels.linear import FastLinear
 from transformer_dropout.kernels.mlp import GeluMLP
-from transformer_dropout.training.decoder import DecoderConfig
+from transformer_dropout.tasks.language.decoder import DecoderConfig
 
 TINY = {"width": 16, "heads": 2, "context": 8}
 QUICK = Budget(rounds=1, quick=True)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from transformer_dropout.integrations.tiny_models import tiny_model
+from transformer_dropout.audit.tiny_models import tiny_model
 
 
 def test_a_family_with_a_dead_field(here):
@@ -101,7 +101,7 @@ def test_remote_code_is_refused(here, tmp_path):
 
 
 def test_the_folder_that_a_run_wrote(here, tiny, learned, tmp_path):
-    from transformer_dropout.training.run import run
+    from transformer_dropout.runs.run import run
 
     run(tiny(recipe=learned, steps=2, eval_every=2), tmp_path / "run")
     result = here("audit", tmp_path / "run")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from transformer_dropout.training.run import run
+from transformer_dropout.runs.run import run
 
 
 def assert_refused(result, part):

@@ -7,8 +7,8 @@ import time
 import pytest
 from filelock import FileLock
 
-from transformer_dropout.training.record import read_metrics, read_run
-from transformer_dropout.training.run import run
+from transformer_dropout.runs.record import read_metrics, read_run
+from transformer_dropout.runs.run import run
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from transformer_dropout.training.run import run
+from transformer_dropout.runs.run import run
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import transformers
 
 import transformer_dropout as td
+from transformer_dropout.audit.tiny_models import tiny_model
 from transformer_dropout.cli import sites
 from transformer_dropout.cli.sites import READY
-from transformer_dropout.integrations.tiny_models import tiny_model
-from transformer_dropout.training.run import run
+from transformer_dropout.runs.run import run
 
 RECIPE = """
 - {select: mlp_output, layer: LearnedDropout, heads: 4, weight: {linear: {start: 0.0, end: 0.1}}}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from transformer_dropout.training.checkpoint import checkpoint_folders
-from transformer_dropout.training.record import read_metrics, read_run
-from transformer_dropout.training.run import run
+from transformer_dropout.runs.checkpoint import checkpoint_folders
+from transformer_dropout.runs.record import read_metrics, read_run
+from transformer_dropout.runs.run import run
 
 
 def test_a_dry_run_prints_the_numbers_and_writes_nothing(here, snapshot, config_file, tiny, learned):

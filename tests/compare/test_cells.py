@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from transformer_dropout.compare.cells import Cell, CellRunner, make_cells, why
-from transformer_dropout.training.record import read_metrics, read_run
-from transformer_dropout.training.run import run
+from transformer_dropout.runs.record import read_metrics, read_run
+from transformer_dropout.runs.run import run
 
 
 def ignore(cell, event):

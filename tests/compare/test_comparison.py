@@ -8,7 +8,7 @@ import pytest
 from transformer_dropout.compare.cells import make_cells
 from transformer_dropout.compare.comparison import check_arms, open_comparison, run_cells
 from transformer_dropout.errors import InputError
-from transformer_dropout.training.run import run
+from transformer_dropout.runs.run import run
 
 ABOUT = {"command": "dropout compare a.yaml", "reference": None}
 

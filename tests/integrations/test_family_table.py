@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import transformer_dropout as td
+from transformer_dropout.audit.tiny_models import FAMILIES, tiny_model
 from transformer_dropout.integrations import family_table as table
-from transformer_dropout.integrations.tiny_models import FAMILIES, tiny_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
@@ -80,7 +80,7 @@ def test_each_check_can_fail(monkeypatch):
 def test_the_module_writes_the_page(monkeypatch, capsys):
     import runpy
 
-    monkeypatch.setattr("transformer_dropout.integrations.tiny_models.FAMILIES", ("llama",))
+    monkeypatch.setattr("transformer_dropout.audit.tiny_models.FAMILIES", ("llama",))
     monkeypatch.delitem(sys.modules, table.__name__)
     runpy.run_module(table.__name__, run_name="__main__")
     assert "| llama | 7 of 7 |" in capsys.readouterr().out

@@ -16,15 +16,15 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import transformer_dropout as td
-from transformer_dropout._sharded import is_sharded, whole
+from transformer_dropout.audit.tiny_models import tiny_model
 from transformer_dropout.integrations.hugging_face import (
     GapStopping,
     RegularizationCallback,
     RegularizedTrainerMixin,
 )
-from transformer_dropout.integrations.tiny_models import tiny_model
-from transformer_dropout.saved_recipe import learned_state
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.kernels.sharded import is_sharded, whole
+from transformer_dropout.surgery.saved_recipe import learned_state
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 ARGUMENTS = {
     "report_to": [],

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import transformer_dropout as td
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 with warnings.catch_warnings():
     # Lightning imports names that its own dependencies have deprecated.

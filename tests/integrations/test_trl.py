@@ -6,8 +6,8 @@ import transformers
 from transformers import TrainerCallback
 
 import transformer_dropout as td
+from transformer_dropout.audit.tiny_models import tiny_model
 from transformer_dropout.integrations.hugging_face import RegularizedTrainerMixin
-from transformer_dropout.integrations.tiny_models import tiny_model
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

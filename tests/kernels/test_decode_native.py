@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 import transformer_dropout as td
 from transformer_dropout.kernels._native import pure_pytorch
-from transformer_dropout.training.cache import Cache
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
-from transformer_dropout.training.native_decoding import NativeReader, reads_natively
-from transformer_dropout.training.plain_decoding import PlainReader
+from transformer_dropout.tasks.language.cache import Cache
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.native_decoding import NativeReader, reads_natively
+from transformer_dropout.tasks.language.plain_decoding import PlainReader
 
 pytest.importorskip("numba")
 

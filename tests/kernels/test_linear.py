@@ -13,7 +13,7 @@ import transformer_dropout as td
 from transformer_dropout.errors import InputError
 from transformer_dropout.kernels import linear as kernel
 from transformer_dropout.kernels.linear import FastLinear, linear, takes_onednn
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 
 @pytest.fixture(autouse=True)

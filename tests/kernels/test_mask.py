@@ -11,7 +11,7 @@ from transformer_dropout.kernels import random
 from transformer_dropout.kernels._native import numba_installed, pure_pytorch
 from transformer_dropout.kernels.mask import learned_mask, takes_learned_mask
 from transformer_dropout.kernels.random import draw_key, uniform
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 PATHS = {
     "pure": pure_pytorch,

@@ -7,8 +7,8 @@ from transformer_dropout.errors import InputError
 from transformer_dropout.layers import ConcreteDropout
 from transformer_dropout.layers.concrete_dropout import concrete_mask, rate_entropy
 from transformer_dropout.recipe import Recipe, Rule
-from transformer_dropout.regularize import regularize_
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.surgery.regularize import regularize_
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 
 def logit(p):

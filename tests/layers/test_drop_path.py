@@ -2,8 +2,8 @@ import torch
 
 from transformer_dropout.layers import DropPath
 from transformer_dropout.recipe import Recipe, Rule
-from transformer_dropout.regularize import regularize_
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.surgery.regularize import regularize_
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 
 def test_a_sample_loses_the_whole_branch_or_none_of_it():

@@ -10,8 +10,8 @@ from transformer_dropout.errors import InputError
 from transformer_dropout.layers import ImportanceDropout
 from transformer_dropout.layers.importance_dropout import rates_by_importance
 from transformer_dropout.recipe import Recipe, Rule
-from transformer_dropout.regularize import regularize_
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.surgery.regularize import regularize_
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 SIZES = torch.tensor([0.1, 5.0, 1.0, 300.0])  # the units of the example, the last a hundred times the rest
 

@@ -2,8 +2,8 @@ import torch
 
 from transformer_dropout.layers import LayerDrop
 from transformer_dropout.recipe import Recipe, Rule
-from transformer_dropout.regularize import regularize_
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.surgery.regularize import regularize_
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 
 def test_the_whole_batch_is_kept_as_it_is_or_dropped():

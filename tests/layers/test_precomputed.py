@@ -8,8 +8,8 @@ from transformer_dropout.errors import InputError
 from transformer_dropout.layers import PrecomputedLearnedDropout
 from transformer_dropout.layers.precomputed import MaskEmbedding
 from transformer_dropout.recipe import Recipe, Rule
-from transformer_dropout.regularize import regularize_
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.surgery.regularize import regularize_
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 WIDTH, HEADS, TOKENS, VOCABULARY = 8, 2, 6, 19
 

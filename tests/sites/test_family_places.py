@@ -7,7 +7,7 @@ import torch
 from transformers.models.auto import modeling_auto
 
 import transformer_dropout as td
-from transformer_dropout.integrations.tiny_models import FAMILIES, tiny_inputs, tiny_model
+from transformer_dropout.audit.tiny_models import FAMILIES, tiny_inputs, tiny_model
 from transformer_dropout.sites import find_sites, missing_kinds
 
 P = 0.37

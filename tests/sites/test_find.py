@@ -4,7 +4,7 @@ from torch import nn
 
 from transformer_dropout.errors import InputError
 from transformer_dropout.sites import KINDS, Site, find_sites
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 
 @pytest.fixture(scope="module")

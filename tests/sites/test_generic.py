@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import transformer_dropout as td
-from transformer_dropout.integrations.tiny_models import tiny_inputs
+from transformer_dropout.audit.tiny_models import tiny_inputs
 from transformer_dropout.sites import KINDS, find_sites, missing_kinds
-from transformer_dropout.training.decoder import Decoder, DecoderConfig
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 WIDTH, HEADS = 16, 4
 

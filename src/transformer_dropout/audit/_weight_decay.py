@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..weights import is_norm
+from ..terms.weights import is_norm
 from ._events import Finding, patterns
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..layers import LearnedBlockDropout
 from ..recipe import Recipe, Rule
-from ..regularize import regularize_
-from ..speed_up import speed_up_
-from ..training.decoder import MLP, Block, Decoder, DecoderConfig
+from ..surgery.regularize import regularize_
+from ..surgery.speed_up import speed_up_
+from ..tasks.language.decoder import MLP, Block, Decoder, DecoderConfig
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Row
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..layers import LearnedDropout
 from ..recipe import Recipe, Rule
-from ..regularize import regularize_
-from ..training.cache import Cache
-from ..training.decoder import Attention, Block, Decoder, DecoderConfig
+from ..surgery.regularize import regularize_
+from ..tasks.language.cache import Cache
+from ..tasks.language.decoder import Attention, Block, Decoder, DecoderConfig
 from .published_twin import rounded
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Path, Row

@@ -20,7 +20,7 @@ from ..kernels._native import triton_installed
 from ..kernels.mask import learned_mask
 from ..kernels.random import draw_key, uniform
 from ..layers import LearnedDropout
-from ..training.decoder import DecoderConfig
+from ..tasks.language.decoder import DecoderConfig
 from .mask_operation import ours
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Row

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..layers import LearnedDropout
-from ..training.decoder import DecoderConfig
+from ..tasks.language.decoder import DecoderConfig
 from . import block_mlp
 from .rounds import interleaved
 from .row import Budget

@@ -17,7 +17,7 @@ import torch
 
 from ..kernels._native import PURE, pure_pytorch
 from ..layers import LearnedDropout
-from ..training.decoder import DecoderConfig
+from ..tasks.language.decoder import DecoderConfig
 from .row import Budget, Measurement, Path, each_path
 from .training_sides import check_same, learned_rule, our_side, published_side
 from .training_step import LEARNED, VOCABULARY, blocks

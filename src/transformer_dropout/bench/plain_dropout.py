@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..layers import Dropout
 from ..recipe import Rule
-from ..training.decoder import DecoderConfig, Embedding
+from ..tasks.language.decoder import DecoderConfig, Embedding
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Path, each_path
 from .training_sides import PlainAttention, PlainMLP, Side, check_same, our_side, published_side

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..training.record import machine, versions
+from ..runs.record import machine, versions
 from .row import Budget
 from .run import Result
 

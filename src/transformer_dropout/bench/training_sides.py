@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..layers import LearnedDropout
 from ..recipe import Recipe, Rule
-from ..regularize import regularize_
-from ..speed_up import speed_up_
-from ..training.decoder import MLP, Attention, Decoder, DecoderConfig
+from ..surgery.regularize import regularize_
+from ..surgery.speed_up import speed_up_
+from ..tasks.language.decoder import MLP, Attention, Decoder, DecoderConfig
 from .published_twin import PublishedTwin
 
 PENALTY = 0.1

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..layers import LearnedDropout
-from ..training.decoder import DecoderConfig
+from ..tasks.language.decoder import DecoderConfig
 from .rounds import timed_ratio
 from .row import Budget, Measurement, Path, Row
 from .training_sides import check_same, learned_rule, our_side, published_side

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..training.files import write_atomically, write_json
+from ..runs.files import write_atomically, write_json
 from .plots import growth_figure, ratios_figure
 from .results import results_page
 

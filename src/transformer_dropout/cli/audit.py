@@ -145,7 +145,7 @@ def open_target(target: str, attention: str | None = None) -> Target:
 
 def build_tiny(source: str | Path, attention: str | None) -> Target:
     """Build a tiny model of a family or a config."""
-    from ..integrations.tiny_models import tiny_inputs, tiny_model
+    from ..audit.tiny_models import tiny_inputs, tiny_model
 
     def rebuild(fields: Mapping[str, float]) -> "nn.Module":
         return tiny_model(source, attention=attention, **fields)
@@ -156,8 +156,8 @@ def build_tiny(source: str | Path, attention: str | None) -> Target:
 
 def open_folder(folder: Path, attention: str | None) -> Target:
     """Load a saved model: one that `dropout train` wrote, or one of Hugging Face."""
-    from ..integrations.tiny_models import read_config, saved_model, tiny_inputs
-    from ..training.saved_model import MODEL_TYPE, load_model
+    from ..audit.tiny_models import read_config, saved_model, tiny_inputs
+    from ..tasks.language.saved_model import MODEL_TYPE, load_model
 
     folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
     if read_config(folder / "config.json")["model_type"] == MODEL_TYPE:
@@ -180,7 +180,7 @@ def call_function(target: str) -> Target:
     """
     from torch import nn
 
-    from ..integrations.tiny_models import tiny_inputs
+    from ..audit.tiny_models import tiny_inputs
 
     module_name, _, function_name = target.partition(":")
     # As `python -m` does: modules beside the user come first.

@@ -15,7 +15,7 @@ from .progress import note, run_bars, stop_bars
 
 if TYPE_CHECKING:
     from ..compare.cells import Cell, Outcome
-    from ..training.run_config import RunConfig
+    from ..runs.run_config import RunConfig
 
 
 def compare(
@@ -67,8 +67,8 @@ def compare(
 
 def load_arms(configs: list[Path], changes: dict[str, str]) -> "list[RunConfig]":
     """Return the arms of the command line, or the default ones, with the changes applied to all."""
-    from ..compare.default_arms import default_arms
-    from ..training.run_config import config_from_data, load_run_config
+    from ..runs.run_config import config_from_data, load_run_config
+    from ..tasks.language.arms import default_arms
 
     if configs:
         return [load_run_config(path, changes) for path in configs]

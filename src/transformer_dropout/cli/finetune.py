@@ -72,7 +72,7 @@ def finetune(
     """
     from ..compare.cells import make_cells
     from ..compare.comparison import open_comparison, run_cells
-    from ..finetuning.plan import plan
+    from ..tasks.sentences.plan import plan
 
     configs = plan(
         model,
@@ -91,7 +91,7 @@ def finetune(
     }
     console, numbers = Console(), list(range(seeds))
     open_comparison(out, configs, numbers, about)
-    cells = make_cells(configs, numbers, out, module="transformer_dropout.finetuning")
+    cells = make_cells(configs, numbers, out, module="transformer_dropout.tasks.sentences")
     with Display(console, cells) as display:
         outcomes = run_cells(cells, jobs=jobs, on_event=display.event, on_outcome=display.outcome)
     if any(outcome.status == "finished" for outcome in outcomes):
@@ -132,7 +132,7 @@ def class_files(given: list[str]) -> dict[str, Path]:
 def show_accuracy(console: Console, folder: Path) -> None:
     """Print the table of accuracies and write it beside the runs."""
     from ..compare.records import load_comparison
-    from ..finetuning.accuracy import accuracy_table, write_accuracy
+    from ..tasks.sentences.accuracy import accuracy_table, write_accuracy
 
     path = write_accuracy(folder)
     table = accuracy_table(load_comparison(folder))

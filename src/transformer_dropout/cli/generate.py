@@ -49,10 +49,10 @@ def generate(
     """
     import torch
 
-    from ..training.data import load_tokenizer
-    from ..training.generate import generate as generate_tokens
-    from ..training.generate import sample_masks as let_masks_be_sampled
-    from ..training.saved_model import load_model
+    from ..tasks.language.data import load_tokenizer
+    from ..tasks.language.generate import generate as generate_tokens
+    from ..tasks.language.generate import sample_masks as let_masks_be_sampled
+    from ..tasks.language.saved_model import load_model
 
     folder = model_folder(run)
     model, regularization = load_model(folder)

@@ -28,7 +28,7 @@ def show_report(console: Console, folder: Path) -> None:
     path = write_report(folder)
     comparison = load_comparison(folder)
     if comparison.item == "sentence":
-        from ..finetuning.accuracy import write_accuracy
+        from ..tasks.sentences.accuracy import write_accuracy
 
         write_accuracy(folder)
     judgement = judge(comparison)

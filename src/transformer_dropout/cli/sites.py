@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..recipe import Recipe
-    from ..regularize import Placed
     from ..sites import Site
+    from ..surgery.regularize import Placed
 
 NOTHING = "-"
 # Ready recipes that need no word about the model.
@@ -81,7 +81,7 @@ def sites(
 
 def plain(model: "nn.Module") -> "nn.Module":
     """Return a model without the recipe that a saved decoder of ours brings along."""
-    from ..training.decoder import Decoder
+    from ..tasks.language.decoder import Decoder
 
     return Decoder(model.vocabulary_size, model.config) if isinstance(model, Decoder) else model
 
@@ -94,7 +94,7 @@ def read_recipe(path: Path) -> "Recipe":
     """
     from .. import recipes
     from ..recipe import Recipe
-    from ..saved_recipe import load_recipe
+    from ..surgery.saved_recipe import load_recipe
 
     if path.is_dir():
         return load_recipe(path)
@@ -110,7 +110,7 @@ def read_recipe(path: Path) -> "Recipe":
 
 def planned(model: "nn.Module", recipe: "Recipe") -> dict[str, str]:
     """Return what a recipe does at each site of a model, by the site's name."""
-    from ..regularize import regularize_
+    from ..surgery.regularize import regularize_
 
     # On the model in memory, which nobody else sees: all that cannot be done is refused as it would be.
     handle = regularize_(model, recipe)

@@ -13,7 +13,7 @@ from .options import DataOption, SetOption, StepsOption, dotted_changes
 from .progress import note, rich_table, run_bars, stop_bars
 
 if TYPE_CHECKING:
-    from ..training.run_config import RunConfig
+    from ..runs.run_config import RunConfig
 
 
 def train(
@@ -39,8 +39,8 @@ def train(
     - `torchrun --nproc_per_node 2 -m transformer_dropout train my.yaml --out runs/my`
     """
     from ..kernels.freed_memory import keep_freed_memory
-    from ..training.run import choose_threads
-    from ..training.run_config import load_run_config
+    from ..runs.run import choose_threads
+    from ..runs.run_config import load_run_config
 
     choose_threads(threads)
     keep_freed_memory()
@@ -58,8 +58,8 @@ def train(
 
 def print_cost(console: Console, config: "RunConfig") -> None:
     """Print what a run would cost."""
-    from ..training.cost import count_cost
-    from ..training.data import Windows, prepare, vocabulary_size
+    from ..runs.cost import count_cost
+    from ..tasks.language.data import Windows, prepare, vocabulary_size
 
     known = vocabulary_size(config.data.tokenizer)
     passes = "unknown: the tokenizer's files are missing"
@@ -88,9 +88,9 @@ def print_cost(console: Console, config: "RunConfig") -> None:
 
 def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: bool) -> None:
     """Train with one progress bar, then print the result."""
-    from ..training.listener import Listener, Progress
-    from ..training.processes import leave
-    from ..training.run import Interrupted, run
+    from ..runs.listener import Listener, Progress
+    from ..runs.processes import leave
+    from ..runs.run import Interrupted, run
 
     bars = run_bars(console)
     bar = bars.add_task(f"{config.name}, seed {config.seed}", total=config.training.steps, note="")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from ..training.files import write_atomically
-from ..training.record import read_run
+from ..runs.files import write_atomically
+from ..runs.record import read_run
 
 
 class CellConfig(Protocol):
@@ -30,7 +30,7 @@ class CellConfig(Protocol):
     def slug(self) -> str: ...
 
 
-TRAINING = "transformer_dropout.training"
+TRAINING = "transformer_dropout.runs"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from types import FrameType
 from joblib import Parallel, delayed
 
 from ..errors import InputError
-from ..training.cost import count_cost
-from ..training.data import prepare, vocabulary_size
-from ..training.files import clear_write_errors, write_json
-from ..training.run_config import RunConfig
+from ..runs.cost import count_cost
+from ..runs.files import clear_write_errors, write_json
+from ..runs.run_config import RunConfig
+from ..tasks.language.data import prepare, vocabulary_size
 from .cells import Cell, CellConfig, CellRunner, Outcome
 
 FORMAT = 1

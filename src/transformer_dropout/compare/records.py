@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
+from ..runs.run_config import REGULARIZERS
 from ..schedules import schedule_from_data
-from ..training.run_config import REGULARIZERS
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..training.files import write_atomically
+from ..runs.files import write_atomically
 from . import plots
 from .records import Comparison, Run, load_comparison, number
 from .table import cost_of, cost_table, detail_table, result_estimate, result_table

@@ -6,13 +6,7 @@ from typing import Literal
 
 from ..errors import InputError, did_you_mean
 from .records import Comparison, Run, number
-from .statistics import (
-    Difference,
-    difference_text,
-    differences_to,
-    mean_interval,
-    p_text,
-)
+from .statistics import Difference, difference_text, differences_to, mean_interval, p_text
 
 LEVEL = 0.05
 FEW_PASSES = 16  # below this many passes over the data there is little overfitting to regularize

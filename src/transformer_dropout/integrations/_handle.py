@@ -10,8 +10,8 @@ from torch import nn
 from ..errors import InputError
 from ..layers import Dropout, RateLayer
 from ..recipe import Rule
-from ..regularize import Regularization
 from ..schedules import Feedback
+from ..surgery.regularize import Regularization
 
 
 def has_penalty(regularization: Regularization, penalties: tuple) -> bool:

@@ -7,8 +7,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from ..errors import InputError
-from ..regularize import Regularization
 from ..schedules import Feedback
+from ..surgery.regularize import Regularization
 from ._handle import draw_own_masks, feedback_by_selector, follow_gap, has_penalty
 
 STATE_KEY = "regularization"

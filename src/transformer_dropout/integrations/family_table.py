@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..audit._configured import config_fields
-from ..contexts import disabled, mc_dropout
+from ..audit.contexts import disabled, mc_dropout
+from ..audit.tiny_models import FAMILIES, tiny_inputs, tiny_model
 from ..errors import InputError
-from ..regularize import set_rates
 from ..sites import KINDS, find_sites, missing_kinds
-from .tiny_models import FAMILIES, tiny_inputs, tiny_model
+from ..surgery.regularize import set_rates
 
 COLUMNS = (
     "family",

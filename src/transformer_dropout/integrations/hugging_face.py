@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from transformers import Trainer
 
-from .._sharded import is_sharded
 from ..errors import InputError
+from ..kernels.sharded import is_sharded
 from ..layers import RateLayer
-from ..regularize import Regularization
-from ..saved_recipe import (
+from ..schedules import Feedback
+from ..surgery.regularize import Regularization
+from ..surgery.saved_recipe import (
     LEARNED_FILE,
     RECIPE_FILE,
     learned_state,
@@ -26,7 +27,6 @@ from ..saved_recipe import (
     save_recipe,
     save_regularized,
 )
-from ..schedules import Feedback
 from ._handle import by_kind, check_trained, has_penalty, untouched_randomness
 from ._trainer_callbacks import GapStopping, RegularizationCallback
 

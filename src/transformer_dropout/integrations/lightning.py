@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..layers import RateLayer
-from ..regularize import Regularization
 from ..schedules import Feedback
+from ..surgery.regularize import Regularization
 from ._handle import (
     by_kind,
     check_trained,

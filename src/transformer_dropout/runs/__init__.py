@@ -1,0 +1,1 @@
+"""One run, whatever it trains: its config, loop, evaluation, checkpoints and records."""

@@ -1,0 +1,335 @@
+"""A run in its folder: started once, resumed as often as needed, finished once."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from ..errors import InputError
+from ..recipe import Recipe
+from ..tasks.language.data import PreparedData, prepare, vocabulary_size
+from ..tasks.language.saved_model import save_model
+from .checkpoint import Checkpoint, DamagedCheckpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from .cost import count_cost
+from .evaluate import collapsed_masks
+from .files import clear_write_errors, write_atomically
+from .listener import Listener, Progress
+from .loop import CHECK_EVERY, Diverged, Training
+from .processes import Processes, joined_processes
+from .record import Records, new_record, read_run
+from .run_config import RunConfig
+from .stop_signals import StopRequest, stop_requests
+
+# Before this share of the steps masks that keep everything are where they started, not collapsed.
+ALARM_FROM = 0.25
+SECONDS_BETWEEN_PROGRESS = 0.25
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop; its checkpoint is saved.
+
+    Attributes:
+        signal: the number of the signal.
+        step: the step that was saved.
+    """
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(f"Stopped at step {step}")
+        self.signal, self.step = signal, step
+
+
+def run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Train one run config in its folder and return the content of its ``run.json``.
+
+    Args:
+        config: what to train.
+        folder: its run folder; it may exist only to be resumed.
+        resume: continue what the folder holds; a finished run is returned as it is.
+        listener: whom to tell.
+        cache: where prepared data lie; None for the user's cache folder.
+
+    Raises:
+        InputError: when the config does not fit, the folder holds another run or is in use, the disk is
+            full, or the loss stops being finite.
+        Interrupted: when a signal asked to stop; everything is saved.
+    """
+    # Whatever the config alone can get wrong is told before a folder is made or a corpus read.
+    count_cost(config, vocabulary_size(config.data.tokenizer) or 256)
+    listener = listener or Listener()
+    with joined_processes() as processes, stop_requests() as stop:
+        if not processes.first:
+            listener = Listener()
+        finished = check_folder(config, folder, resume)
+        if finished is not None:
+            listener.message(f"{folder} holds this run, finished; nothing to do.")
+            return finished
+        with locked(folder, processes):
+            data = prepared_once(config, cache, processes)
+            with clear_write_errors(folder):
+                return RunInFolder(config, folder, data, processes, listener, stop).to_the_end()
+
+
+def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """Return the record when the run is finished, None when there is something to do.
+
+    Raises:
+        InputError: when the folder is not this run's, or holds this run and ``resume`` was not asked for.
+    """
+    if not folder.exists():
+        return None
+    record = read_run(folder)
+    if record is None:
+        others = [path.name for path in folder.iterdir() if path.name not in OWN_NAMES]
+        if others:
+            raise InputError(
+                f"{folder} exists and is no run folder (it holds {others[0]}); choose another with --out."
+            )
+        return None
+    if record.get("fingerprint") != config.fingerprint():
+        raise InputError(
+            f"{folder} holds another run ({record.get('name')!r}, seed {record.get('seed')}); choose another "
+            "folder with --out."
+        )
+    if not resume:
+        raise InputError(
+            f"{folder} already holds this run ({record.get('status')}); add --resume to continue it, or "
+            "choose another folder with --out."
+        )
+    return record if record.get("status") == "finished" else None
+
+
+# What a run folder may hold before its record is written.
+OWN_NAMES = ("config.yaml", ".run.lock", "log.txt", "checkpoints", "metrics.jsonl")
+
+
+@contextmanager
+def locked(folder: Path, processes: Processes) -> Iterator[None]:
+    """Hold the folder for this run alone; the system frees it when the process dies."""
+    lock = FileLock(folder / ".run.lock")
+    if processes.first:
+        with clear_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise InputError(
+                    f"Another process is running in {folder}; wait for it, stop it, or choose another folder "
+                    "with --out."
+                ) from None
+    try:
+        yield
+    finally:
+        if processes.first:
+            lock.release()
+
+
+def prepared_once(config: RunConfig, cache: Path | None, processes: Processes) -> PreparedData:
+    """Let one process prepare the data and the others find them in the cache."""
+    if processes.first:
+        prepare(config.data, cache)
+    processes.wait()
+    return prepare(config.data, cache)
+
+
+class RunInFolder:
+    """The training of one run together with its files."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        data: PreparedData,
+        processes: Processes,
+        listener: Listener,
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.folder, self.data = config, folder, data
+        self.processes, self.listener, self.stop = processes, listener, stop
+        self.checkpoints = folder / "checkpoints"
+        self.records = Records(folder, processes.first)
+        self.records.content = new_record(
+            config, data.manifest, count_cost(config, data.tokenizer.vocabulary_size)
+        )
+        self.training = Training(config, data, processes)
+        self.metrics: dict[str, Any] = {}
+        self.alarmed: set[str] = set()
+        self.told_at = 0.0
+        self.restored = False
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Train from where the folder stands to the last step; return the record."""
+        if self.processes.first:
+            write_atomically(self.folder / "config.yaml", self.config.to_yaml())
+        self.restore()
+        self.records.update(status="running")
+        try:
+            with self.event_files() as events:
+                self.train(events)
+        except Diverged as error:
+            self.fail(error)
+        except Interrupted as interrupted:
+            self.records.update(status="interrupted", error=f"stopped by a signal at step {interrupted.step}")
+            raise
+        return self.finish()
+
+    def restore(self) -> None:
+        """Continue from the newest sound checkpoint, if there is one."""
+        checkpoint, refused = latest_checkpoint(self.checkpoints, self.config.fingerprint())
+        for sentence in refused:
+            self.listener.message(sentence)
+        self.processes.wait()
+        self.records.forget_after(-1 if checkpoint is None else checkpoint.step)
+        self.restored = checkpoint is not None
+        if checkpoint is not None:
+            self.training.load(checkpoint)
+            self.listener.message(f"Continuing from step {checkpoint.step}.")
+        elif refused:
+            self.listener.message("No sound checkpoint is left; starting from step 0.")
+
+    def train(self, events: Any) -> None:
+        """Advance to the last step, evaluating and saving on the way."""
+        training, config = self.training, self.config.training
+        if not self.restored:
+            self.evaluate(events)
+        while training.step < config.steps and not training.early_stopping.should_stop:
+            training.advance()
+            self.tell()
+            if training.step % config.eval_every == 0 or training.step == config.steps:
+                self.evaluate(events)
+            self.stop_if_asked()
+
+    def evaluate(self, events: Any) -> None:
+        """Measure, record, save, and raise an alarm where masks have collapsed."""
+        training = self.training
+        self.metrics = training.evaluate(twice=training.step == self.config.training.steps)
+        self.records.append(self.metrics)
+        if events is not None:
+            for name in ("train_loss", "val_loss", "keep", "keep_eval", "penalty", "zeros", "lr"):
+                if self.metrics[name] is not None:
+                    events.add_scalar(name, self.metrics[name], training.step)
+        best = training.early_stopping.update(training.step, self.metrics["val_loss"])
+        checkpoint = training.checkpoint()
+        if self.processes.first:
+            # The best first: a kill between the two must not leave a run that counts on a best it lacks.
+            if best and self.config.training.early_stopping:
+                save_checkpoint(self.checkpoints, checkpoint, name="best")
+            save_checkpoint(self.checkpoints, checkpoint)
+        self.processes.wait()
+        if training.step >= ALARM_FROM * self.config.training.steps:
+            for alarm in collapsed_masks(self.metrics):
+                if alarm not in self.alarmed:
+                    self.alarmed.add(alarm)
+                    self.listener.message(f"Step {training.step}: {alarm}")
+        self.tell(now=True)
+
+    def tell(self, now: bool = False) -> None:
+        """Report progress, a few times a second."""
+        if now or time.perf_counter() - self.told_at > SECONDS_BETWEEN_PROGRESS:
+            self.told_at = time.perf_counter()
+            self.listener.progress(
+                Progress(
+                    step=self.training.step,
+                    steps=self.config.training.steps,
+                    loss=self.training.loss.item(),
+                    val_loss=self.metrics.get("val_loss"),
+                    keep=self.metrics.get("keep"),
+                )
+            )
+
+    def stop_if_asked(self) -> None:
+        """Save and raise Interrupted when a signal came to any process."""
+        if self.processes.size > 1 and self.training.step % CHECK_EVERY:
+            # Asking the other processes after every step would cost more than it is worth.
+            return
+        numbers = self.processes.gather(self.stop.signal or 0)
+        if not any(numbers):
+            return
+        self.training.check_finite()
+        checkpoint = self.training.checkpoint()
+        if self.processes.first:
+            save_checkpoint(self.checkpoints, checkpoint)
+        raise Interrupted(max(numbers), checkpoint.step)
+
+    def fail(self, error: Diverged) -> None:
+        """Record that the loss was not finite, and raise."""
+        kept, _ = latest_checkpoint(self.checkpoints, self.config.fingerprint())
+        sentence = (
+            f"The loss was not finite at step {error.step}; the checkpoint of step "
+            f"{kept.step if kept else 0} is kept. Try a lower --set training.lr= or "
+            "--set training.precision=float32."
+        )
+        self.records.update(status="diverged", error=sentence)
+        raise InputError(sentence)
+
+    def finish(self) -> dict[str, Any]:
+        """Restore the chosen weights, save the model, and close the record."""
+        training, restored = self.training, None
+        if self.config.training.early_stopping:
+            best = self.best_checkpoint()
+            if best.step != training.step:
+                training.load_weights(best)
+                restored = best.step
+        if restored is not None or not self.metrics.get("evaluation_bit_equal"):
+            # Stopped early, or resumed behind the last evaluation.
+            self.metrics = training.evaluate(twice=True)
+        weights = training.whole_state()
+        if self.processes.first:
+            save_model(self.folder / "model", training.model, Recipe.from_data(self.config.recipe), weights)
+            self.data.tokenizer.save(self.folder / "model")
+        names = ("train_loss", "val_loss", "keep", "keep_eval", "penalty", "zeros", "evaluation_bit_equal")
+        result = {
+            "step": training.step,
+            **{name: self.metrics[name] for name in names},
+            "tokens": training.step * training.tokens_per_step,
+            "epochs": training.epochs,
+            "restored_step": restored,
+            "wall_seconds": training.seconds,
+        }
+        self.records.update(
+            status="finished", result=result, alarms=collapsed_masks(self.metrics), error=None
+        )
+        return self.records.content
+
+    def best_checkpoint(self) -> Checkpoint:
+        """Return the checkpoint with the lowest validation loss.
+
+        Raises:
+            InputError: when it is damaged.
+        """
+        place = self.checkpoints / "best"
+        try:
+            return load_checkpoint(place, self.config.fingerprint())
+        except DamagedCheckpoint as error:
+            raise InputError(
+                f"The best checkpoint in {place} cannot be restored: {error}; delete {self.folder} and "
+                "train again."
+            ) from None
+
+    def event_files(self) -> Any:
+        """Return a TensorBoard writer as a context manager, or one that gives None."""
+        if not (self.config.training.tensorboard and self.processes.first):
+            return nullcontext()
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError(
+                "training.tensorboard needs TensorBoard; run: pip install 'transformer-dropout[tensorboard]'"
+            ) from None
+        return SummaryWriter(self.folder / "tensorboard", purge_step=self.training.step)
+
+
+def choose_threads(threads: int | None) -> None:
+    """Use so many CPU threads; None leaves torch's choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)

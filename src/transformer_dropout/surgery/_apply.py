@@ -1,0 +1,283 @@
+"""The surgery at each kind of access, every cut with its way back."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..layers import DropoutLayer, LearnedBlockDropout
+from ..sites import Site
+from ._attention import attend_with_layer, route_through_layer
+from ._mlp import PlainMLP, detours, plain_mlp, untouched
+from ._own_rates import MARK, Read, forward_with_rates
+from ._sequence import CacheSlot, Sequence, follow_sequence
+
+
+def child_name(site: Site) -> str:
+    """Return the name that a site's layer has as a child of the site's module."""
+    return f"{site.kind}_dropout"
+
+
+def reader_of(site: Site) -> str:
+    """Return the path of the module whose code reads the rate of a site: of an ``nn.Dropout``, the parent."""
+    assert site.rate is not None
+    holder, _, name = site.rate.rpartition(".")
+    return holder.rpartition(".")[0] if name == "p" else holder
+
+
+def buffer_name(site: Site) -> str:
+    """Return the name of the reader's buffer for the rate of a site."""
+    assert site.rate is not None
+    return f"{site.rate.removeprefix(f'{reader_of(site)}.').replace('.', '_')}_rate"
+
+
+class Surgery:
+    """Changes to one model, undone in the opposite order.
+
+    Args:
+        model: the model to change.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._ways_back: list[Callable[[], None]] = []
+        self._sequences: dict[str, Sequence] = {}
+        self._remembering: dict[str, int] = {}
+        self._rates_before: dict[str, float] = {}
+        self._reads: dict[str, list[Read]] = {}
+
+    def undo(self) -> None:
+        """Put everything back as it was."""
+        while self._ways_back:
+            self._ways_back.pop()()
+
+    def place(self, site: Site, layer: DropoutLayer) -> None:
+        """Put a layer at its site, in the way the site is reached.
+
+        Raises:
+            InputError: when the layer cannot act there.
+        """
+        if isinstance(layer, LearnedBlockDropout) and (mlp := plain_mlp(self.model, site)) is not None:
+            self._compute_mlp(site, layer, mlp)
+            return
+        match site.access:
+            case "module":
+                self._replace(site.path, layer)
+            case "output":
+                self.silence(site)
+                self._hook_output(site, layer)
+            case "input":
+                self.silence(site)
+                self._hook_input(site, layer)
+            case "block":
+                self._hook_block(site, layer)
+            case "gate":
+                self._follow_gate(site, layer)
+            case "attention":
+                self._hook_attention(site, layer)
+            case "rate":
+                # The model's own code drops; `Regularization.set_progress` writes how much.
+                self._follow_rate(site)
+
+    def add_child(self, path: str, name: str, child: nn.Module) -> nn.Module:
+        """Make a module a child of the module at a path, on its device, in its dtype and mode."""
+        parent = self.model.get_submodule(path)
+        # An activation has no parameters of its own that could say where the model lies.
+        reference = next(parent.parameters(), next(self.model.parameters(), None))
+        if reference is not None:
+            child.to(reference.device, reference.dtype if reference.is_floating_point() else None)
+        parent.add_module(name, child.train(parent.training))
+        self._ways_back.append(partial(delattr, parent, name))
+        self._keep_tensors_whole(path)
+        return parent
+
+    def _keep_tensors_whole(self, path: str) -> None:
+        """Let no ``nn.TransformerEncoder`` around a module pack sequences, which hooked layers refuse."""
+        for end in [index for index, letter in enumerate(path) if letter == "."] + ([0] if path else []):
+            outer = self.model.get_submodule(path[:end])
+            if isinstance(outer, nn.TransformerEncoder) and outer.use_nested_tensor:
+                outer.use_nested_tensor = False
+                self._ways_back.append(partial(setattr, outer, "use_nested_tensor", True))
+
+    def silence(self, site: Site) -> None:
+        """Set the model's own rate at a site to 0 while a layer acts there."""
+        if site.rate is not None:
+            self.write_rate(site, 0.0)
+
+    def write_rate(self, site: Site, value: float) -> None:
+        """Set a rate of the model's own; it is put back in the end."""
+        assert site.rate is not None
+        path, _, name = site.rate.rpartition(".")
+        owner = self.model.get_submodule(path)
+        if site.rate not in self._rates_before:
+            self._rates_before[site.rate] = getattr(owner, name)
+            self._ways_back.append(partial(setattr, owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+        for read in self._reads.get(reader_of(site), ()):
+            if read.owner is owner and read.name == name:
+                read.set(value)
+
+    def _follow_rate(self, site: Site) -> None:
+        """Let compiled code drop at the rate of a site without reading the number."""
+        assert site.rate is not None
+        path, (holder, _, name) = reader_of(site), site.rate.rpartition(".")
+        reader, owner, buffer = (
+            self.model.get_submodule(path),
+            self.model.get_submodule(holder),
+            buffer_name(site),
+        )
+        reference = next(reader.parameters(), next(self.model.parameters(), None))
+        device = None if reference is None else reference.device
+        reader.register_buffer(buffer, torch.zeros((), device=device), persistent=False)
+        self._ways_back.append(partial(delattr, reader, buffer))
+        reads = self._reads.setdefault(path, [])
+        reads.append(Read(reader=reader, owner=owner, name=name, buffer=buffer, mark=MARK / 2 ** len(reads)))
+        if len(reads) == 1:
+            before = vars(reader).get("forward")
+            reader.forward = partial(forward_with_rates, reader.forward, reads)
+            self._ways_back.append(
+                partial(delattr, reader, "forward")
+                if before is None
+                else partial(setattr, reader, "forward", before)
+            )
+
+    def rate_before(self, path: str) -> float:
+        """Return what a rate of the model's own was before it was silenced; 0 when it was not."""
+        return float(self._rates_before.get(path, 0.0))
+
+    def _replace(self, path: str, layer: DropoutLayer) -> None:
+        parent, _, name = path.rpartition(".")
+        owner = self.model.get_submodule(parent)
+        original = getattr(owner, name)
+        reference = next(self.model.parameters(), None)
+        if reference is not None:
+            layer.to(reference.device, reference.dtype if reference.is_floating_point() else None)
+        self._ways_back.append(partial(setattr, owner, name, original))
+        setattr(owner, name, layer.train(original.training))
+
+    def _hook_output(self, site: Site, layer: DropoutLayer) -> None:
+        parent = self.add_child(site.path, child_name(site), layer)
+        self._keep(parent.register_forward_hook(partial(on_output, child_name(site))))
+
+    def _hook_input(self, site: Site, layer: DropoutLayer) -> None:
+        parent = self.add_child(site.path, child_name(site), layer)
+        self._keep(parent.register_forward_pre_hook(partial(on_input, child_name(site))))
+
+    def _compute_mlp(self, site: Site, layer: LearnedBlockDropout, mlp: PlainMLP) -> None:
+        """Let a layer compute the MLP around its site, so that it can leave out what it drops."""
+        self.silence(site)
+        layer.in_plain_mlp = True
+        parent = self.add_child(site.path, child_name(site), layer)
+        self._keep(parent.register_forward_hook(untouched))
+        for owner, name, value in detours(mlp, parent, child_name(site)):
+            own = vars(owner).get(name)
+            setattr(owner, name, value)
+            self._ways_back.append(
+                partial(delattr, owner, name) if own is None else partial(setattr, owner, name, own)
+            )
+
+    def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
+        self.silence(site)
+        parent = self.add_child(site.path, child_name(site), layer)
+        self._keep(parent.register_forward_hook(partial(on_branch, child_name(site)), with_kwargs=True))
+
+    def _follow_gate(self, site: Site, layer: DropoutLayer) -> None:
+        parent: Any = self.add_child(site.path, child_name(site), layer)
+        parent._apply_gate = partial(gate_with_layer, child_name(site), parent, parent._apply_gate)
+        # The method of the class shows through again.
+        self._ways_back.append(partial(delattr, parent, "_apply_gate"))
+
+    def _hook_attention(self, site: Site, layer: DropoutLayer) -> None:
+        parent = self.add_child(site.path, child_name(site), layer)
+        if hasattr(parent, "attend"):
+            object.__setattr__(parent, "attend", attend_with_layer)
+            # The function of the class shows through again.
+            self._ways_back.append(partial(delattr, parent, "attend"))
+        else:
+            self._ways_back.append(route_through_layer(parent))
+
+    def show_output(self, path: str, name: str, child: nn.Module) -> None:
+        """Let a new child see what the module at a path returns, and leave that as it is."""
+        parent = self.add_child(path, name, child)
+        self._keep(parent.register_forward_hook(partial(beside_output, name)))
+
+    def _keep(self, hook: Any) -> None:
+        self._ways_back.append(hook.remove)
+
+    def inform(self, site: Site, layer: nn.Module) -> None:
+        """Tell a layer that looks at other tokens about padding and about the cache."""
+        if site.owner is None:
+            return
+        sequence = self._sequences.get(site.owner)
+        if sequence is None:
+            sequence = self._sequences[site.owner] = Sequence()
+            owner = self.model.get_submodule(site.owner)
+            for hook in follow_sequence(self.model, owner, sequence):
+                self._keep(hook)
+        index = self._remembering.get(site.owner, 0)
+        self._remembering[site.owner] = index + 1
+        hook = layer.register_forward_pre_hook(
+            partial(add_sequence, sequence, index, site.n_blocks), with_kwargs=True
+        )
+        self._keep(hook)
+
+
+# The hooks look the child up by name, so that a deep copy of the model runs its own layers.
+def on_output(name: str, module: nn.Module, arguments: tuple, output: Any) -> Any:
+    """Forward hook: the child acts on the output, or on its first part."""
+    first = output[0] if isinstance(output, tuple) else output
+    # A layer that looks at other tokens may have given flattened tokens their sequence back.
+    acted = getattr(module, name)(first).reshape(first.shape)
+    return (acted, *output[1:]) if isinstance(output, tuple) else acted
+
+
+def on_input(name: str, module: nn.Module, arguments: tuple) -> tuple:
+    """Forward pre-hook: the child acts on the first argument."""
+    return (getattr(module, name)(arguments[0]).reshape(arguments[0].shape), *arguments[1:])
+
+
+def gate_with_layer(name: str, module: nn.Module, gate: Callable[[Tensor], Tensor], *given: Tensor) -> Tensor:
+    """The method ``_apply_gate`` of experts: the child acts on the hidden units that it computes."""
+    return getattr(module, name)(gate(*given))
+
+
+def on_branch(name: str, module: nn.Module, arguments: tuple, keywords: dict, output: Any) -> Any:
+    """Forward hook: the child acts on what a residual block adds to its input."""
+    first = next(iter(inspect.signature(module.forward).parameters))
+    entered = arguments[0] if arguments else keywords[first]
+    left = output[0] if isinstance(output, tuple) else output
+    added = left - entered
+    acted = getattr(module, name)(added)
+    if acted is added:
+        # Not `entered + added`, which would round.
+        return output
+    changed = entered + acted
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def beside_output(name: str, module: nn.Module, arguments: tuple, output: Tensor) -> None:
+    """Forward hook: the child sees the output."""
+    getattr(module, name)(output)
+
+
+def add_sequence(
+    sequence: Sequence, index: int, n_layers: int, layer: nn.Module, arguments: tuple, keywords: dict
+) -> tuple[tuple, dict]:
+    """Forward pre-hook: hand padding mask and cache to a layer that looks at other tokens.
+
+    Raises:
+        InputError: when the layer would train through a cache, or the tokens come without their sequence.
+    """
+    slot = None
+    if sequence.cache is not None:
+        if torch.is_grad_enabled() and layer.training:
+            raise InputError(
+                "LearnedDropout cannot train through a cache; call the model with use_cache=False."
+            )
+        slot = CacheSlot(sequence, index, n_layers)
+    x = sequence.unflattened(arguments[0])
+    return (x, *arguments[1:]), {**keywords, "padding_mask": sequence.padding_mask, "past": slot}

@@ -1,0 +1,174 @@
+"""Attention whose weights pass through a layer, in our decoder and behind Hugging Face's interface."""
+
+import sys
+from collections.abc import Callable
+from copy import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..kernels.attention import causal_attention
+from ..layers.dropout import Dropout
+
+CHILD = "attention_weights_dropout"
+PREFIX = "transformer_dropout_"
+REACHED = ("sdpa", "eager")
+
+
+def attention_weights(
+    layer: Callable[[Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    *,
+    scaling: float,
+    hidden: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Return ``layer(softmax(scores))``, or ``softmax(layer(scores))`` for a layer that acts on scores.
+
+    Args:
+        layer: acts on the weights, or on the scores where it says ``acts_on = "scores"``.
+        query, key: with as many key heads as query heads.
+        scaling: factor of the scores.
+        hidden: true where a query may not look.
+        bias: added to the scores: position biases and masks of minus infinity.
+        softcap: ``softcap * tanh(scores / softcap)``, as Gemma 2 has it.
+        sinks: one more logit a head that takes weight and gives no value, as gpt-oss has it.
+
+    Shape:
+        query: (batch, heads, queries, d); key: (batch, heads, keys, d).
+        Result: (batch, heads, queries, keys).
+    """
+    on_scores = getattr(layer, "acts_on", "any") == "scores"
+    scores = query @ key.transpose(-2, -1) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    if on_scores:
+        scores = layer(scores)
+    if sinks is not None:
+        sink = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        scores = torch.cat([scores, sink.to(scores.dtype)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    return weights if on_scores else layer(weights)
+
+
+def weigh(
+    layer: Callable[[Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor, **others: Any
+) -> Tensor:
+    """Return ``attention_weights(...) v``, written out so that a layer can act on weights or scores.
+
+    Shape:
+        query: (batch, heads, queries, d); key, value: (batch, heads, keys, d); result as the query.
+    """
+    return attention_weights(layer, query, key, **others) @ value
+
+
+def future(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Return true where a query would see a later key; the last query sits on the last key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
+
+
+def attend_with_layer(module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention of our decoder whose weights pass through the module's layer."""
+    layer = getattr(module, CHILD)
+    eager_rate = layer.p if isinstance(layer, Dropout) and not torch.compiler.is_compiling() else None
+    if not layer.training or eager_rate == 0:
+        return type(module).attend(module, query, key, value)
+    if eager_rate is not None:
+        return causal_attention(query, key, value, eager_rate)
+    hidden = future(query.shape[-2], key.shape[-2], query.device)
+    return weigh(layer, query, key, value, scaling=query.shape[-1] ** -0.5, hidden=hidden)
+
+
+def interface_with_layer(
+    original: Callable[..., tuple[Tensor, Tensor | None]] | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as Hugging Face models call it, with the module's layer where it has one.
+
+    Args:
+        original: the model's own function; None for the eager one, which each model file defines for itself.
+        module: the attention module that calls.
+        query, key, value: as the interface hands them over; keys may have fewer heads.
+        attention_mask: None, true where a query may look, or what is added to the scores.
+        dropout: what the model itself would drop, used where the module has no layer.
+        scaling: factor of the scores; None for one over the root of the head width.
+        others: further words of the interface.
+    """
+    layer = getattr(module, CHILD, None)
+    if layer is None or not layer.training:
+        function = original or sys.modules[type(module).__module__].eager_attention_forward
+        unlayered = dropout if layer is None else 0.0
+        return function(
+            module, query, key, value, attention_mask, dropout=unlayered, scaling=scaling, **others
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    hidden = bias = None
+    if attention_mask is None:
+        if others.get("is_causal", getattr(module, "is_causal", True)) and query.shape[2] > 1:
+            hidden = future(query.shape[2], key.shape[2], query.device)
+    elif attention_mask.dtype == torch.bool:
+        hidden = ~attention_mask[..., : key.shape[2]]
+    else:
+        bias = attention_mask[..., : key.shape[2]]
+    position_bias = others.get("position_bias")
+    if position_bias is not None:
+        bias = position_bias if bias is None else bias + position_bias
+    weights = attention_weights(
+        layer,
+        query,
+        key,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        hidden=hidden,
+        bias=bias,
+        softcap=others.get("softcap"),
+        sinks=others.get("s_aux"),
+    )
+    # As in the models themselves, only eager attention shows its weights, dropped ones.
+    return (weights @ value).transpose(1, 2).contiguous(), weights if original is None else None
+
+
+def route_through_layer(attention: nn.Module) -> Callable[[], None]:
+    """Make an attention module of a Hugging Face model call ``interface_with_layer``; return the way back.
+
+    The module gets a config of its own, since models may share theirs; the masks stay those of the model.
+
+    Raises:
+        InputError: when the attention runs in a kernel that shows no weights.
+    """
+    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    shared: Any = getattr(attention, "config", None)
+    name = getattr(shared, "_attn_implementation", None)
+    if name not in REACHED:
+        raise InputError(
+            f"The model's attention runs as {name!r}, where no layer can reach its weights; load it with "
+            "attn_implementation='sdpa'."
+        )
+    original = None if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    AttentionInterface.register(PREFIX + name, partial(interface_with_layer, original))
+    own: Any = copy(shared)
+    # The empty name leaves configs inside it alone, which are still shared.
+    own._attn_implementation = {"": PREFIX + name}
+    attention.config = own
+    return partial(setattr, attention, "config", shared)

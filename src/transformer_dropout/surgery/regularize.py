@@ -1,0 +1,285 @@
+"""`regularize_`: put a recipe's layers into a model, and the handle that steers and removes them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..kernels.compiled_hooks import let_compiler_see_hooks
+from ..layers import ConcreteDropout, Dropout, DropoutLayer, LayerDrop, RateLayer
+from ..recipe import Recipe, Rule
+from ..schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
+from ..sites import Site, find_sites
+from ._apply import Surgery
+from ._keep_count import KeepCount
+from ._mlp import plain_mlp
+from ._placement import assign, build_layer, refuse_second_regularization
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layer at its site, with the rule that put it there."""
+
+    site: Site
+    rule: Rule
+    layer: DropoutLayer
+
+
+class Regularization:
+    """The handle that `regularize_` returns: it steers the layers, reads them, and takes them out again.
+
+    Attributes:
+        model: the model that was changed.
+        recipe: the recipe that was applied.
+        placed: every layer with its site and rule.
+        progress: the fraction of training done, as last set.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self.model, self.recipe = model, recipe
+        self.placed: list[Placed] = []
+        self.progress = 0.0
+        self._removed = False
+        self._surgery = Surgery(model)
+        self._changed_rates: dict[str, Schedule] = {}
+        self._keep_counts: dict[str, KeepCount] = {}
+
+    def place(self, site: Site, rule: Rule, layer: DropoutLayer) -> None:
+        """Put a layer at its site."""
+        self._surgery.place(site, layer)
+        if layer.looks_at_tokens:
+            self._surgery.inform(site, layer)
+        self.placed.append(Placed(site, rule, layer))
+
+    def place_source(self, sites: list[Site], rule: Rule, owner: str | None) -> nn.Module:
+        """Put the module that a rule's layers in one stack share beside the stack's embedding; return it."""
+        site = next((site for site in sites if site.kind == "embedding" and site.owner == owner), None)
+        if site is None or site.width is None:
+            raise InputError(
+                f"{rule.layer.__name__} needs a model with an embedding site, and this one has none."
+            )
+        assert rule.layer.shared_source is not None
+        if "heads" not in rule.arguments:
+            raise InputError(f"{rule.layer.__name__} in the rule for {rule.select!r} needs heads.")
+        source = rule.layer.shared_source.for_rule(site.width, site.causal, rule.arguments)
+        children = self.model.get_submodule(site.path).named_children()
+        taken = sum(name.startswith("mask_embedding") for name, _ in children)
+        name = f"mask_embedding_{taken}" if taken else "mask_embedding"
+        self._surgery.show_output(site.path, name, source)
+        if site.owner is not None:
+            self._surgery.inform(site, source)
+        return source
+
+    def keep_silenced_rates(self, sites: list[Site]) -> None:
+        """Give a layer of the model's own rate to places that share a silenced rate but have no rule."""
+        ruled = {placed.site.name: placed.site.rate for placed in self.placed}
+        silenced = {rate: self._surgery.rate_before(rate) for rate in ruled.values() if rate is not None}
+        for site in sites:
+            before = silenced.get(site.rate or "", 0.0)
+            if before > 0 and site.name not in ruled and site.access in ("output", "input", "block"):
+                own = LayerDrop if site.access == "block" else Dropout
+                self._surgery.place(site, own(before))
+
+    def set_progress(self, progress: float) -> None:
+        """Move every rate and weight to its value at ``progress``, a fraction in [0, 1].
+
+        Raises:
+            InputError: for a progress outside [0, 1], or after ``remove()``.
+        """
+        self._refuse_removed()
+        if not 0 <= progress <= 1:
+            raise InputError(f"progress is {progress}; it is the fraction of training done, between 0 and 1.")
+        self.progress = progress
+        for placed in self.placed:
+            placed.layer.set_progress(progress)
+            if isinstance(placed.layer, RateLayer):
+                changed = self._changed_rates.get(placed.site.name)
+                rate = placed.rule.rate(placed.site, progress) if changed is None else changed(progress)
+                placed.layer.set_rate(rate)
+                if placed.site.access == "rate":
+                    self._surgery.write_rate(placed.site, rate)
+
+    def update(self, rates: Mapping[str, float | Schedule]) -> None:
+        """Give other rates to the layers at some sites from now on.
+
+        Args:
+            rates: by selector, as in a rule, the new probability of dropping, a number or a schedule.
+
+        Raises:
+            InputError: for a selector that matches no placed layer with a rate, or after ``remove()``.
+        """
+        self._refuse_removed()
+        for selector, rate in rates.items():
+            chosen = Rule(selector, Dropout, p=rate)
+            names = [
+                placed.site.name
+                for placed in self.placed
+                if isinstance(placed.layer, RateLayer) and chosen.matches(placed.site)
+            ]
+            if not names:
+                listing = ", ".join(p.site.name for p in self.placed if isinstance(p.layer, RateLayer))
+                raise InputError(f"No placed layer with a rate matches {selector!r}; there are: {listing}.")
+            self._changed_rates.update(dict.fromkeys(names, as_schedule(rate)))
+        self.set_progress(self.progress)
+
+    def penalty(self) -> Tensor:
+        """Return the sum over rules of ``weight(progress) * mean over layers of the penalty``.
+
+        Call it once after each training forward; without weighted rules it is 0.
+
+        Raises:
+            InputError: when no training forward has run since the last call.
+        """
+        total = torch.zeros((), device=next(self.model.parameters()).device)
+        for rule in self.recipe.rules:
+            if rule.weight is not None:
+                terms = [p.layer.take_penalty() for p in self.placed if p.rule is rule]
+                total = total + rule.weight(self.progress) * torch.stack(terms).mean()
+        return total
+
+    @contextmanager
+    def counting(self) -> Iterator[dict[str, KeepCount]]:
+        """Count kept elements in the forwards inside the ``with`` block; yields counts by site."""
+        counted = [placed for placed in self.placed if not isinstance(placed.layer, RateLayer)]
+        self._keep_counts = {placed.site.name: KeepCount() for placed in counted}
+        try:
+            for placed in counted:
+                placed.layer.observer = self._keep_counts[placed.site.name].add
+            yield self._keep_counts
+        finally:
+            for placed in counted:
+                placed.layer.observer = None
+
+    def metrics(self) -> dict[str, float]:
+        """Return what can be logged now: the rate at each site, set or learned, and what was counted.
+
+        ``keep/SITE`` is the fraction kept as the masks were, ``keep_thresholded/SITE`` the fraction whose
+        probability is at least one half; ``keep`` and ``keep_thresholded`` are their means over layers.
+        """
+        rated = (RateLayer, ConcreteDropout)
+        values = {f"p/{p.site.name}": p.layer.p for p in self.placed if isinstance(p.layer, rated)}
+        counted = {name: count.fractions() for name, count in self._keep_counts.items() if count.total}
+        for name, fractions in counted.items():
+            values |= {f"{metric}/{name}": value for metric, value in fractions.items()}
+        for metric in ("keep", "keep_thresholded"):
+            if counted:
+                values[metric] = sum(fractions[metric] for fractions in counted.values()) / len(counted)
+        return values
+
+    def report(self) -> str:
+        """Return one line a site: its path, kind, layer, and rate."""
+        return "\n".join(f"{p.site.path}  {p.site.kind}  {p.layer!r}".split("\n")[0] for p in self.placed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the model's own state: recipe, progress, changed rates."""
+        changed = {name: schedule_to_data(schedule) for name, schedule in self._changed_rates.items()}
+        return {"recipe": self.recipe.to_data(), "progress": self.progress, "changed_rates": changed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            InputError: when it was taken from another recipe, or from something else.
+        """
+        missing = [key for key in ("recipe", "progress", "changed_rates") if key not in state]
+        if missing:
+            raise InputError(f"The state has no {missing[0]!r}; hand over what state_dict() returned.")
+        if state["recipe"] != self.recipe.to_data():
+            raise InputError(
+                "The state belongs to another recipe; apply td.Recipe.from_data(state['recipe'])."
+            )
+        self._changed_rates = {
+            name: schedule_from_data(data, name) for name, data in state["changed_rates"].items()
+        }
+        self.set_progress(state["progress"])
+
+    def remove(self) -> None:
+        """Take every layer out again; the model is then as it was before.
+
+        Raises:
+            InputError: when it was removed already.
+        """
+        self._refuse_removed()
+        self._removed = True
+        self._surgery.undo()
+
+    def _refuse_removed(self) -> None:
+        if self._removed:
+            raise InputError(
+                "This regularization was removed already; call td.regularize_ to apply it again."
+            )
+
+
+def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | None = None) -> Regularization:
+    """Put a recipe's layers into a model, in place; the model's own ``state_dict`` keys stay.
+
+    Args:
+        model: the model, before it is compiled or wrapped for several processes.
+        recipe: the rules; at each site the first that matches acts, and one that acts nowhere is an error.
+        sites: the model's sites; None for those that `find_sites` finds.
+
+    Raises:
+        InputError: for a rule that matches nothing or comes too late, a layer that cannot act at its
+            site, a model that is already regularized or compiled.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(recipe, Recipe):
+        raise InputError(
+            "Write td.regularize_(model, td.Recipe([td.Rule(...), ...])) with a torch module, not "
+            f"{type(model).__name__} and {type(recipe).__name__}."
+        )
+    if is_compiled(model):
+        raise InputError(
+            "The model is already compiled; call td.regularize_ first and torch.compile after it."
+        )
+    sites = find_sites(model) if sites is None else list(sites)
+    assignments = assign(sites, recipe)
+    refuse_second_regularization(model, sites)
+    if assignments:
+        let_compiler_see_hooks()
+    handle = Regularization(model, recipe)
+    # An encoder and a decoder embed tokens of their own.
+    sources: dict[tuple[int, str | None], nn.Module] = {}
+    try:
+        for site, rule in assignments:
+            shared = (id(rule), site.owner)
+            if rule.layer.shared_source is not None and shared not in sources:
+                sources[shared] = handle.place_source(sites, rule, site.owner)
+            mlp = plain_mlp(model, site)
+            inputs = None if mlp is None else mlp.width
+            handle.place(site, rule, build_layer(site, rule, sources.get(shared), inputs))
+        handle.keep_silenced_rates(sites)
+        handle.set_progress(0.0)
+    except Exception:
+        # A recipe that fails halfway leaves the model as it was.
+        handle.remove()
+        raise
+    return handle
+
+
+def set_rates(model: nn.Module, rates: Mapping[str, float | str | Schedule]) -> Regularization:
+    """Set the dropout rates of a model in one line: ``set_rates(model, {"attention_weights": 0.1})``.
+
+    Args:
+        model: the model, changed in place.
+        rates: by selector, a kind of site or a pattern on the path, the probability of dropping: a number, a
+            schedule, or its compact text.
+
+    Returns:
+        the handle; ``handle.update`` changes the rates again.
+
+    Raises:
+        InputError: as `regularize_`.
+    """
+    rules = [Rule(selector, Dropout, p=rate) for selector, rate in rates.items()]
+    return regularize_(model, Recipe(rules))
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Say whether the model, or a part of it, is compiled: its graph would not see a new layer."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()
+    )

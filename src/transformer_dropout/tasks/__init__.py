@@ -1,0 +1,1 @@
+"""What a run trains: one task a file or folder, and none knows of arms, seeds or checkpoints."""

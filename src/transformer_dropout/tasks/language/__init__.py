@@ -1,0 +1,1 @@
+"""The reference decoder on text, from scratch."""

@@ -1,0 +1,61 @@
+"""From plain data to dataclasses: the sentences for what does not fit."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from transformer_dropout.errors import InputError
+from transformer_dropout.runs.checked import STRICT_KEYS, checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    width: int = 1
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.rate > 1:
+            raise InputError(f"rate is {self.rate}; it is at most 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str
+    inner: Inner = Inner()
+    maybe: Inner | None = None
+    numbers: list[int] = field(default_factory=list)
+
+
+def test_nested_mappings_become_dataclasses():
+    data = {"name": "a", "inner": {"rate": 1}, "maybe": {"width": 3}, "numbers": [4]}
+    assert checked(Outer, data, {}) == Outer(
+        name="a", inner=Inner(rate=1.0), maybe=Inner(width=3), numbers=[4]
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"name": "a", "inner": {"widht": 3}}, "unknown key 'inner.widht'. Did you mean 'width'?"),
+        ({"name": "a", "maybe": {"rat": 3}}, "unknown key 'maybe.rat'. Did you mean 'rate'?"),
+        ({"name": "a", "zzz": 1}, "unknown key 'zzz'. Known: inner, maybe, name, numbers."),
+        ({"inner": {}}, "the key 'name' is missing."),
+        ({"name": "a", "inner": {"rate": 2}}, "rate is 2.0; it is at most 1."),
+    ],
+)
+def test_a_problem_is_one_sentence_that_names_the_key(data, sentence):
+    with pytest.raises(InputError) as caught:
+        checked(Outer, data, {})
+    assert str(caught.value) == sentence
+
+
+def test_a_wrong_type_names_place_key_and_value():
+    with pytest.raises(InputError, match=r"^a\.yaml:2:3: inner\.width is 'wide', but it should be"):
+        checked(Outer, {"name": "a", "inner": {"width": "wide"}}, {("inner", "width"): "a.yaml:2:3"})
+
+
+def test_an_item_of_a_list_is_named_by_its_number():
+    with pytest.raises(InputError, match=r"^numbers\.1 is 'x'"):
+        checked(Outer, {"name": "a", "numbers": [1, "x"]}, {})

@@ -1,0 +1,143 @@
+"""The clean loss, its repeatability, and what the masks keep."""
+
+import numpy as np
+import pytest
+import torch
+
+from transformer_dropout.layers import Dropout
+from transformer_dropout.runs.evaluate import (
+    EvaluationError,
+    collapsed_masks,
+    evaluating,
+    fixed_randomness,
+    mask_statistics,
+    mean_loss,
+    repeatable_loss,
+)
+from transformer_dropout.runs.loop import Training, build_model
+from transformer_dropout.runs.processes import Processes
+from transformer_dropout.tasks.language.data import Windows, prepare
+
+ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
+
+
+class LeftOnDropout(Dropout):
+    """The mistake that biased a published table: dropout that evaluation does not turn off."""
+
+    def train(self, mode=True):
+        return super().train(True)
+
+
+@pytest.fixture
+def windows(tiny):
+    return Windows(prepare(tiny().data).train, 16)
+
+
+@pytest.fixture
+def learned_model(tiny, learned):
+    return build_model(tiny(recipe=learned), 256)
+
+
+def test_the_mean_over_a_split_equals_a_naive_loop(windows, learned_model):
+    model, _ = learned_model
+    indices = np.arange(len(windows))
+    assert len(windows) % 256  # the last forward is smaller than the others
+    model.eval()
+    with torch.no_grad():
+        losses = [model(*windows.inputs_and_targets([index])).item() for index in indices]
+    assert mean_loss(model, windows, indices, ALONE, False) == pytest.approx(np.mean(losses), abs=1e-6)
+
+
+def test_the_mode_of_the_model_is_put_back(learned_model):
+    model, _ = learned_model
+    for mode in (True, False):
+        model.train(mode)
+        with pytest.raises(ZeroDivisionError), evaluating(model):
+            assert not model.training
+            assert not torch.is_grad_enabled()
+            raise ZeroDivisionError
+        assert model.training is mode
+        assert torch.is_grad_enabled()
+
+
+def test_two_passes_of_a_clean_model_are_bit_equal(windows, learned_model):
+    loss, equal = repeatable_loss(*learned_model, windows, np.arange(40), ALONE, False)
+    assert equal
+    assert loss == mean_loss(learned_model[0], windows, np.arange(40), ALONE, False)
+
+
+@pytest.mark.parametrize("place", ["attention_weights", "mlp_output"])
+def test_dropout_left_on_in_evaluation_is_caught(tiny, windows, place):
+    recipe = [{"select": place, "layer": "Dropout", "p": 0.5}]
+    model, regularization = build_model(tiny(recipe=recipe), 256)
+    regularization.placed[0].layer.__class__ = LeftOnDropout
+    with pytest.raises(EvaluationError, match="Two evaluations of the same weights gave"):
+        repeatable_loss(model, regularization, windows, np.arange(40), ALONE, False)
+
+
+def test_masks_sampled_on_purpose_repeat_under_one_seed_and_the_record_says_so(tiny, learned, windows):
+    recipe = [learned[0] | {"eval_mask": "sample"}]
+    model, regularization = build_model(tiny(recipe=recipe), 256)
+    arguments = (model, regularization, windows, np.arange(40), ALONE, False)
+    first = repeatable_loss(*arguments)
+    assert first == repeatable_loss(*arguments)
+    assert first[1] is False
+    assert first[0] != mean_loss(model, windows, np.arange(40), ALONE, False)
+
+
+def test_fixed_randomness_repeats_and_moves_nothing_outside():
+    before = torch.get_rng_state()
+    with fixed_randomness(3, ALONE.device):
+        first = torch.rand(4)
+    with fixed_randomness(3, ALONE.device):
+        assert torch.rand(4).equal(first)
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("eval_mask", ["threshold", "sample"])
+def test_an_evaluation_moves_no_random_state_and_no_weight(tiny, learned, eval_mask):
+    config = tiny(recipe=[learned[0] | {"eval_mask": eval_mask}, learned[1]])
+    training = Training(config, prepare(config.data), ALONE)
+    training.advance()
+    random, weights = torch.get_rng_state(), training.whole_state()
+    once, twice = training.evaluate(), training.evaluate(twice=True)
+    assert twice["evaluation_bit_equal"] is (eval_mask == "threshold")
+    assert once["val_loss"] == twice["val_loss"]
+    assert torch.get_rng_state().equal(random)
+    assert all(tensor.equal(weights[name]) for name, tensor in training.whole_state().items())
+
+
+def test_mask_statistics_are_the_fractions_the_layer_keeps(windows, learned_model):
+    model, regularization = learned_model
+    layer = regularization.placed[1].layer
+    layer.shift.data.fill_(1.0)
+    layer.qkv.weight.data.zero_()  # now M = 0.5 cos(1) + 0.5 everywhere
+    keep = 0.5 * np.cos(1.0) + 0.5
+    statistics = mask_statistics(model, regularization, windows, np.arange(64), ALONE, seed=0)
+    assert statistics["keep"] == pytest.approx(keep, abs=0.01)
+    assert statistics["keep_eval"] == 1.0
+    assert statistics["penalty"] == pytest.approx(0.1 * keep**2 / 2, rel=1e-5)
+    assert list(statistics["keep_by_site"].values()) == [statistics["keep"]]
+    assert next(iter(statistics["keep_by_site"])).startswith("blocks.0.mlp")
+    assert statistics == mask_statistics(model, regularization, windows, np.arange(64), ALONE, seed=0)
+
+
+def test_a_recipe_without_masks_has_no_fractions(tiny, windows):
+    model, regularization = build_model(tiny(), 256)
+    statistics = mask_statistics(model, regularization, windows, np.arange(4), ALONE, seed=0)
+    assert (statistics["keep"], statistics["keep_eval"], statistics["penalty"]) == (None, None, 0.0)
+    assert collapsed_masks(statistics) == []
+
+
+def test_masks_of_all_ones_or_all_zeros_raise_an_alarm():
+    by_site = {"blocks.0.mlp": 0.5, "blocks.1.mlp": 0.995, "blocks.2.mlp": 0.001}
+    alarms = collapsed_masks({"keep_by_site": by_site, "keep_eval_by_site": {"blocks.0.mlp": 1.0}})
+    assert any("in training" in alarm and "ones" in alarm and "blocks.1.mlp" in alarm for alarm in alarms)
+    assert any("in training" in alarm and "zeros" in alarm and "blocks.2.mlp" in alarm for alarm in alarms)
+    assert any("as evaluated" in alarm and "blocks.0.mlp" in alarm for alarm in alarms)
+    assert not any("in training" in alarm and "blocks.0.mlp" in alarm for alarm in alarms)
+
+
+def test_healthy_masks_raise_none():
+    by_site = {"blocks.0.mlp": 0.02, "blocks.1.mlp": 0.98}
+    assert collapsed_masks({"keep_by_site": by_site, "keep_eval_by_site": by_site}) == []

@@ -1,0 +1,74 @@
+"""What decays and what does not, and the learning rate by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from transformer_dropout.runs.loop import build_model
+from transformer_dropout.runs.optimizer import learning_rate, make_optimizer, weight_decay_groups
+from transformer_dropout.runs.run_config import TrainingConfig
+
+
+@pytest.fixture
+def model(tiny, learned):
+    config = tiny(recipe=learned)
+    return build_model(replace(config, model=replace(config.model, bias=True)), 64)[0]
+
+
+def test_only_matrices_decay(model):
+    decayed, others = weight_decay_groups(model, 0.3)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert {parameter.ndim for parameter in decayed["params"]} == {2}
+    assert {parameter.ndim for parameter in others["params"]} == {1}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert "blocks.0.mlp.mlp_output_dropout.shift" in {names[id(p)] for p in others["params"]}
+
+
+def test_every_trainable_parameter_is_in_one_group(model):
+    model.norm.weight.requires_grad_(False)
+    grouped = [id(p) for group in weight_decay_groups(model, 0.1) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_decay_shrinks_matrices_and_leaves_norms_alone(model):
+    optimizer = make_optimizer(model, TrainingConfig(lr=0.5, weight_decay=1.0))
+    for parameter in model.parameters():
+        parameter.grad = parameter.new_zeros(parameter.shape)
+    matrix, gain = model.blocks[0].mlp.expand.weight, model.norm.weight
+    before = matrix.detach().clone(), gain.detach().clone()
+    optimizer.step()
+    assert matrix.allclose(0.5 * before[0])
+    assert gain.equal(before[1])
+
+
+def test_the_optimizer_takes_its_settings_from_the_config(model):
+    group = make_optimizer(model, TrainingConfig(lr=0.02, beta1=0.8, beta2=0.7)).param_groups[0]
+    assert (group["lr"], group["betas"], group["fused"]) == (0.02, (0.8, 0.7), True)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 0.25),  # warm-up: lr * (step + 1) / 4
+        (3, 1.0),
+        (4, 1.0),  # the cosine begins at lr
+        (8, 0.6),  # and is half way at half the way from 4 to 12
+        (6, 0.2 + 0.8 * (1 + 2**-0.5) / 2),
+        (12, 0.2),
+        (99, 0.2),  # and stays at min_lr
+    ],
+)
+def test_the_learning_rate_by_hand(step, rate):
+    config = TrainingConfig(lr=1.0, min_lr=0.2, warmup_steps=4, decay_steps=12, steps=100)
+    assert learning_rate(step, config) == pytest.approx(rate)
+
+
+def test_without_decay_steps_the_cosine_ends_at_the_last_step():
+    config = TrainingConfig(lr=1.0, min_lr=0.0, warmup_steps=0, steps=10)
+    assert learning_rate(0, config) == 1.0
+    assert learning_rate(10, config) == pytest.approx(0.0)
+
+
+def test_a_warm_up_as_long_as_the_run_divides_by_nothing():
+    config = TrainingConfig(lr=1.0, min_lr=0.1, warmup_steps=5, steps=5)
+    assert [learning_rate(step, config) for step in (4, 5)] == [1.0, 1.0]

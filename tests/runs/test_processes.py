@@ -1,0 +1,129 @@
+"""Several processes train one model: the same numbers as one process, and the same care with files."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transformer_dropout.errors import InputError
+from transformer_dropout.runs.loop import Training
+from transformer_dropout.runs.processes import Processes, joined_processes, spread, without_gradient_sync
+from transformer_dropout.runs.record import read_metrics, read_run
+from transformer_dropout.runs.run import run
+from transformer_dropout.tasks.language.data import prepare
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture
+def on_two(environment):
+    """Start a run's folder on two processes; the caller waits."""
+
+    def start(config, folder):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(config.to_yaml())
+        command = [*TORCHRUN, "-m", "transformer_dropout.runs", str(folder)]
+        with (folder / "log.txt").open("w") as log:
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
+
+    return start
+
+
+def finish(process, folder):
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, (folder / "log.txt").read_text()
+    return told
+
+
+def stop_after(process, lines):
+    """Ask the launcher to stop after so many progress lines."""
+    for _ in range(lines):
+        process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+
+
+def run_unfinished(config, folder):
+    """Continue a run on this process alone, as if its end had not been recorded."""
+    record = read_run(folder) | {"status": "running"}
+    (folder / "run.json").write_text(json.dumps(record))
+    run(config, folder, resume=True)
+
+
+def rows(folder):
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [
+        {k: v for k, v in line.items() if k not in ("step_seconds", "peak_memory_bytes")} for line in lines
+    ]
+
+
+def assert_close(folder, reference):
+    """Check that two runs differ by no more than the order of additions explains."""
+    ours, theirs = rows(folder), rows(reference)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for ours_row, theirs_row in zip(ours, theirs, strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert ours_row[name] == pytest.approx(theirs_row[name], abs=2e-5)
+    weights, wanted = (load_file(place / "model" / "model.safetensors") for place in (folder, reference))
+    assert weights.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert weights[name].allclose(tensor, atol=1e-3), name
+
+
+def test_one_process_stands_alone():
+    with joined_processes() as processes:
+        assert (processes.rank, processes.size, processes.first) == (0, 1, True)
+        assert processes.gather("a") == ["a"]
+        assert processes.sum(torch.tensor(2.0)) == 2
+        processes.wait()
+        model = torch.nn.Linear(2, 2)
+        assert spread(model, processes, "fsdp") is model
+        with without_gradient_sync(model, processes, last=False):
+            pass
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_with_one_that_can(tiny):
+    config = tiny(batch=5)
+    two = Processes(rank=0, size=2, device=torch.device("cpu"))
+    with pytest.raises(
+        InputError, match=r"5 cannot be shared among 2 processes; use --set training\.batch=6"
+    ):
+        Training(config, prepare(config.data), two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_give_the_numbers_of_one(tmp_path, tiny, on_two, kind):
+    pulls = {"l1": "0,1e-3", "proximal_l1": 0.05, "weight_decay": "3,0", "label_smoothing": 0.1}
+    config = tiny(accumulation=2, distributed=kind, **pulls)
+    config = replace(config, model=replace(config.model, blocks=2))
+    finish(on_two(config, tmp_path / "two"), tmp_path / "two")
+    run(config, tmp_path / "one")
+    assert_close(tmp_path / "two", tmp_path / "one")
+    ours, theirs = (read_run(tmp_path / name)["result"] for name in ("two", "one"))
+    assert ours["evaluation_bit_equal"] is True
+    assert ours["penalty"] == pytest.approx(theirs["penalty"], rel=1e-3)
+    assert 0 < ours["zeros"] == pytest.approx(theirs["zeros"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_stopped_runs_of_both_kinds_go_on_and_equal_each_other_bit_for_bit(tmp_path, tiny, learned, on_two):
+    # Clipping sums the gradients' norm shard by shard, so without it nothing depends on the kind.
+    config = tiny(recipe=learned, steps=60, eval_every=10, accumulation=2, clip=None)
+    for kind, lines in (("ddp", 2), ("fsdp", 4)):
+        folder, config = tmp_path / kind, replace(config, training=replace(config.training, distributed=kind))
+        stop_after(on_two(config, folder), lines)
+        assert read_run(folder)["status"] == "interrupted"
+        assert "Continuing from step" in finish(on_two(config, folder), folder)
+        assert 0 < read_run(folder)["result"]["keep"] < 1
+    assert rows(tmp_path / "ddp") == rows(tmp_path / "fsdp")
+    models = [(tmp_path / kind / "model" / "model.safetensors").read_bytes() for kind in ("ddp", "fsdp")]
+    assert models[0] == models[1]
+    with pytest.raises(InputError, match="written by another number of processes"):
+        run_unfinished(config, folder)
