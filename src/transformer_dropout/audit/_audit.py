@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from . import _findings as check
 from ._configured import rate_attributes
 from ._events import Audit, Finding
 from ._observe import Observer
-from ._restore import refuse_what_cannot_be_watched, unchanged
 from ._schedule import Schedule, schedule_recompiles
 from ._unread import (
     Rebuild,

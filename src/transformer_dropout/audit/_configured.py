@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from ..sites.observation.stack import is_dropout_module
 from ._places import ATTENTION
-from ._stack import is_dropout_module
 
 TOLERANCE = 1e-9
 BLOCK = re.compile(r"layer_?drop|drop_?path|drop_prob", re.IGNORECASE)

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..sites.observation.stack import is_dropout_module
 from ._configured import TOLERANCE, rate_attributes
 from ._events import Event, Finding, patterns
 from ._observe import Observer
 from ._places import ATTENTION, parents, within
-from ._stack import is_dropout_module
 
 # Names under which attention modules hold their rate besides those that say attention.
 PLAIN_NAMES = frozenset({"dropout", "dropout_p", "dropout_prob"})

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from ..layers import DropoutLayer
 from ..layers._base import inside_backward
 from ..sites import KINDS
-from ._calls import Call, Calls, newly_zero
+from ..sites.observation.calls import Call, Calls, newly_zero
+from ..sites.observation.lineage import Lineage, first_tensor, tensors_in
+from ..sites.observation.stack import ModuleStack, call, drops
 from ._configured import configured_rate
 from ._events import Event
-from ._lineage import Lineage, first_tensor, tensors_in
 from ._places import ATTENTION, Places
-from ._stack import ModuleStack, call, drops
 
 # Two sums of a result: equal when the masks and inputs were.
 Fingerprint = tuple[float, float]

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..sites.observation.stack import call
 from ._events import Finding
-from ._stack import call
 
 POINTS = (0.0, 0.3, 0.6, 1.0)
 

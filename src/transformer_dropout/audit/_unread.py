@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 
 from ..layers import DropoutLayer
+from ..sites.observation.stack import is_dropout_module
 from ._configured import config_fields, is_rate
 from ._events import ConfigField, Event, Finding, patterns
 from ._findings import is_close
 from ._observe import Observer
 from ._places import parents
-from ._stack import is_dropout_module
 
 Rebuild = Callable[[Mapping[str, float]], nn.Module]
 

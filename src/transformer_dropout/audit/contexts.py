@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..layers import DropoutLayer
+from ..sites.observation.lineage import tensors_in
+from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
+from ..sites.observation.stack import ModuleStack, call, is_dropout_module
 from ._configured import rate_attributes
-from ._lineage import tensors_in
-from ._restore import refuse_what_cannot_be_watched, unchanged
-from ._stack import ModuleStack, call, is_dropout_module
 
 DROPOUTS = re.compile(r"(feature_)?(alpha_)?dropout([123]d)?_?")
 # What draws random numbers without saying what for.

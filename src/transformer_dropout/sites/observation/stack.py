@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..layers import DropoutLayer
+from ...layers import DropoutLayer
 
 DROPOUT_NAME = re.compile(r"drop|stochasticdepth", re.IGNORECASE)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from transformer_dropout.audit import _attention_probe
-from transformer_dropout.audit._attention_probe import probe_attention
+from transformer_dropout.sites.observation import attention_probe
+from transformer_dropout.sites.observation.attention_probe import probe_attention
 
 
 def tensors(queries, keys, width, dtype=torch.float32, heads=4, key_heads=4):
@@ -33,7 +33,7 @@ def test_a_kernel_that_rounds_or_ignores_the_rate_is_found_out(monkeypatch):
     def rounding(query, key, value, dropout_p):
         return scaled_dot_product_attention(query, key, value, dropout_p=round(dropout_p * 2) / 2)
 
-    monkeypatch.setattr(_attention_probe, "scaled_dot_product_attention", rounding)
+    monkeypatch.setattr(attention_probe, "scaled_dot_product_attention", rounding)
     assert probe_attention(*tensors(64, 64, 32), 0.37) == pytest.approx(0.5, abs=0.05)
     assert probe_attention(*tensors(64, 64, 32), 0.2) == 0.0
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from ._attention_probe import probe_attention
-from ._lineage import first_tensor
-from ._places import rows_summing_to_one
-from ._random_operations import Drawn, RandomOperations
+from .attention_probe import probe_attention
+from .lineage import first_tensor
+from .random_operations import Drawn, RandomOperations
+from .rows import rows_summing_to_one
 
 SHORT_NAMES = {"torch.nn.functional.": "F.", "torch.Tensor.": "Tensor."}
 

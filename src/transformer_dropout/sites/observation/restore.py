@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ...errors import InputError
 
 
 @contextmanager
