@@ -28,7 +28,7 @@ FLOORS = {
     "surgery": 4,
     "integrations": 5,
     "runs": 5,
-    "tasks": 5,
+    "tasks": 6,
     "compare": 6,
     "bench": 6,
     "cli": 7,
