@@ -27,7 +27,7 @@ FLOORS = {
     "audit": 4,
     "surgery": 4,
     "integrations": 5,
-    "runs": 5,
+    "runs": 6,
     "tasks": 6,
     "compare": 6,
     "bench": 6,
