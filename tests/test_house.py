@@ -46,12 +46,39 @@ def loaded_after(statement):
         f"{statement}; import json, sys; print(json.dumps(sorted({{n.split('.')[0] for n in sys.modules}})))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(json.loads(result.stdout))
+    return set(json.loads(result.stdout.splitlines()[-1]))
 
 
-def test_importing_the_package_loads_nothing_that_torch_does_not():
-    extra = loaded_after("import transformer_dropout") - loaded_after("import torch")
+def test_importing_the_package_loads_nothing_and_its_names_nothing_but_torch():
+    extra = loaded_after("import transformer_dropout") - loaded_after("pass")
     assert extra - set(sys.stdlib_module_names) == {"transformer_dropout"}
+    extra = loaded_after("from transformer_dropout import *") - loaded_after("import torch")
+    assert extra - set(sys.stdlib_module_names) == {"transformer_dropout"}
+
+
+def test_the_help_of_the_command_loads_no_torch():
+    help_page = "import sys; sys.argv = ['dropout', '--help']; from transformer_dropout.cli import app"
+    loaded = loaded_after(f"{help_page}; app(standalone_mode=False)")
+    assert {"typer", "rich"} <= loaded and not loaded & {"torch", "numpy", "yaml", "pydantic"}
+
+
+def test_importing_a_package_leaves_the_function_of_its_name():
+    package = "sys.modules['transformer_dropout.audit']"
+    loaded_after(
+        "import sys, transformer_dropout.audit.contexts, transformer_dropout as td; "
+        f"assert td.audit is {package}.audit and td.audit is not {package}"
+    )
+
+
+@pytest.mark.parametrize("name", transformer_dropout.__all__)
+def test_every_public_name_is_there_and_listed(name):
+    assert getattr(transformer_dropout, name) is not None
+    assert name in dir(transformer_dropout)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'dropuot'"):
+        _ = transformer_dropout.dropuot
 
 
 def room_of(parts):

@@ -1,109 +1,55 @@
 """See, control, learn and prove dropout and its rivals on transformers.
 
-Users write ``import transformer_dropout as td``. Nothing but torch is loaded.
+Users write ``import transformer_dropout as td``. Nothing is loaded until a name is asked for (PEP 562), then
+nothing but torch. The public names stand in ``__init__.pyi``, where type checkers and editors read them too.
 """
 
-from . import recipes
-from .audit import audit
-from .audit.contexts import disabled, mc_dropout
-from .errors import InputError
-from .layers import (
-    AlphaDropout,
-    ConcreteDropout,
-    DropHead,
-    DropKey,
-    Dropout,
-    DropPath,
-    GaussianDropout,
-    GaussianNoise,
-    ImportanceDropout,
-    LayerDrop,
-    LearnedBlockDropout,
-    LearnedDropout,
-    PrecomputedLearnedDropout,
-    Standout,
-    TokenDropout,
-)
-from .recipe import Recipe, Rule
-from .schedules import (
-    Constant,
-    Cosine,
-    Curriculum,
-    Early,
-    Exponential,
-    Feedback,
-    Late,
-    Linear,
-    Piecewise,
-    parse_schedule,
-)
-from .sites import Site, find_sites
-from .surgery.regularize import Regularization, regularize_, set_rates
-from .surgery.saved_recipe import load_recipe, load_regularized, save_recipe, save_regularized
-from .surgery.speed_up import speed_up_
-from .terms.losses import rdrop_loss, two_passes
-from .terms.mixout import Mixout, mixout_
-from .terms.neftune import neftune_, neftune_noise
-from .terms.penalties import L1, L2, L2SP, ElasticNet, proximal_l1_
-from .terms.weights import layerwise_lr_groups, set_weight_decay, weight_decay_groups
+import ast
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "L1",
-    "L2",
-    "L2SP",
-    "AlphaDropout",
-    "ConcreteDropout",
-    "Constant",
-    "Cosine",
-    "Curriculum",
-    "DropHead",
-    "DropKey",
-    "DropPath",
-    "Dropout",
-    "Early",
-    "ElasticNet",
-    "Exponential",
-    "Feedback",
-    "GaussianDropout",
-    "GaussianNoise",
-    "ImportanceDropout",
-    "InputError",
-    "Late",
-    "LayerDrop",
-    "LearnedBlockDropout",
-    "LearnedDropout",
-    "Linear",
-    "Mixout",
-    "Piecewise",
-    "PrecomputedLearnedDropout",
-    "Recipe",
-    "Regularization",
-    "Rule",
-    "Site",
-    "Standout",
-    "TokenDropout",
-    "audit",
-    "disabled",
-    "find_sites",
-    "layerwise_lr_groups",
-    "load_recipe",
-    "load_regularized",
-    "mc_dropout",
-    "mixout_",
-    "neftune_",
-    "neftune_noise",
-    "parse_schedule",
-    "proximal_l1_",
-    "rdrop_loss",
-    "recipes",
-    "regularize_",
-    "save_recipe",
-    "save_regularized",
-    "set_rates",
-    "set_weight_decay",
-    "speed_up_",
-    "two_passes",
-    "weight_decay_groups",
-]
+
+def _homes() -> dict[str, str]:
+    """Return each public name with the module, relative to this one, that it is imported from."""
+    public = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in public.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: f".{node.module or ''}" for node in imports for alias in node.names}
+
+
+_HOMES = _homes()
+__all__ = sorted(_HOMES)
+
+
+class _Package(ModuleType):
+    """This package as a module that keeps its functions.
+
+    Python sets every package inside this one as an attribute once it is imported; `audit` is to stay the
+    function although it lies in a package of that name.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and _HOMES.get(name, ".") != "."):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    if home == ".":
+        return importlib.import_module(f".{name}", __name__)
+    value = getattr(importlib.import_module(home, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

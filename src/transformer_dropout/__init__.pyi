@@ -1,0 +1,63 @@
+"""The public names, a line each: what is added here is exported, and loaded when it is first asked for."""
+
+from . import functional as functional
+from . import layers as layers
+from . import recipes as recipes
+from .audit import audit as audit
+from .audit.contexts import disabled as disabled
+from .audit.contexts import mc_dropout as mc_dropout
+from .errors import InputError as InputError
+from .layers import AlphaDropout as AlphaDropout
+from .layers import ConcreteDropout as ConcreteDropout
+from .layers import DropHead as DropHead
+from .layers import DropKey as DropKey
+from .layers import Dropout as Dropout
+from .layers import DropPath as DropPath
+from .layers import GaussianDropout as GaussianDropout
+from .layers import GaussianNoise as GaussianNoise
+from .layers import ImportanceDropout as ImportanceDropout
+from .layers import LayerDrop as LayerDrop
+from .layers import LearnedBlockDropout as LearnedBlockDropout
+from .layers import LearnedDropout as LearnedDropout
+from .layers import PrecomputedLearnedDropout as PrecomputedLearnedDropout
+from .layers import Standout as Standout
+from .layers import TokenDropout as TokenDropout
+from .recipe import Recipe as Recipe
+from .recipe import Rule as Rule
+from .schedules import Constant as Constant
+from .schedules import Cosine as Cosine
+from .schedules import Curriculum as Curriculum
+from .schedules import Early as Early
+from .schedules import Exponential as Exponential
+from .schedules import Feedback as Feedback
+from .schedules import Late as Late
+from .schedules import Linear as Linear
+from .schedules import Piecewise as Piecewise
+from .schedules import parse_schedule as parse_schedule
+from .sites import Site as Site
+from .sites import find_sites as find_sites
+from .surgery.regularize import Regularization as Regularization
+from .surgery.regularize import regularize_ as regularize_
+from .surgery.regularize import set_rates as set_rates
+from .surgery.saved_recipe import load_recipe as load_recipe
+from .surgery.saved_recipe import load_regularized as load_regularized
+from .surgery.saved_recipe import save_recipe as save_recipe
+from .surgery.saved_recipe import save_regularized as save_regularized
+from .surgery.speed_up import speed_up_ as speed_up_
+from .terms.losses import rdrop_loss as rdrop_loss
+from .terms.losses import two_passes as two_passes
+from .terms.mixout import Mixout as Mixout
+from .terms.mixout import mixout_ as mixout_
+from .terms.neftune import neftune_ as neftune_
+from .terms.neftune import neftune_noise as neftune_noise
+from .terms.penalties import L1 as L1
+from .terms.penalties import L2 as L2
+from .terms.penalties import L2SP as L2SP
+from .terms.penalties import ElasticNet as ElasticNet
+from .terms.penalties import proximal_l1_ as proximal_l1_
+from .terms.weights import layerwise_lr_groups as layerwise_lr_groups
+from .terms.weights import set_weight_decay as set_weight_decay
+from .terms.weights import weight_decay_groups as weight_decay_groups
+
+__version__: str
+__all__: list[str]
