@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -238,5 +239,39 @@ def test_what_cannot_be_seen_is_refused():
         td.audit(torch.compile(nn.Linear(8, 8), backend="eager"), X)
     with pytest.raises(td.InputError, match="run one forward"):
         td.audit(nn.LazyLinear(8), X)
-    with pytest.raises(td.InputError, match="give a dict"):
-        td.audit(nn.Linear(8, 8), "text")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("text", "inputs is a str; give a dict"),
+        (None, "inputs is None; give a dict"),
+        ([X, X], r"takes \(x\), .* called with a list of tensor\(4, 6, 8\), tensor.*must be Tensor"),
+        ({"y": X}, r"takes \(x\), and cannot be called with a dict of y"),
+        (X.numpy(), r"takes \(x\), and cannot be called with a ndarray"),
+    ],
+)
+def test_inputs_that_a_model_does_not_take_are_one_sentence(inputs, message):
+    with pytest.raises(td.InputError, match=message) as error:
+        td.audit(Function(lambda m, x: F.dropout(x, 0.3, m.training)), inputs)
+    assert "\n" not in str(error.value)
+
+
+class Batched(nn.Module):
+    """Takes its whole batch as one argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3))
+
+    def forward(self, batch):
+        return self.layers(batch["x"] if isinstance(batch, dict) else batch.x)
+
+
+def test_one_argument_that_holds_everything_is_passed_whole():
+    for batch in ({"x": X}, SimpleNamespace(x=X)):
+        assert len(td.audit(Batched(), batch).events) == 1
+        with td.mc_dropout(Batched(), 4) as predict:
+            assert (predict(batch).variance > 0).any()
+        with td.disabled(Batched(), batch):
+            pass

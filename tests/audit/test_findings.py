@@ -1,5 +1,8 @@
 """Each finding: the smallest model that has it, and a near twin that does not."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,7 +132,7 @@ def test_a_module_that_is_never_called_is_found():
 def test_a_module_whose_rate_is_read_is_told_from_one_that_has_the_same_rate():
     audit = td.audit(Uncalled(attend_with_rate_of_child), X)
     assert audit.findings == ()
-    assert "its p is read by the attention" in audit.notes[0]
+    assert "its p is read by the model" in audit.notes[0]
     # An equal rate beside it is no evidence: when its p moves, nothing follows.
     assert codes(Uncalled(attend_with_equal_rate)) == ["never-called"]
 
@@ -265,3 +268,78 @@ def test_a_schedule_that_recompiles_is_found(layer, expected):
     schedule = Moving(model[1])
     assert codes(model, regularization=schedule) == expected
     assert schedule.progress == 0.0
+
+
+def test_a_part_left_in_evaluation_is_named_with_the_line_to_type():
+    model = blocks().train()
+    model[1].eval()
+    (finding,) = findings(model)
+    assert (finding.code, finding.site) == ("eval-while-training", "1")
+    assert finding.message.endswith('type: model.get_submodule("1").train()')
+    model = Function(lambda m, x: m.part(x))
+    model.part = blocks().eval()
+    assert findings(model)[0].message.endswith("type: model.part.train()")
+    assert codes(blocks().eval()) == codes(blocks().train()) == []
+    # Nothing in it would drop; its parameters are frozen on purpose; a norm in evaluation is its own matter.
+    still = nn.Sequential(
+        nn.Linear(8, 8).eval(), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2), nn.BatchNorm1d(6)
+    )
+    still[-1].eval()
+    assert "eval-while-training" not in codes(still)
+
+
+def test_waking_a_part_leaves_it_asleep():
+    model = blocks().train()
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    td.audit(model, X)
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize(("draw", "name"), [(np.random.rand, "numpy.random"), (random.random, "random")])
+def test_numbers_of_other_generators_in_evaluation_are_found(draw, name):
+    states = random.getstate(), np.random.get_state()[1].copy()
+    (finding,) = findings(Function(lambda m, x: x * draw()))
+    assert finding.code == "random-in-eval"
+    assert finding.message.startswith(f"{name} draws")
+    audit = td.audit(Function(lambda m, x: x * draw() if m.training else x), X)
+    assert [(e.operation, e.training) for e in audit.events] == [(name, True)]
+    assert audit.findings == ()
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()
+
+
+def test_outputs_that_vary_in_evaluation_for_no_reason_that_is_seen_are_found():
+    own = np.random.default_rng(0)
+    (finding,) = findings(Function(lambda m, x: x * own.random()))
+    assert (finding.code, finding.site) == ("varies-in-eval", "")
+    assert codes(Function(lambda m, x: x * own.random() if m.training else x)) == []
+
+
+class Noise(nn.Module):
+    """Holds a dropout that it never calls, beside noise whose rate may be the dropout's."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.linear, self.dropout, self.reads = nn.Linear(8, 8), nn.Dropout(0.3), reads
+
+    def forward(self, x):
+        x = self.linear(x)
+        rate = self.dropout.p if self.reads else 0.3
+        return x * (torch.rand_like(x) > rate) / (1 - rate) if self.training else x
+
+
+def test_setting_p_is_said_to_work_only_where_it_does():
+    audit = td.audit(Noise(reads=True), X)
+    assert audit.findings == ()
+    assert audit.notes[0].endswith("its p is read by the model; setting p works.")
+    audit = td.audit(Noise(reads=False), X)
+    assert [finding.code for finding in audit.findings] == ["never-called"]
+    assert audit.notes == ()
+
+
+def test_a_rate_of_one_half_is_not_taken_for_none():
+    audit = td.audit(Configured(0.5, hidden_dropout=0.5), X)
+    assert [event.resolved for event in audit.events] == [0.5]
+    assert audit.findings == ()
+    assert audit.fields[0].read_at == ("layers.1",)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ CODES = {
     "recompute-mask-differs",
     "schedule-recompiles",
     "weight-decay-on-norms",
+    "eval-while-training",
+    "varies-in-eval",
 }
 
 
@@ -117,6 +120,17 @@ def weight_decay_on_norms(model):
     return model, {"optimizer": torch.optim.AdamW(model.parameters(), weight_decay=0.1)}
 
 
+def eval_while_training(model):
+    model.transformer.eval()
+    return model, {}
+
+
+def varies_in_eval(model):
+    own = np.random.default_rng(0)
+    model.lm_head.register_forward_hook(lambda module, args, output: output * own.random())
+    return model, {}
+
+
 PROVOKED = {code: globals()[code.replace("-", "_")] for code in CODES}
 
 
@@ -124,6 +138,7 @@ def inputs():
     return tiny_inputs(gpt2()) | {"use_cache": False}
 
 
+OF_THE_WHOLE = {"schedule-recompiles", "varies-in-eval"}
 SLOW = {"schedule-recompiles"}
 
 
@@ -137,7 +152,7 @@ def test_each_finding_is_provoked_alone(code):
     model, options = PROVOKED[code](gpt2().train())
     audit = td.audit(model, inputs(), **options)
     assert {finding.code for finding in audit.findings} == {code}
-    assert all(finding.site or code == "schedule-recompiles" for finding in audit.findings)
+    assert all(finding.site or code in OF_THE_WHOLE for finding in audit.findings)
     with pytest.raises(td.InputError, match=code):
         audit.raise_if(code)
     audit.raise_if(*CODES - {code})
@@ -154,7 +169,7 @@ def test_a_sane_model_with_everything_has_no_finding():
     model.activation_checkpointing_enable({"use_reentrant": False})
     groups = td.weight_decay_groups(model, 0.1)
     assert_clean(model, inputs(), optimizer=torch.optim.AdamW(groups), regularization=handle)
-    assert_clean(Pooled(gpt2(), nn.LayerNorm(32)), inputs())
+    assert_clean(Pooled(gpt2().train(), nn.LayerNorm(32)), inputs())
     frozen = gpt2().train()
     frozen.transformer.h[0].requires_grad_(False).eval()
     assert_clean(frozen, inputs())
@@ -184,10 +199,11 @@ def test_a_recipe_elsewhere_does_not_hide_a_module_that_is_never_called():
     assert found == [("never-called", "forgotten")]
 
 
-def test_a_part_in_evaluation_is_not_blamed():
+def test_a_part_in_evaluation_is_named_and_its_fields_are_not_blamed():
     model = gpt2().train()
     model.transformer.h.eval()
-    assert td.audit(model, inputs()).findings == ()
+    (finding,) = td.audit(model, inputs()).findings
+    assert (finding.code, finding.site) == ("eval-while-training", "transformer.h")
     assert {field.read_at for field in td.audit(model, inputs()).fields} == {None}
 
 

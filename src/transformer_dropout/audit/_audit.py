@@ -1,16 +1,16 @@
 """The one verb: see which dropout really runs."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import InputError
+from ..sites.observation.inputs import arguments_for
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from . import _findings as check
 from ._configured import rate_attributes
 from ._events import Audit, Finding
+from ._modes import eval_while_training, varies_in_eval
 from ._observe import Observer
 from ._schedule import Schedule, schedule_recompiles
 from ._unread import (
@@ -64,7 +64,8 @@ def audit(
 
     Args:
         model: any module that is not compiled.
-        inputs: a mapping of keywords, a tuple of positional arguments, or one tensor.
+        inputs: what the model is called with: a mapping of keywords, a tuple of positional arguments, a
+            tensor, or any one object that it takes.
         optimizer: to look for weight decay on norms.
         regularization: the handle of ``regularize_``, to look for recompilation under its schedule; this
             traces the model with torch.compile.
@@ -75,10 +76,7 @@ def audit(
         InputError: for a compiled or scripted model, or inputs that cannot be passed to a model.
     """
     refuse_what_cannot_be_watched(model, "td.audit")
-    if not isinstance(inputs, Mapping | tuple | list | Tensor):
-        raise InputError(
-            f"inputs is a {type(inputs).__name__}; give a dict of keywords, a tuple, or one tensor."
-        )
+    arguments_for(model, inputs)
     with unchanged(model):
         training = Observer(model if model.training else model.train(), training=True)
         failure = training.run(inputs)
@@ -86,9 +84,11 @@ def audit(
         uncalled, read = never_called(model, inputs, training)
         fields = read_fields(model, training) if rebuild is None else probe_fields(model, inputs, rebuild)
         recompiles = list(schedule_recompiles(model, inputs, regularization)) if regularization else []
+        findings = list(eval_while_training(model, inputs, training))
         evaluation = Observer(model.eval(), training=False)
         evaluation.run(inputs)
-    findings = observed(model, training, evaluation)
+        findings += varies_in_eval(model, inputs, evaluation)
+    findings += observed(model, training, evaluation)
     ignored = [finding.site for finding in findings if finding.code == "kernel-drops-attention-dropout"]
     # An attention that ignores its rate says all there is to say of the module that held it.
     findings += [finding for finding in uncalled if finding.site.rpartition(".")[0] not in ignored]

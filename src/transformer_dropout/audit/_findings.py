@@ -77,11 +77,8 @@ def frozen_but_drops(model: nn.Module, training: Observer) -> Iterator[Finding]:
         return
     parts: dict[str, float] = {}
     for event in training.events:
-        part = next(
-            (path for path in (event.path, *parents(event.path)) if holds_parameters(model, path)), ""
-        )
-        if event.rate and not any(p.requires_grad for p in model.get_submodule(part).parameters()):
-            parts[part] = event.rate
+        if event.rate and not is_trained(model, event.path):
+            parts[holder(model, event.path)] = event.rate
     for site in patterns(parts):
         yield Finding(
             code="frozen-but-drops",
@@ -91,9 +88,15 @@ def frozen_but_drops(model: nn.Module, training: Observer) -> Iterator[Finding]:
         )
 
 
-def holds_parameters(model: nn.Module, path: str) -> bool:
-    """Say whether a part of the model has parameters."""
-    return next(model.get_submodule(path).parameters(), None) is not None
+def is_trained(model: nn.Module, path: str) -> bool:
+    """Return whether a module, or the innermost one around it that has parameters, trains any."""
+    return any(p.requires_grad for p in model.get_submodule(holder(model, path)).parameters())
+
+
+def holder(model: nn.Module, path: str) -> str:
+    """Return the path of a module that has parameters, itself or the innermost one around it."""
+    around = (path, *parents(path))
+    return next((p for p in around if next(model.get_submodule(p).parameters(), None) is not None), "")
 
 
 def kernel_drops_attention_dropout(model: nn.Module, training: Observer) -> Iterator[Finding]:

@@ -10,8 +10,10 @@ from ..layers import DropoutLayer
 from ..layers._base import inside_backward
 from ..sites import KINDS
 from ..sites.observation.calls import Call, Calls, newly_zero
+from ..sites.observation.host_random import HostRandomWatch
+from ..sites.observation.inputs import call
 from ..sites.observation.lineage import Lineage, first_tensor, tensors_in
-from ..sites.observation.stack import ModuleStack, call, drops
+from ..sites.observation.stack import ModuleStack, drops
 from ._configured import configured_rate
 from ._events import Event
 from ._places import ATTENTION, Places
@@ -47,6 +49,7 @@ class Observer:
         self.lineage = Lineage()
         self.output: Any = None
         self.places = Places(model)
+        self.host = HostRandomWatch()
         self.stack = ModuleStack(model, modes=(Calls(self.note),), entered=self.enter, left=self.leave)
 
     def run(self, inputs: Any) -> str | None:
@@ -126,12 +129,14 @@ class Observer:
 
     def enter(self, path: str, inputs: tuple) -> int:
         """Take note that a module begins; return the number of the event that comes next."""
+        self.note_host_random()
         self.called.add(path)
         self.places.enter(path, inputs)
         return len(self.events)
 
     def leave(self, path: str, module: nn.Module, inputs: tuple, output: Any, since: int) -> None:
         """Take note that a module ends; measure a dropout module by what went in and what came out."""
+        self.note_host_random()
         if not drops(module):
             self.places.leave(path)
             return
@@ -150,6 +155,13 @@ class Observer:
                 measured = dropped if computes_mask else dropped or None
                 self.events[number] = replace(self.events[number], measured=measured)
             self.lineage.follow("", path, (before,), {}, after, number)
+
+    def note_host_random(self) -> None:
+        """Take note of numbers that the running module has drawn outside torch."""
+        for name in self.host.drawn():
+            if not inside_backward():
+                event = Event(path=self.stack.path, kind="unknown", operation=name, training=self.training)
+                self.events.append(event)
 
     def mask_event(self, path: str, module: nn.Module, x: Tensor) -> Event:
         """Describe a mask that was computed rather than drawn."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..sites.observation.stack import call
+from ..sites.observation.inputs import arguments_for
 from ._events import Finding
 
 POINTS = (0.0, 0.3, 0.6, 1.0)
@@ -25,13 +25,14 @@ def schedule_recompiles(model: nn.Module, inputs: Any, schedule: Schedule) -> It
     """Compile the model, move the schedule, and count the graphs that become necessary."""
     graphs: list[int] = []
     before = schedule.progress
+    args, kwargs = arguments_for(model, inputs)
     # Traced only: a graph that runs as it is needs no compiler and is counted all the same.
     compiled = torch.compile(model, backend=counting_backend(graphs))
     try:
         counts = []
         for progress in POINTS:
             schedule.set_progress(progress)
-            call(compiled, inputs)
+            compiled(*args, **kwargs)
             counts.append(len(graphs))
     finally:
         schedule.set_progress(before)

@@ -1,17 +1,23 @@
 """Rates that are written down and read by nothing: config fields, and modules that are never called."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..layers import DropoutLayer
+from ..sites.observation.inputs import call
+from ..sites.observation.lineage import tensors_in
+from ..sites.observation.restore import unchanged
 from ..sites.observation.stack import is_dropout_module
 from ._configured import config_fields, is_rate
 from ._events import ConfigField, Event, Finding, patterns
 from ._findings import is_close
+from ._modes import differ
 from ._observe import Observer
-from ._places import parents
+from ._places import parents, within
 
 Rebuild = Callable[[Mapping[str, float]], nn.Module]
 
@@ -131,17 +137,16 @@ def never_called(model: nn.Module, inputs: Any, training: Observer) -> tuple[lis
     }
     if not uncalled:
         return [], []
-    before = {path: vars(module)["p"] for path, module in uncalled.items()}
-    probes = {path: 0.2 + 0.5 * (number + 1) / (len(uncalled) + 2) for number, path in enumerate(uncalled)}
-    try:
-        for path, module in uncalled.items():
-            vars(module)["p"] = probes[path]
-        second = Observer(model, training=True)
+    # No rate that anybody writes down.
+    probes = {path: 0.2003 + 0.5 * number / (len(uncalled) + 1) for number, path in enumerate(uncalled)}
+    second = Observer(model, training=True)
+    with rates_set({module: probes[path] for path, module in uncalled.items()}):
         second.run(inputs)
-    finally:
-        for path, module in uncalled.items():
-            vars(module)["p"] = before[path]
-    readers = {path: sites_of(second.events, probes[path]) for path in uncalled}
+    readers = {
+        path: patterns(e.path for e in second.events if is_close(probes[path], e.resolved))
+        or patterns(e.path for e in unrated(second, path) if moves(model, inputs, uncalled[path]))
+        for path in uncalled
+    }
     findings = [
         Finding(
             code="never-called",
@@ -152,9 +157,38 @@ def never_called(model: nn.Module, inputs: Any, training: Observer) -> tuple[lis
         for site in patterns(path for path, sites in readers.items() if not sites)
     ]
     read = [path for path, sites in readers.items() if sites]
-    at = patterns(site for sites in readers.values() for site in sites)
+    at = [site or "the model" for site in patterns(s for sites in readers.values() for s in sites)]
     notes = [
-        f"{site} is never called, but its p is read by the attention at {', '.join(at)}; setting p works."
+        f"{site} is never called, but its p is read by {', '.join(at)}; setting p works."
         for site in patterns(read)
     ]
     return findings, notes
+
+
+@contextmanager
+def rates_set(rates: Mapping[nn.Module, float]) -> Iterator[None]:
+    """Give modules another ``p`` for a while."""
+    before = {module: vars(module)["p"] for module in rates}
+    try:
+        for module, p in rates.items():
+            vars(module)["p"] = p
+        yield
+    finally:
+        for module, p in before.items():
+            vars(module)["p"] = p
+
+
+def unrated(observer: Observer, path: str) -> list[Event]:
+    """Return the random operations beside a module whose kernels were given no rate to compare."""
+    owner = path.rpartition(".")[0]
+    return [event for event in observer.events if event.resolved is None and within(event.path, owner)]
+
+
+def moves(model: nn.Module, inputs: Any, module: nn.Module) -> bool:
+    """Return whether the outputs under one seed change with a module's ``p``."""
+    outputs = []
+    for p in (0.2, 0.7):
+        with rates_set({module: p}), unchanged(model), torch.no_grad():
+            torch.manual_seed(0)
+            outputs.append([value.clone() for value in tensors_in(call(model, inputs))])
+    return differ(*outputs)

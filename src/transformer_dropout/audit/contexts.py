@@ -12,9 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..layers import DropoutLayer
+from ..sites.observation.inputs import arguments_for, call, checked_arguments
 from ..sites.observation.lineage import tensors_in
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
-from ..sites.observation.stack import ModuleStack, call, is_dropout_module
+from ..sites.observation.stack import ModuleStack, is_dropout_module
 from ._configured import rate_attributes
 
 DROPOUTS = re.compile(r"(feature_)?(alpha_)?dropout([123]d)?_?")
@@ -88,8 +89,8 @@ def disabled(model: nn.Module, inputs: Any = None) -> Iterator[nn.Module]:
 
     Args:
         model: any module that is not compiled.
-        inputs: with them, two forwards in training mode are run at once and compared, as a proof: a mapping
-            of keywords, a tuple of positional arguments, or one tensor.
+        inputs: with them, two forwards in training mode are run at once and compared, as a proof; as in
+            ``audit``.
 
     Raises:
         InputError: for a compiled model, for randomness that is no dropout, or when two forwards differ.
@@ -188,7 +189,7 @@ class MonteCarlo:
 class Predictor:
     """Runs a model several times with its dropout on; made by ``mc_dropout``.
 
-    Call it as the model is called, or with the one mapping, tuple or tensor that ``audit`` takes.
+    Call it as the model is called, or with the one thing that ``audit`` takes.
     """
 
     def __init__(self, model: nn.Module, n: int) -> None:
@@ -200,11 +201,9 @@ class Predictor:
         if not self.open:
             raise InputError("The block of td.mc_dropout has ended; predict inside it.")
         single = len(args) == 1 and not kwargs
-        outputs = (
-            main_output(call(self.model, args[0]) if single else self.model(*args, **kwargs))
-            for _ in range(self.n)
-        )
-        return summarize(outputs, self.n)
+        given = (args, kwargs)
+        args, kwargs = arguments_for(self.model, args[0]) if single else checked_arguments(self.model, given)
+        return summarize((main_output(self.model(*args, **kwargs)) for _ in range(self.n)), self.n)
 
 
 def summarize(outputs: Iterator[Tensor], n: int) -> MonteCarlo:

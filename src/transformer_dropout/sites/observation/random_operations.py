@@ -53,9 +53,13 @@ class RandomOperations(TorchDispatchMode):
 
 
 def named_arguments(func: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that were given, by the names of the operation's schema."""
-    names = [argument.name for argument in func._schema.arguments]
-    return dict(zip(names, args, strict=False)) | dict(kwargs)
+    """Return an operation's arguments by the names of its schema.
+
+    The dispatcher leaves out what equals its default, such as the p = 0.5 of ``bernoulli_``.
+    """
+    schema = func._schema.arguments
+    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    return defaults | dict(zip([argument.name for argument in schema], args, strict=False)) | dict(kwargs)
 
 
 def draws(func: torch._ops.OpOverload, arguments: Mapping[str, Any]) -> bool:

@@ -1,12 +1,13 @@
 """Look at a model by running it, and leave no trace."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from ...errors import InputError
+from .host_random import host_random_unchanged
 
 
 @contextmanager
@@ -14,16 +15,19 @@ def unchanged(model: nn.Module, *, random_state: bool = True) -> Iterator[None]:
     """Put back, at the end, all that forwards change in a model.
 
     That is each module's mode and plain attributes, the values of its buffers (running means), and the
-    global random state of the CPU and of the model's devices.
+    global random states: torch's of the CPU and of the model's devices, Python's and NumPy's.
 
     Args:
         model: any module.
-        random_state: whether the random state is put back too.
+        random_state: whether the random states are put back too.
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
     buffers = {module: dict(module._buffers) for module in model.modules()}
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=cuda_devices(model), enabled=random_state):
+    with (
+        torch.random.fork_rng(devices=cuda_devices(model), enabled=random_state),
+        host_random_unchanged() if random_state else nullcontext(),
+    ):
         try:
             yield
         finally:

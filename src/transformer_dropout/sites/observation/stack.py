@@ -99,12 +99,3 @@ class ModuleStack:
         self.running.pop()
         if not self.running:
             self._open_modes.close()
-
-
-def call(model: Callable[..., Any], inputs: Any) -> Any:
-    """Call a model with a mapping of keywords, a sequence of positional arguments, or one tensor."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
