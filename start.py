@@ -2,7 +2,8 @@
 """Set up and run: ``python3 start.py compare`` or ``python3 start.py test``.
 
 Makes ``.venv`` from ``constraints.txt`` when there is none, or when either file has changed, then runs the
-command ``dropout`` with the words given, or the tests. Needs Python 3.11 or newer and nothing else.
+command ``dropout`` with the words given, the timings, or the tests. Needs Python 3.11 or newer and nothing
+else.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 USAGE = """\
 python3 start.py compare     train six regularizers x three seeds on real text, and report which won
 python3 start.py test        lint, check types, run the tests
+python3 start.py bench       time what the package makes fast against what people use
 python3 start.py COMMAND     any other command of `dropout`, e.g. train, generate, report
 """
 
@@ -32,13 +34,14 @@ def main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
-    testing = words[0] == "test"
-    code = install("test" if testing else "compare")
+    code = install("test" if words[0] in ("test", "bench") else "compare")
     if code:
         return code
-    if not testing:
-        return subprocess.call([str(PYTHON), "-m", "transformer_dropout", *words])
-    return test(words[1:])
+    if words[0] == "test":
+        return test(words[1:])
+    if words[0] == "bench":
+        return subprocess.call([str(PYTHON), "-m", "benchmarks", *words[1:]], cwd=ROOT)
+    return subprocess.call([str(PYTHON), "-m", "transformer_dropout", *words])
 
 
 def install(extra: str) -> int:
