@@ -65,8 +65,9 @@ class LearnedDropout(DropoutLayer):
         detach: whether the mask's gradient stops at its input.
 
     Shape:
-        x: (batch, tokens, width); padding_mask: (batch, tokens), true at real tokens, past ones included
-        when ``past`` remembers the keys and values of earlier tokens.
+        x: (batch, tokens, width), or (batch, width), where each sample is one token; padding_mask: (batch,
+        tokens), true at real tokens, past ones included when ``past`` remembers the keys and values of
+        earlier tokens.
 
     Raises:
         InputError: for heads that do not divide the width, a shift outside [0, pi], an unknown word.
@@ -131,6 +132,8 @@ class LearnedDropout(DropoutLayer):
         padding_mask: Tensor | None = None,
         past: functional.KeysAndValues | None = None,
     ) -> Tensor:
+        if x.dim() == 2:
+            return self.forward(x[:, None])[:, 0]
         gate = self.gate(self.mask_input(x), padding_mask, past)
         if padding_mask is not None:
             # Of past and present tokens only the present ones are masked and counted.

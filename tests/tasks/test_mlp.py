@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+import transformer_dropout as td
+from transformer_dropout.sites import find_sites
+from transformer_dropout.tasks.mlp import MLP
+
+
+def test_it_is_linear_layers_with_relu_between_them():
+    model = MLP((6, 4, 3))
+    first, second = model.layers[0], model.layers[2]
+    x = torch.randn(5, 2, 3)
+    expected = torch.relu(x.flatten(1) @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_two_widths_make_a_linear_model():
+    model = MLP((6, 1))
+    assert [parameter.shape for parameter in model.parameters()] == [(1, 6), (1,)]
+
+
+def test_its_hidden_units_are_places():
+    sites = find_sites(MLP((6, 5, 4, 3)))
+    kinds = [(site.kind, site.width) for site in sites if site.kind != "input"]
+    assert kinds == [("mlp_hidden", 5), ("classifier", 4)]
+
+
+def test_learned_dropout_takes_each_sample_as_one_token():
+    torch.manual_seed(0)
+    model = MLP((6, 8, 8, 3))
+    td.regularize_(model, td.Recipe([td.Rule("mlp_hidden", td.LearnedDropout, heads=2, shift=1.0)]))
+    x = torch.randn(4, 6)
+    together = model.eval()(x)
+    torch.testing.assert_close(together, torch.cat([model(sample[None]) for sample in x]))
+    loss = model.train()(x).sum()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("layer", [td.Dropout, td.GaussianDropout])
+def test_a_rate_acts_in_training_alone(layer):
+    torch.manual_seed(0)
+    model = MLP((6, 8, 3))
+    plain = model(x := torch.randn(4, 6))
+    td.regularize_(model, td.Recipe([td.Rule("classifier", layer, p=0.5)]))
+    assert torch.equal(model.eval()(x), plain)
+    assert not torch.equal(model.train()(x), plain)
