@@ -84,30 +84,132 @@ def test_stochastic_depth_is_a_block():
     assert (event.configured, event.resolved) == (0.25, 0.25)
 
 
-class Blocks(nn.Module):
-    """One block with an attention in it, which applies a function and drops its result."""
+class Attention(nn.Module):
+    """Attention written by hand, whose names say nothing."""
 
-    def __init__(self, function):
+    def __init__(self, weights):
         super().__init__()
-        self.layers = nn.ModuleList([nn.ModuleDict({"attn": Function(function)})])
+        self.one, self.two, self.three, self.four = (nn.Linear(8, 8) for _ in range(4))
+        self.weights = weights
 
-    def forward(self, x):
-        return self.layers[0]["attn"](x)
+    def forward(self, x, drop):
+        scores = drop("attention_scores", self.one(x) @ self.two(x).mT / 8**0.5)
+        weights = drop("attention_weights", self.weights(scores))
+        return drop("attention_output", self.four(weights @ self.three(x)))
+
+
+class Block(nn.Module):
+    """A block that drops at one place."""
+
+    def __init__(self, weights=lambda scores: scores.softmax(-1), gated=False):
+        super().__init__()
+        self.thing = Attention(weights)
+        self.up, self.gate, self.down = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.first, self.second, self.gated = nn.LayerNorm(8), nn.LayerNorm(8), gated
+
+    def forward(self, x, drop):
+        x = x + drop("block", self.thing(self.first(x), drop))
+        y = self.second(x)
+        hidden = F.silu(self.gate(y)) * self.up(y) if self.gated else F.gelu(self.up(y))
+        return x + drop("mlp_output", self.down(drop("mlp_hidden", hidden)))
+
+
+class Whole(nn.Module):
+    """Two blocks between an embedding and a head; its one dropout acts where it is told to."""
+
+    def __init__(self, place, *, drop=F.dropout, **options):
+        super().__init__()
+        self.table, self.place, self.function = nn.Embedding(16, 8), place, drop
+        self.a, self.b = Block(**options), Block(**options)
+        self.norm, self.middle, self.end = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def drop(self, place, x):
+        return self.function(x, 0.3, self.training) if place == self.place else x
+
+    def forward(self, tokens):
+        x = self.drop("embedding", self.table(tokens) + self.table(torch.arange(tokens.shape[1])))
+        x = self.norm(self.b(self.a(x, self.drop), self.drop))
+        return self.end(self.drop("classifier", torch.tanh(self.middle(x.mean(1)))))
+
+
+TOKENS = torch.arange(24).reshape(4, 6) % 16
+
+
+def mask_of_rand(x, p, training):
+    return x * (torch.rand_like(x) > p) / (1 - p) if training else x
+
+
+def mask_of_bernoulli(x, p, training):
+    return x.mul(torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)) if training else x
+
+
+def mask_of_ones(x, p, training):
+    return x * F.dropout(torch.ones_like(x), p, training)
+
+
+def filled(x, p, training):
+    return x.masked_fill(torch.rand(x.shape) < p, 0) / (1 - p) if training else x
+
+
+def drop_path(x, p, training):
+    return x.div(1 - p) * (1 - p + torch.rand(len(x), 1, 1)).floor_() if training else x
+
+
+PLACES = (
+    "embedding",
+    "attention_weights",
+    "attention_output",
+    "attention_scores",
+    "mlp_hidden",
+    "mlp_output",
+    "classifier",
+)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("drop", [F.dropout, mask_of_rand, mask_of_bernoulli, mask_of_ones, filled])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_kind_is_told_by_what_the_data_do_whoever_drops(place, drop, gated):
+    events = td.audit(Whole(place, drop=drop, gated=gated), TOKENS).events
+    assert {event.kind for event in events} == {place}
+    assert len(events) == (1 if place in ("embedding", "classifier") else 2)
+    assert all(0.02 < event.measured < 0.7 for event in events)
+
+
+def test_a_mask_of_whole_samples_is_a_block():
+    assert {event.kind for event in td.audit(Whole("block", drop=drop_path), TOKENS).events} == {"block"}
+    assert {event.kind for event in td.audit(Whole("mlp_output", drop=drop_path), TOKENS).events} == {"block"}
 
 
 @pytest.mark.parametrize(
-    ("function", "kind"),
+    "weights",
     [
-        (lambda x: x.softmax(-1), "attention_weights"),
         # A sink takes part of the weight: the rows sum to less than 1.
-        (lambda x: x.softmax(-1) * 0.7, "attention_weights"),
-        (lambda x: x.relu() * 9, "attention_output"),
-        (lambda x: x, "attention_output"),
+        lambda scores: F.pad(scores, (0, 1)).softmax(-1)[..., :-1],
+        lambda scores: scores.relu() / 6,
+        lambda scores: scores.sigmoid(),
+        lambda scores: (scores + torch.zeros(6, 6).masked_fill(torch.ones(6, 6).triu(1) > 0, -1e9)).softmax(
+            -1
+        ),
     ],
+    ids=["sink", "relu", "sigmoid", "causal"],
 )
-def test_attention_weights_are_known_by_their_numbers(function, kind):
-    (event,) = td.audit(Blocks(lambda m, x: F.dropout(function(x), 0.3, m.training)), X).events
-    assert event.kind == kind
+def test_attention_weights_of_any_function_are_known(weights):
+    model = Whole("attention_weights", weights=weights)
+    assert {event.kind for event in td.audit(model, TOKENS).events} == {"attention_weights"}
+
+
+def test_names_that_lie_are_not_believed():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.dropout = nn.Linear(8, 8), nn.Dropout(0.3)
+
+        def forward(self, x):
+            return x + self.dropout(self.linear(F.relu(self.linear(x))))
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.ModuleDict({"attn": Attention()})["attn"])
+    assert [event.kind for event in td.audit(model, X).events] == ["mlp_output"]
 
 
 def test_noise_is_random_without_a_rate():

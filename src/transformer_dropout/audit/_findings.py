@@ -60,7 +60,7 @@ def dropout_before_batch_norm(training: Observer) -> Iterator[Finding]:
 
 def dropout_before_output(training: Observer) -> Iterator[Finding]:
     """Find dropouts whose output goes straight into the output layer."""
-    for path, number in training.lineage.before_output(training.output).items():
+    for path, (number, _) in training.lineage.before_output(training.output).items():
         event = training.events[number]
         yield Finding(
             code="dropout-before-output",

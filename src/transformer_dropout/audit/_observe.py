@@ -1,5 +1,6 @@
 """Run a model once and see every random operation: where it ran, and what it did."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,11 @@ from ..sites.observation.calls import Call, Calls, newly_zero
 from ..sites.observation.host_random import HostRandomWatch
 from ..sites.observation.inputs import call
 from ..sites.observation.lineage import Lineage, first_tensor, tensors_in
+from ..sites.observation.rows import rows_summing_to_one
 from ..sites.observation.stack import ModuleStack, drops
 from ._configured import configured_rate
 from ._events import Event
-from ._places import ATTENTION, Places
+from ._places import Trace, block_paths, kind_of, within
 
 # Two sums of a result: equal when the masks and inputs were.
 Fingerprint = tuple[float, float]
@@ -35,7 +37,9 @@ class Observer:
         recomputed: the same for what ran inside a backward pass.
         called: paths of the modules that ran.
         evaluated: paths of the modules that were in evaluation mode, whatever forward this is.
+        blocks: paths of the blocks.
         lineage: which tensors come from which event.
+        traces: what was seen around each event.
         output: what the model returned.
     """
 
@@ -46,9 +50,10 @@ class Observer:
         self.recomputed: dict[str, list[Fingerprint]] = {}
         self.called: set[str] = set()
         self.evaluated: set[str] = set()
-        self.lineage = Lineage()
+        self.lineage = Lineage(self.applied)
+        self.traces: list[Trace] = []
         self.output: Any = None
-        self.places = Places(model)
+        self.blocks = block_paths(model)
         self.host = HostRandomWatch()
         self.stack = ModuleStack(model, modes=(Calls(self.note),), entered=self.enter, left=self.leave)
 
@@ -62,9 +67,11 @@ class Observer:
         if not self.training:
             with self.stack, torch.no_grad():
                 self.output = call(self.model, inputs)
+            self.finish()
             return None
         with self.stack, torch.enable_grad():
             self.output = call(self.model, inputs)
+            self.finish()
             try:
                 self.run_backward()
             except RuntimeError as error:
@@ -81,7 +88,7 @@ class Observer:
 
     def note(self, this: Call, result: Any) -> None:
         """Take note of one function call."""
-        path = self.stack.path
+        path, name = self.stack.path, this.name
         number = None
         if this.drawn or this.drops_everything:
             prints = self.recomputed if inside_backward() else self.fingerprints
@@ -89,86 +96,127 @@ class Observer:
             if after is not None:
                 prints.setdefault(path, []).append(fingerprint(after))
             if not inside_backward():
-                number = len(self.events)
-                self.events.append(self.event(this, result))
+                number = self.add(self.event(this, result), self.trace(this))
         if not inside_backward():
-            # Random numbers become a dropout only by what is done with them; the module's end tells.
-            dropout = number if number is not None and ("dropout" in this.name or this.attention) else None
-            self.lineage.follow(this.name, path, this.args, this.kwargs, result, dropout)
+            # Random numbers become a dropout only by what is done with them.
+            dropout = number if "dropout" in name or this.attention else None
+            self.lineage.follow(name, path, this.args, this.kwargs, result, dropout, number)
+
+    def add(self, event: Event, trace: Trace) -> int:
+        """Add an event, and return its number."""
+        self.events.append(event)
+        self.traces.append(trace)
+        return len(self.events) - 1
 
     def event(self, this: Call, result: Any) -> Event:
-        """Describe one random operation."""
-        path, resolved = self.stack.path, this.rate()
-        shape = this.shape
-        kind = self.kind(weights=self.acts_on_weights(this), shape=shape)
-        configured = configured_rate(self.stack.module, kind, resolved)
+        """Describe one random operation; its kind is told when the forward has ended."""
         return Event(
-            path=path,
-            kind=kind,
+            path=self.stack.path,
+            kind="unknown",
             operation=this.operation,
             training=self.training,
-            configured=None if configured is None else configured[1],
-            source=None if configured is None else f"{path}.{configured[0]}".lstrip("."),
-            resolved=resolved,
+            resolved=this.rate(),
             measured=this.dropped(result),
         )
 
-    def kind(self, *, weights: bool, shape: tuple[int, ...]) -> str:
-        """Return the kind of site that the innermost module acts on."""
-        # A layer that `regularize_` placed is named after its kind.
-        named = self.stack.path.rpartition(".")[2].removesuffix("_dropout")
-        if named in KINDS and isinstance(self.stack.module, DropoutLayer):
-            return named
-        return self.places.kind(self.stack.path, self.stack.owner, weights=weights, shape=shape)
+    def trace(self, this: Call) -> Trace:
+        """Return what is seen around one random operation when it runs."""
+        operand = first_tensor((*this.args, *this.kwargs.values())) if "dropout" in this.name else None
+        origin = None if operand is None else self.lineage.origin(operand)
+        return Trace(
+            module=self.stack.module,
+            named=self.named(),
+            in_block=any(within(self.stack.path, block) for block in self.blocks),
+            weights=this.attention or (this.rows is not None and this.rows > 0.9),
+            shape=this.shape,
+            origin=None if origin is None or origin.role == "constant" else origin,
+        )
 
-    def acts_on_weights(self, this: Call) -> bool:
-        """Say whether a call drops attention weights."""
-        if this.attention or this.rows is None:
-            return this.attention
-        return this.rows > 0.9 or ATTENTION.search(self.stack.owner.rpartition(".")[2]) is not None
+    def named(self) -> str | None:
+        """Return the kind that the running module is named after, as `regularize_` names its layers."""
+        name = self.stack.path.rpartition(".")[2].removesuffix("_dropout")
+        return name if name in KINDS and isinstance(self.stack.module, DropoutLayer) else None
+
+    def applied(self, number: int, operand: Tensor, result: Any) -> None:
+        """Take note that numbers which were drawn before meet the tensor that they act on."""
+        trace, after = self.traces[number], first_tensor((result,))
+        if trace.origin is not None or after is None:
+            return
+        trace.origin = self.lineage.origin(operand)
+        if trace.one_a_sample and operand.numel() > math.prod(trace.shape):
+            self.lineage.whole_samples.add(number)
+        if after is not operand:
+            rows = rows_summing_to_one(operand)
+            trace.weights = rows is not None and rows > 0.9
+            self.measure(number, newly_zero(operand.detach() != 0, after))
+
+    def measure(self, number: int, dropped: float | None, *, computed: bool = False) -> None:
+        """Give an event without a measurement the share of what became zero.
+
+        Nothing zeroed is a measurement of a mask that was computed, but not of noise.
+        """
+        if self.events[number].measured is None:
+            self.events[number] = replace(
+                self.events[number], measured=dropped if computed else dropped or None
+            )
+
+    def finish(self) -> None:
+        """Tell the kind of every event, and where its rate was written down, now that all has been seen."""
+        for number, (event, trace) in enumerate(zip(self.events, self.traces, strict=True)):
+            kind = kind_of(trace, number, self.lineage)
+            configured = configured_rate(trace.module, kind, event.resolved)
+            self.events[number] = replace(
+                event,
+                kind=kind,
+                configured=None if configured is None else configured[1],
+                source=None if configured is None else f"{event.path}.{configured[0]}".lstrip("."),
+            )
 
     def enter(self, path: str, inputs: tuple) -> int:
         """Take note that a module begins; return the number of the event that comes next."""
         self.note_host_random()
         self.called.add(path)
-        self.places.enter(path, inputs)
+        if not self.stack.running and not inside_backward():
+            self.lineage.begin(inputs)
         return len(self.events)
 
     def leave(self, path: str, module: nn.Module, inputs: tuple, output: Any, since: int) -> None:
         """Take note that a module ends; measure a dropout module by what went in and what came out."""
         self.note_host_random()
-        if not drops(module):
-            self.places.leave(path)
-            return
         before, after = first_tensor(inputs), first_tensor((output,))
-        if before is None or after is None or inside_backward():
+        if not drops(module) or before is None or after is None or inside_backward():
             return
         dropped = newly_zero(before.detach() != 0, after)
         own = [number for number in range(since, len(self.events)) if self.events[number].path == path]
-        computes_mask = isinstance(module, DropoutLayer) and hasattr(module, "eval_mask")
-        if not own and computes_mask:
-            own = [len(self.events)]
-            self.events.append(self.mask_event(path, module, before))
+        computed = isinstance(module, DropoutLayer) and hasattr(module, "eval_mask")
+        if not own and computed:
+            event = Event(
+                path=path,
+                kind="unknown",
+                operation=type(module).__name__,
+                training=self.training,
+                random=False,
+            )
+            own = [self.add(event, Trace(module=module, named=self.named(), shape=tuple(before.shape)))]
         for number in own:
-            if self.events[number].measured is None:
-                # Nothing zeroed is a measurement of a mask, but not of noise.
-                measured = dropped if computes_mask else dropped or None
-                self.events[number] = replace(self.events[number], measured=measured)
-            self.lineage.follow("", path, (before,), {}, after, number)
+            self.measure(number, dropped, computed=computed)
+            if self.traces[number].origin is None:
+                self.traces[number].origin = self.lineage.origin(before)
+                self.lineage.follow("", path, (before,), {}, after, number)
+
+    def add_mask(self, path: str, module: nn.Module, x: Tensor) -> int:
+        """Add a mask that was computed rather than drawn."""
+        event = Event(
+            path=path, kind="unknown", operation=type(module).__name__, training=self.training, random=False
+        )
+        return self.add(event, Trace(module=module, named=self.named(), shape=tuple(x.shape)))
 
     def note_host_random(self) -> None:
         """Take note of numbers that the running module has drawn outside torch."""
         for name in self.host.drawn():
             if not inside_backward():
                 event = Event(path=self.stack.path, kind="unknown", operation=name, training=self.training)
-                self.events.append(event)
-
-    def mask_event(self, path: str, module: nn.Module, x: Tensor) -> Event:
-        """Describe a mask that was computed rather than drawn."""
-        kind = self.kind(weights=False, shape=tuple(x.shape))
-        return Event(
-            path=path, kind=kind, operation=type(module).__name__, training=self.training, random=False
-        )
+                self.add(event, Trace(module=self.stack.module, shape=(0, 0)))
 
 
 def fingerprint(x: Tensor) -> Fingerprint:

@@ -1,12 +1,16 @@
-"""What kind of place an operation acts on, judged by what was seen around it."""
+"""What kind of place an operation acts on, judged by what the data did before it and after it."""
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
+from ..sites.observation.lineage import NOTHING, Lineage, Origin
+from ..sites.observation.roles import EARLY
+
+# How modules and attributes of attention are named, which is where a rate is looked for.
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-MLP = re.compile(r"mlp|ffn|feed_?forward|dense_?relu", re.IGNORECASE)
 
 
 def block_paths(model: nn.Module) -> set[str]:
@@ -31,59 +35,72 @@ def within(path: str, outer: str) -> bool:
     return not outer or path == outer or path.startswith(f"{outer}.")
 
 
-class Places:
-    """What one forward has passed so far, from which the kind of a place follows.
+@dataclass(kw_only=True)
+class Trace:
+    """What was seen around one random operation.
 
-    Args:
-        model: the model that runs.
+    Attributes:
+        module: the innermost one that was running.
+        named: the kind that its module is named after, of a layer that `regularize_` placed.
+        in_block: whether that lies in a block.
+        weights: whether what it acts on are attention weights by their numbers, or by the function.
+        shape: of what was drawn.
+        origin: of what it acts on; None while that is not known.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.blocks = block_paths(model)
-        self.entered_blocks: list[str] = []
-        self.finished = ""
-        self.width: int | None = None
+    module: nn.Module
+    named: str | None = None
+    in_block: bool = False
+    weights: bool = False
+    shape: tuple[int, ...] = ()
+    origin: Origin | None = None
 
-    def enter(self, path: str, inputs: tuple) -> None:
-        """Take note that a module begins."""
-        if path in self.blocks:
-            self.entered_blocks.append(path)
-            first = next((value for value in inputs if isinstance(value, Tensor)), None)
-            if self.width is None and first is not None and first.ndim:
-                self.width = first.shape[-1]
+    @property
+    def one_a_sample(self) -> bool:
+        """Whether at most one number was drawn for each sample."""
+        return all(size == 1 for size in self.shape[1:]) and len(self.shape) != 1
 
-    def leave(self, path: str) -> None:
-        """Take note that a module that is no dropout has ended."""
-        self.finished = path
 
-    def kind(self, path: str, owner: str, *, weights: bool, shape: tuple[int, ...]) -> str:
-        """Return the kind of site that an operation acts on, ``unknown`` where nothing tells.
+def kind_of(trace: Trace, number: int, lineage: Lineage) -> str:
+    """Return the kind of site that an operation acted on, ``unknown`` where nothing tells.
 
-        Args:
-            path: the innermost module.
-            owner: the innermost module that is no dropout.
-            weights: whether the operation acts on attention weights.
-            shape: of the mask.
-        """
-        if weights:
-            return "attention_weights"
-        if not shape or (len(shape) > 1 and all(size == 1 for size in shape[1:])):
-            return "block"
-        block = next((outer for outer in (path, *parents(path)) if outer in self.blocks), None)
-        if block is None:
-            return self._outside_blocks(owner)
-        if self.width is not None and shape[-1] not in (self.width, 1):
-            return "mlp_hidden"
-        inside = path[len(block) :]
-        before = self.finished[len(block) :] if within(self.finished, block) else ""
-        if ATTENTION.search(inside) or (ATTENTION.search(before) and not MLP.search(inside)):
-            return "attention_output"
-        return "mlp_output" if before or MLP.search(inside) else "unknown"
+    Args:
+        trace: what was seen around it.
+        number: the operation's.
+        lineage: of the whole forward.
+    """
+    origin = trace.origin or NOTHING
+    if trace.named is not None:
+        return trace.named
+    if trace.weights or origin.role == "weights":
+        return "attention_weights"
+    if origin.role == "scores":
+        return "attention_scores"
+    if number in lineage.whole_samples or (trace.origin is None and trace.one_a_sample):
+        return "block"
+    later, branch = number in lineage.used, number in lineage.joined
+    kind = kind_by_role(origin, later=later, branch=branch)
+    if kind == "unknown" and origin.role == "stream" and not trace.in_block and not branch:
+        # Behind the last block of an encoder, whose output a decoder's attention takes.
+        return "classifier"
+    return kind
 
-    def _outside_blocks(self, owner: str) -> str:
-        if not self.blocks:
-            return "unknown"
-        passed = [block for block in self.entered_blocks if within(block, owner)]
-        if any(within(block, owner) for block in self.blocks):
-            return "classifier" if passed else "embedding"
-        return "classifier" if self.entered_blocks else "embedding"
+
+def kind_by_role(origin: Origin, *, later: bool, branch: bool) -> str:
+    """Return the kind of site by what is dropped and where it goes.
+
+    Args:
+        origin: of what is dropped.
+        later: whether an attention or a residual stream took it.
+        branch: whether it was added to a residual stream.
+    """
+    if origin.role == "mixed":
+        return "attention_output"
+    before_all = not origin.attended and not branch
+    if before_all and later and (origin.role in EARLY or origin.role in ("hidden", "transformed")):
+        return "embedding"
+    # In a model with residual sums, what is added to none of them belongs to the head.
+    of_head = origin.joined and not branch and not later
+    if origin.role in ("hidden", "transformed") and not of_head:
+        return "mlp_hidden" if origin.role == "hidden" else "mlp_output"
+    return "classifier" if of_head and origin.attended else "unknown"

@@ -70,7 +70,7 @@ def sites_of(events: list[Event], rate: float | None) -> tuple[str, ...]:
 
 def skipped_blocks(training: Observer) -> set[str]:
     """Return the blocks that did not run, as under layer drop; nothing can be said about these."""
-    return training.places.blocks - training.called
+    return training.blocks - training.called
 
 
 def dead_fields(

@@ -115,7 +115,11 @@ class Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         this = Call(function=func, args=args, kwargs=kwargs)
         if this.name == "__get__":
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor):
+                # As x.T is.
+                self.on_call(this, result)
+            return result
         if "dropout" in this.name and (x := first_tensor((*args, *kwargs.values()))) is not None:
             # Now, since a dropout may work in place.
             this.rows, this.nonzero = rows_summing_to_one(x), x.detach() != 0

@@ -1,19 +1,31 @@
-"""Which dropout a tensor comes from, followed from call to call."""
+"""Which dropouts a tensor comes from and what it is, followed from call to call."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .roles import ATTENTION, PRODUCT, SOFTMAX, SUM, Role, role_after
+
 # Calls after which a tensor still holds the same numbers, or the same up to one factor.
 SAME_NUMBERS = re.compile(
-    r"view|reshape|permute|transpose|contiguous|to|float|half|bfloat16|type|type_as|clone"
-    r"|squeeze|unsqueeze|flatten|unflatten|expand|__getitem__|index_select|select|chunk|split"
+    r"view|view_as|reshape|permute|transpose|contiguous|to|float|half|bfloat16|type|type_as|clone|detach"
+    r"|squeeze|unsqueeze|flatten|unflatten|expand|__getitem__|__get__|index_select|select|chunk|split|unbind"
 )
-PRODUCTS = frozenset({"mul", "__mul__", "__rmul__", "div", "__truediv__"})
+PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"})
+QUOTIENTS = frozenset({"div", "div_", "__truediv__", "__itruediv__", "true_divide"})
+# Calls that set elements to another value where a mask says so.
+CHOOSING = frozenset({"where", "masked_fill", "masked_fill_"})
+COMPARISON = re.compile(r"_*(lt|le|gt|ge|eq|ne|less\w*|greater\w*)_*")
+# Additions to attention scores that leave them scores.
+SHIFTED = re.compile(rf"{SUM.pattern}|masked_fill_?|where|clamp|tanh|baddbmm")
+SAMPLERS = re.compile(
+    r"(rand|randn|randint|bernoulli|normal|uniform|random|exponential|geometric|cauchy|log_normal|poisson)"
+    r"(_like)?_?|randperm|multinomial|binomial"
+)
 
 
 @dataclass(frozen=True)
@@ -21,30 +33,74 @@ class Origin:
     """Where a tensor comes from.
 
     Attributes:
+        role: what it is, None where nothing tells.
         drawn: numbers of the dropouts that it depends on.
         dropped_by: the dropout whose output it is, unchanged but for its shape, dtype and scale.
+        skipped_by: the dropout of whole samples on its branch.
+        shifted: the dropout whose output it is, with something added or masked since.
+        mask_of: the random operation whose numbers it is, changed by other numbers alone.
         linear: the path of the linear layer whose output it is, and the dropout that the layer's input came
             from directly.
+        attended: whether it depends on an attention.
+        joined: whether it depends on a residual sum.
     """
 
+    role: Role | None = None
     drawn: frozenset[int] = frozenset()
     dropped_by: int | None = None
+    skipped_by: int | None = None
+    shifted: int | None = None
+    mask_of: int | None = None
     linear: tuple[str, int] | None = None
+    attended: bool = False
+    joined: bool = False
+
+
+NOTHING = Origin()
 
 
 class Lineage:
-    """Remembers the origin of every tensor that depends on a dropout.
+    """Remembers the origin of every tensor that comes from the inputs or from a random operation.
+
+    Args:
+        applied: called with ``(number, operand, result)`` where a mask of a random operation meets a tensor.
 
     Attributes:
         batch_norms: for each path where a batch norm ran on such a tensor, the dropouts that feed it.
+        softmaxes: dropouts whose output a softmax took.
+        in_a_row: pairs of dropouts, of which the second took what the first had left.
+        used: dropouts whose output an attention mixed, or a residual stream was made of.
+        joined: dropouts whose output was added, before such a use, to what does not depend on them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, applied: Callable[[int, Tensor, Any], None] | None = None) -> None:
         self.origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.applied = applied
+        self.whole_samples: set[int] = set()
         self.batch_norms: dict[str, frozenset[int]] = {}
+        self.softmaxes: set[int] = set()
+        self.in_a_row: set[tuple[int, int]] = set()
+        self.used: set[int] = set()
+        self.joined: set[int] = set()
+
+    def origin(self, tensor: Any) -> Origin:
+        """Return where a tensor comes from."""
+        return self.origins.get(tensor, NOTHING) if isinstance(tensor, Tensor) else NOTHING
+
+    def begin(self, inputs: Any) -> None:
+        """Take note of what the model is given."""
+        for value in tensors_in(inputs):
+            self.origins[value] = Origin("input")
 
     def follow(
-        self, name: str, path: str, args: tuple, kwargs: Mapping[str, Any], result: Any, number: int | None
+        self,
+        name: str,
+        path: str,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        result: Any,
+        number: int | None,
+        drawn: int | None = None,
     ) -> None:
         """Take note of one call.
 
@@ -54,29 +110,107 @@ class Lineage:
             args, kwargs: its arguments.
             result: what it returned.
             number: the dropout that it is, if it is one.
+            drawn: the random operation that it is, if it is one.
         """
-        inputs = [
-            origin for value in tensors_in((args, kwargs)) if (origin := self.origins.get(value)) is not None
-        ]
-        if number is None and not inputs:
-            return
-        drawn = frozenset().union(*(origin.drawn for origin in inputs))
+        operands = [value for value in tensors_in((args, kwargs)) if value in self.origins]
+        if drawn is not None and SAMPLERS.fullmatch(name):
+            origin = Origin(mask_of=drawn)
+        elif number is not None and not ATTENTION.fullmatch(name):
+            origin = self.dropped(number, [self.origins[value] for value in operands])
+        else:
+            origin = self.computed(name, path, operands, args, result)
+            if number is not None:
+                origin = replace(origin, drawn=origin.drawn | {number})
+        if origin != NOTHING:
+            for value in tensors_in(args[:1] if name == "__setitem__" else result):
+                self.origins[value] = origin
+
+    def dropped(self, number: int, inputs: list[Origin]) -> Origin:
+        """Return the origin of what a dropout left of its input; of a constant it makes a mask."""
+        before = inputs[0] if inputs else NOTHING
+        if before.role == "constant":
+            return Origin(mask_of=number)
+        whole = number in self.whole_samples
+        earlier = before.skipped_by if whole else before.dropped_by
+        if earlier is not None and earlier != number and (earlier in self.whole_samples) == whole:
+            self.in_a_row.add((earlier, number))
+        return Origin(
+            before.role,
+            drawn_by(inputs) | {number},
+            dropped_by=number,
+            skipped_by=number if whole else before.skipped_by,
+            shifted=number,
+            attended=before.attended,
+            joined=before.joined,
+        )
+
+    def computed(self, name: str, path: str, operands: list[Tensor], args: tuple, result: Any) -> Origin:
+        """Return the origin of what a function computed."""
+        inputs = [self.origins[value] for value in operands]
+        masks = {origin.mask_of for origin in inputs if origin.mask_of is not None}
+        data = [origin for origin in inputs if origin.mask_of is None and origin.role != "constant"]
+        if masks and (not data or COMPARISON.fullmatch(name)):
+            return Origin(mask_of=max(masks))
+        if masks and (name in PRODUCTS or name in CHOOSING):
+            number = max(masks)
+            if self.applied is not None:
+                self.applied(number, next(v for v in operands if self.origins[v] in data), result)
+            if name in PRODUCTS or fills_with_zeros(args, inputs):
+                return self.dropped(number, data)
+        role = role_after(name, [origin.role for origin in inputs if origin.role is not None])
+        if not data:
+            return Origin(role)
+        return self.passed_on(name, path, data, role, args)
+
+    def passed_on(self, name: str, path: str, data: list[Origin], role: Role | None, args: tuple) -> Origin:
+        """Return the origin of a function of tensors that are known, and note what it does with dropouts."""
+        first, drawn = data[0], drawn_by(data)
+        joins = SUM.fullmatch(name) is not None and len(data) > 1 and role == "stream"
+        mixes = ATTENTION.fullmatch(name) is not None or (
+            role == "mixed" and PRODUCT.fullmatch(name) is not None and first.role != "mixed"
+        )
         if name == "batch_norm" and drawn:
             self.batch_norms[path] = self.batch_norms.get(path, frozenset()) | drawn
-        origin = Origin(drawn)
-        if number is not None:
-            origin = Origin(drawn | {number}, dropped_by=number)
-        elif SAME_NUMBERS.fullmatch(name) or (name in PRODUCTS and scales(args)):
-            origin = inputs[0]
-        elif name == "linear" and inputs[0].dropped_by is not None:
-            origin = Origin(drawn, linear=(path, inputs[0].dropped_by))
-        for value in tensors_in(result):
-            self.origins[value] = origin
+        if SOFTMAX.fullmatch(name) and first.shifted is not None:
+            self.softmaxes.add(first.shifted)
+        around = frozenset.intersection(*(origin.drawn for origin in data))
+        if mixes:
+            self.used |= drawn
+        if joins:
+            # What a stream or an attention took earlier only comes along.
+            self.joined |= drawn - around - self.used
+            self.used |= around
+        origin = Origin(
+            role,
+            drawn,
+            skipped_by=None if joins else first.skipped_by,
+            attended=mixes or any(origin.attended for origin in data),
+            joined=joins or any(origin.joined for origin in data),
+        )
+        if SAME_NUMBERS.fullmatch(name) or (name in PRODUCTS | QUOTIENTS and scales(args)):
+            return replace(first, role=role)
+        if SHIFTED.fullmatch(name) and role not in ("stream", "embedded"):
+            return replace(origin, shifted=first.shifted)
+        if name == "linear" and first.dropped_by is not None:
+            return replace(origin, linear=(path, first.dropped_by))
+        return origin
 
-    def before_output(self, output: Any) -> dict[str, int]:
-        """Return the linear layers whose output the model returns and whose input a dropout made."""
-        origins = (self.origins.get(value) for value in tensors_in(output))
-        return dict(origin.linear for origin in origins if origin is not None and origin.linear is not None)
+    def before_output(self, output: Any) -> dict[str, tuple[int, Tensor]]:
+        """Return the linear layers that make the model's output of what a dropout left, with that output."""
+        found = ((self.origin(value).linear, value) for value in tensors_in(output))
+        return {linear[0]: (linear[1], value) for linear, value in found if linear is not None}
+
+
+def drawn_by(inputs: Iterable[Origin]) -> frozenset[int]:
+    """Return the dropouts that something made of these depends on."""
+    return frozenset().union(*(origin.drawn for origin in inputs))
+
+
+def fills_with_zeros(args: tuple, inputs: list[Origin]) -> bool:
+    """Return whether a function that chooses elements puts zeros in their place."""
+    if any(origin.role == "constant" for origin in inputs):
+        return True
+    return any(isinstance(value, int | float) and value == 0 for value in args)
 
 
 def scales(args: tuple) -> bool:
