@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError
-from .options import DataOption, SetOption, StepsOption, dotted_changes
+from .options import DataOption, SetOption, StepsOption, TaskOption, dotted_changes
 from .progress import note, run_bars, stop_bars
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def compare(
     configs: Annotated[
         list[Path] | None, typer.Argument(help="Run configs, one an arm; none for the six default arms.")
     ] = None,
+    task: TaskOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each arm.")] = 3,
     data: DataOption = None,
     steps: StepsOption = None,
@@ -44,6 +45,8 @@ def compare(
     Examples:
 
     - `dropout compare`
+    - `dropout compare --task images`
+    - `dropout compare --task my_task.py --set training.steps=500`
     - `dropout compare --data my_texts/ --set data.tokenizer=bpe:4096 --out runs/mine`
     - `dropout compare a.yaml b.yaml --seeds 5 --steps 4000 --jobs 4 --out runs/a-b`
     """
@@ -51,7 +54,7 @@ def compare(
     from ..compare.comparison import check_arms, open_comparison, run_cells
 
     console = Console()
-    arms = load_arms(configs or [], dotted_changes(changes, data, steps))
+    arms = load_arms(configs or [], task, dotted_changes(changes, data, steps))
     check_arms(arms)
     if reference is not None and reference not in [arm.name for arm in arms]:
         raise InputError(
@@ -65,14 +68,20 @@ def compare(
     finish(console, out, outcomes)
 
 
-def load_arms(configs: list[Path], changes: dict[str, str]) -> "list[RunConfig]":
-    """Return the arms of the command line, or the default ones, with the changes applied to all."""
-    from ..runs.run_config import config_from_data, load_run_config
-    from ..tasks.language.arms import default_arms
+def load_arms(configs: list[Path], task: str | None, changes: dict[str, str]) -> "list[RunConfig]":
+    """Return the arms of the command line, or the default ones of a task, with the changes applied to all.
 
+    Raises:
+        InputError: when there are configs and a task, or neither configs nor default arms.
+    """
+    from ..runs.default_arms import default_arms
+    from ..runs.run_config import DEFAULT_TASK, load_run_config
+
+    if configs and task is not None:
+        raise InputError("--task stands for a task's own arms; leave it out, or the run configs.")
     if configs:
         return [load_run_config(path, changes) for path in configs]
-    return [config_from_data(arm.to_data(), changes) for arm in default_arms()]
+    return default_arms(task or DEFAULT_TASK, changes)
 
 
 def finish(console: Console, out: Path, outcomes: "list[Outcome]") -> None:

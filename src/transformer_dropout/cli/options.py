@@ -21,6 +21,14 @@ DataOption = Annotated[
         help="stdlib-docs, stdlib-code, a text file, a folder of text files, or dataset:NAME.",
     ),
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="What is trained, with its own arms: language, sentences, images ..., or my_task.py.",
+    ),
+]
 StepsOption = Annotated[int | None, typer.Option("--steps", metavar="N", help="Optimizer steps.")]
 
 

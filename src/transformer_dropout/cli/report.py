@@ -27,10 +27,6 @@ def show_report(console: Console, folder: Path) -> None:
 
     path = write_report(folder)
     comparison = load_comparison(folder)
-    if comparison.item == "sentence":
-        from ..tasks.sentences.accuracy import write_accuracy
-
-        write_accuracy(folder)
     judgement = judge(comparison)
     table = result_table(comparison, judgement)
     # The verdicts follow in full, so their column is left out.

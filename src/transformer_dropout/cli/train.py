@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ..errors import InputError
 from .options import DataOption, SetOption, StepsOption, dotted_changes
 from .progress import note, rich_table, run_bars, stop_bars
 
@@ -58,28 +59,30 @@ def train(
 
 def print_cost(console: Console, config: "RunConfig") -> None:
     """Print what a run would cost."""
-    from ..runs.cost import count_cost
-    from ..tasks.language.data import Windows, prepare, vocabulary_size
+    from ..runs.cost import count_cost, sketched
+    from ..runs.run import prepare
 
-    known = vocabulary_size(config.data.tokenizer)
-    passes = "unknown: the tokenizer's files are missing"
-    if known is None or not config.data.tokenizer.startswith("gpt2"):
-        prepared = prepare(config.data)
-        known = prepared.tokenizer.vocabulary_size
-        windows = len(Windows(prepared.train, config.model.context))
+    item = config.find_task().item
+    try:
+        splits = prepare(config)
         training = config.training
-        passes = f"{training.steps * training.batch * training.accumulation / windows:,.1f}"
-    cost = count_cost(config, known)
+        passes = f"{training.steps * training.batch * training.accumulation / len(splits.train):,.1f}"
+    except InputError as error:
+        found = sketched(config)
+        if found is None:
+            raise
+        splits, passes = found, f"unknown: {error}"
+    cost = count_cost(config, splits)
     rows = [
         ["parameters", f"{cost.parameters:,}"],
         ["parameters without the positional embedding", f"{cost.without_positional:,}"],
+        ["parameters that are trained", f"{cost.trained:,}"],
         ["parameters of the recipe's layers", f"{cost.regularizer:,}"],
-        ["parameters that never receive a gradient", f"{cost.frozen:,}"],
-        ["vocabulary", f"{known:,}"],
-        ["training tokens", f"{cost.tokens:,}"],
+        ["those of them that never receive a gradient", f"{cost.frozen:,}"],
+        [f"training {item}s", f"{cost.items:,}"],
         ["passes over the training data", passes],
-        ["training FLOPs per token", f"{cost.training_flops_per_token:,.0f}"],
-        ["training FLOPs", f"{cost.training_flops_per_token * cost.tokens:.3g}"],
+        [f"training FLOPs per {item}", f"{cost.training_flops_per_item:,.0f}"],
+        ["training FLOPs", f"{cost.training_flops_per_item * cost.items:.3g}"],
         ["share of the FLOPs in the gate", f"{cost.gate_share:.1%}"],
         ["estimated memory", f"{cost.memory_bytes / 2**20:,.0f} MiB"],
     ]
@@ -91,6 +94,7 @@ def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: 
     from ..runs.listener import Listener, Progress
     from ..runs.processes import leave
     from ..runs.run import Interrupted, run
+    from ..runs.run_config import DEFAULT_TASK
 
     bars = run_bars(console)
     bar = bars.add_task(f"{config.name}, seed {config.seed}", total=config.training.steps, note="")
@@ -122,6 +126,15 @@ def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: 
         if result["keep"] is None
         else f", keep {result['keep']:.1%} (as evaluated {result['keep_eval']:.1%})"
     )
-    tell(f"train loss {result['train_loss']:.4f}, val loss {result['val_loss']:.4f}{keep}")
-    tell(f"Run folder: {folder}\nTry: dropout generate {folder} --prompt 'Return the' --tokens 200")
+    metrics = record["task"]["metrics"]
+    tell(", ".join(scores(result, metric["name"]) for metric in metrics) + keep)
+    tell(f"Run folder: {folder}")
+    if config.task == DEFAULT_TASK:
+        tell(f"Try: dropout generate {folder} --prompt 'Return the' --tokens 200")
     leave(0)
+
+
+def scores(result: dict, name: str) -> str:
+    """Return one metric on each split, as text."""
+    uses = [use for use in ("train", "val", "test") if result.get(f"{use}_{name}") is not None]
+    return ", ".join(f"{use} {name} {result[f'{use}_{name}']:.4f}" for use in uses)

@@ -12,10 +12,9 @@ from types import FrameType
 from joblib import Parallel, delayed
 
 from ..errors import InputError
-from ..runs.cost import count_cost
 from ..runs.files import clear_write_errors, write_json
+from ..runs.run import check_config, prepare
 from ..runs.run_config import RunConfig
-from ..tasks.language.data import prepare, vocabulary_size
 from .cells import Cell, CellConfig, CellRunner, Outcome
 
 FORMAT = 1
@@ -34,7 +33,7 @@ def check_arms(arms: list[RunConfig]) -> None:
                 f"Two arms are called {arm.name!r} and {slugs[arm.slug()]!r}; give each its own 'name:'."
             )
         slugs[arm.slug()] = arm.name
-        count_cost(arm, vocabulary_size(arm.data.tokenizer) or 256)
+        check_config(arm)
     if len({arm.training.compile for arm in arms}) > 1:
         raise InputError(
             "Some arms use torch.compile and some do not, and the two draw different random masks; set "
@@ -105,6 +104,11 @@ def read_comparison(path: Path) -> dict:
     return content
 
 
+def different_data(configs: list[RunConfig]) -> list[RunConfig]:
+    """Return one run config for each preparation of examples that they need."""
+    return list({repr((config.task, config.model, config.data)): config for config in configs}.values())
+
+
 def run_cells(
     cells: list[Cell],
     *,
@@ -121,8 +125,8 @@ def run_cells(
         on_outcome: called as each cell ends.
     """
     unfinished = [cell.config for cell in cells if not cell.finished]
-    for data in {config.data for config in unfinished if isinstance(config, RunConfig)}:
-        prepare(data)
+    for config in different_data([config for config in unfinished if isinstance(config, RunConfig)]):
+        prepare(config)
     runner = CellRunner(on_event)
     # Threads only wait for their process; a cluster's joblib backend maps the same call.
     parallel = Parallel(

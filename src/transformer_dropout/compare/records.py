@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
-from ..runs.run_config import REGULARIZERS
+from ..runs.training_config import REGULARIZERS
 from ..schedules import schedule_from_data
 
 FORMAT = 1

@@ -14,33 +14,42 @@ T = TypeVar("T")
 STRICT_KEYS = ConfigDict(extra="forbid")
 
 
-def checked(kind: type[T], data: Any, places: dict[KeyPath, str]) -> T:
+def checked(kind: type[T], data: Any, places: dict[KeyPath, str], within: KeyPath = ()) -> T:
     """Return the dataclass that plain data describes.
 
     Args:
-        kind: a dataclass whose ``__pydantic_config__`` is ``STRICT_KEYS``.
+        kind: a dataclass.
         data: mappings, lists and scalars.
         places: where each key stands, for messages.
+        within: the key path that the data stand at.
 
     Raises:
         InputError: for an unknown key, naming the nearest known one, or a value of the wrong type.
     """
     try:
-        return TypeAdapter(kind).validate_python(data)
+        return TypeAdapter(strict(kind)).validate_python(data)
     except ValidationError as error:
-        raise InputError(sentence(kind, error.errors()[0], places)) from None
+        raise InputError(sentence(kind, error.errors()[0], places, within)) from None
 
 
-def sentence(kind: type, problem: Any, places: dict[KeyPath, str]) -> str:
-    """Say what is wrong with one value, where, and what to write."""
-    path: KeyPath = problem["loc"]
+def strict(kind: type[T]) -> type[T]:
+    """Return a dataclass that refuses unknown keys, as those of a user's own task may not say themselves."""
+    if not hasattr(kind, "__pydantic_config__"):
+        kind.__pydantic_config__ = STRICT_KEYS  # type: ignore[attr-defined]
+    return kind
+
+
+def sentence(kind: type, problem: Any, places: dict[KeyPath, str], within: KeyPath) -> str:
+    """Return what is wrong with one value, where, and what to write."""
+    inside: KeyPath = problem["loc"]
+    path = (*within, *inside)
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return str(cause)
     place = f"{places[path]}: " if path in places else ""
     name = ".".join(str(part) for part in path)
     if problem["type"] == "unexpected_keyword_argument":
-        known = [field.name for field in fields(owner(kind, path[:-1]))]
+        known = [field.name for field in fields(owner(kind, inside[:-1]))]
         return f"{place}unknown key {name!r}.{did_you_mean(str(path[-1]), known)}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{place}the key {name!r} is missing."

@@ -7,9 +7,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..tasks.language.decoder import Decoder
 from .loop import build_model
 from .run_config import RunConfig
+from .task import Batch, Splits, Task
+
+META = torch.device("meta")
+# Parts of names that tell an embedding of positions, which papers leave out of a model's size.
+POSITIONAL = ("position", "wpe", "pos_embed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +22,13 @@ class Cost:
 
     Attributes:
         parameters: all of the model's and its regularizers' parameters.
-        without_positional: the same without the positional embedding, as papers count.
+        without_positional: the same without the embeddings of positions, as papers count.
         regularizer: those that the recipe added.
-        frozen: those that never receive a gradient.
-        tokens: training tokens over the whole run.
-        training_flops_per_token: floating-point operations of matrix products, forward and backward.
-        inference_flops_per_token: of one forward.
+        frozen: those of them that never receive a gradient.
+        trained: all that do; fine-tuning may train a few only.
+        items: what is trained on over the whole run, in the task's items.
+        training_flops_per_item: floating-point operations of matrix products, forward and backward.
+        inference_flops_per_item: of one forward.
         gate_share: fraction of the training FLOPs spent in the recipe's layers.
         memory_bytes: estimate for weights, gradients, Adam's moments and saved activations of one forward.
     """
@@ -32,43 +37,70 @@ class Cost:
     without_positional: int
     regularizer: int
     frozen: int
-    tokens: int
-    training_flops_per_token: float
-    inference_flops_per_token: float
+    trained: int
+    items: int
+    training_flops_per_item: float
+    inference_flops_per_item: float
     gate_share: float
     memory_bytes: int
 
 
-def count_cost(config: RunConfig, vocabulary_size: int) -> Cost:
-    """Count a run's cost on a model without data: nothing is allocated, nothing is computed.
+def sketched(config: RunConfig) -> Splits | None:
+    """Return stand-ins for a run's examples, made without reading any; None where the task has none."""
+    sketch = getattr(config.find_task(), "sketch", None)
+    return None if sketch is None else sketch(config.model, config.data)
+
+
+def count_cost(config: RunConfig, splits: Splits) -> Cost:
+    """Count a run's cost, on a model without data where it can be built so: nothing is computed there.
 
     Args:
         config: the run.
-        vocabulary_size: number of token ids.
+        splits: its examples, or stand-ins for them.
 
     Raises:
         InputError: when the recipe does not fit the model.
     """
-    with torch.device("meta"):
-        model, _ = build_model(config, vocabulary_size)
-        plain, _ = build_model(replace(config, recipe=[]), vocabulary_size)
+    task, training = config.find_task(), config.training
+    model, batch = measured(config, splits)
+    plain, _ = measured(replace(config, recipe=[]), splits)
+    forward, both = count_flops(task, model, batch)
+    plain_both = count_flops(task, plain, batch)[1]
     total = count_parameters(model)
-    batch, context = min(2, config.training.batch), config.model.context
-    forward, training = count_flops(model, batch, context)
-    plain_training = count_flops(plain, batch, context)[1]
-    training_config = config.training
-    per_window = saved_bytes(model, batch, context) / batch
+    examples = min(2, training.batch)
+    per_example = saved_bytes(task, model, batch) / examples
+    forwards = training.steps * training.accumulation
+    positional = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if any(part in name for part in POSITIONAL)
+    )
     return Cost(
         parameters=total,
-        without_positional=total - model.embedding.position.weight.numel(),
+        without_positional=total - positional,
         regularizer=total - count_parameters(plain),
-        frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        tokens=training_config.steps * training_config.batch * training_config.accumulation * context,
-        training_flops_per_token=training / (batch * context),
-        inference_flops_per_token=forward / (batch * context),
-        gate_share=1 - plain_training / training,
-        memory_bytes=int(16 * total + per_window * training_config.batch),
+        frozen=total - count_parameters(plain) - (count_trained(model) - count_trained(plain)),
+        trained=count_trained(model),
+        items=forwards * training.batch * batch.items // examples,
+        training_flops_per_item=both / batch.items,
+        inference_flops_per_item=forward / batch.items,
+        gate_share=1 - plain_both / both,
+        memory_bytes=int(16 * total + per_example * training.batch),
     )
+
+
+def measured(config: RunConfig, splits: Splits) -> tuple[nn.Module, Batch]:
+    """Return the model of a run and a small batch, both without data where the model allows it."""
+    task = config.find_task()
+    batch = task.batch(splits.train, range(min(2, config.training.batch, len(splits.train))))
+    try:
+        with META:
+            model, _ = build_model(config, splits)
+        task.loss(model, batch.to(META))
+    except (RuntimeError, NotImplementedError):
+        # Its code looks at numbers, which such a model does not have.
+        return build_model(config, splits)[0], batch
+    return model, batch.to(META)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -76,18 +108,23 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_flops(model: Decoder, batch: int, context: int) -> tuple[int, int]:
-    """Return the FLOPs of one forward, and of one forward and backward, on a model without data."""
-    tokens = torch.zeros(batch, context, dtype=torch.long, device="meta")
+def count_trained(model: nn.Module) -> int:
+    """Return the number of parameters that receive a gradient."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_flops(task: Task, model: nn.Module, batch: Batch) -> tuple[int, int]:
+    """Return the FLOPs of one forward, and of one forward and backward; no gradient stays behind."""
     # The plain attention path is made of products that the counter knows; the fused ones differ by device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
-        loss = model(tokens, tokens)
+        loss = task.loss(model, batch)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
         loss.backward()
+    model.zero_grad(set_to_none=True)
     return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
 
 
-def saved_bytes(model: Decoder, batch: int, context: int) -> int:
+def saved_bytes(task: Task, model: nn.Module, batch: Batch) -> int:
     """Return the bytes that one forward saves for its backward, parameters left out."""
     seen: dict[int, int] = {}
 
@@ -96,9 +133,8 @@ def saved_bytes(model: Decoder, batch: int, context: int) -> int:
         seen[storage._cdata] = storage.nbytes()
         return tensor
 
-    tokens = torch.zeros(batch, context, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(tokens, tokens)
+        task.loss(model, batch)
     for parameter in model.parameters():
         seen.pop(parameter.untyped_storage()._cdata, None)
     return sum(seen.values())

@@ -3,20 +3,20 @@
 import math
 from dataclasses import dataclass
 
-from .run_config import EarlyStoppingConfig
+from .training_config import EarlyStoppingConfig
 
 
 @dataclass
 class EarlyStopping:
-    """Follow the validation loss.
+    """Follow the metric that decides, as a number of which less is better.
 
     Args:
         config: patience and min_delta; None never stops.
 
     Attributes:
-        best: the lowest loss so far, in nats; its weights are the ones to restore.
+        best: the lowest value so far; its weights are the ones to restore.
         best_step: its step.
-        counted: the last loss that counted as better, that is, by ``min_delta``.
+        counted: the last value that counted as better, that is, by ``min_delta``.
         waited: evaluations since that one.
     """
 
@@ -26,15 +26,15 @@ class EarlyStopping:
     counted: float = math.inf
     waited: int = 0
 
-    def update(self, step: int, loss: float) -> bool:
+    def update(self, step: int, value: float) -> bool:
         """Take in one evaluation; return whether it is the best so far."""
-        if loss < self.counted - (self.config.min_delta if self.config else 0.0):
-            self.counted, self.waited = loss, 0
+        if value < self.counted - (self.config.min_delta if self.config else 0.0):
+            self.counted, self.waited = value, 0
         else:
             self.waited += 1
-        if loss >= self.best:
+        if value >= self.best:
             return False
-        self.best, self.best_step = loss, step
+        self.best, self.best_step = value, step
         return True
 
     @property

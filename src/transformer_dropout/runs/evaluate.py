@@ -1,22 +1,27 @@
-"""Evaluation: the clean loss over fixed windows, and what the masks keep."""
+"""Evaluation: clean scores over fixed examples, and what the masks keep."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..surgery.regularize import Regularization
-from ..tasks.language.data import Windows
 from .processes import Processes
+from .task import Batch, Task
 
-# Tokens in one forward of an evaluation; more gains no speed and costs memory for the logits.
-TOKENS_PER_FORWARD = 4096
+# Examples in one forward of an evaluation where the task does not say how many.
+TOGETHER = 256
+# Under this name the items of a batch are summed beside its scores.
+ITEMS = "items"
 
 
 class EvaluationError(RuntimeError):
-    """Two evaluations of the same weights on the same windows differed."""
+    """Two evaluations of the same weights on the same examples differed."""
 
 
 @contextmanager
@@ -39,87 +44,94 @@ def fixed_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def mean_loss(
-    model: nn.Module, windows: Windows, indices: np.ndarray, processes: Processes, autocast: bool
-) -> float:
-    """Return the mean cross-entropy in nats over windows, in evaluation mode.
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """What every evaluation of a run shares.
 
-    Args:
-        model: called as ``model(tokens, targets)``.
-        windows: where the windows come from.
-        indices: which windows; shared out among the processes.
+    Attributes:
+        task: gives batches and scores.
+        model: what is evaluated.
         processes: those that take part.
         autocast: whether to compute in bfloat16.
     """
-    count = max(1, TOKENS_PER_FORWARD // windows.context)
-    batches = [indices[start : start + count] for start in range(0, len(indices), count)]
-    total = torch.zeros((), dtype=torch.float64)
-    with evaluating(model), torch.autocast(processes.device.type, torch.bfloat16, enabled=autocast):
-        for first in range(0, len(batches), processes.size):
-            # Sharded weights need every process in every forward, so the last round may repeat a batch.
-            mine = first + processes.rank
-            tokens, targets = windows.inputs_and_targets(batches[min(mine, len(batches) - 1)])
-            loss = model(tokens.to(processes.device), targets.to(processes.device))
-            if mine < len(batches):
-                total += loss.double().cpu() * len(batches[mine])
-    return (processes.sum(total.to(processes.device)) / len(indices)).item()
+
+    task: Task
+    model: nn.Module
+    processes: Processes
+    autocast: bool
+
+    def scores(self, split: Any, indices: np.ndarray) -> dict[str, float]:
+        """Return the metrics over examples of a split, each a mean over their items, in evaluation mode.
+
+        Args:
+            split: where the examples come from.
+            indices: which of them; shared out among the processes.
+        """
+        together = getattr(self.task, "evaluated_together", None)
+        count = TOGETHER if together is None else together(split)
+        batches = [indices[start : start + count] for start in range(0, len(indices), count)]
+        sums: dict[str, Tensor] = {}
+        device, size = self.processes.device, self.processes.size
+        with evaluating(self.model), torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            for first in range(0, len(batches), size):
+                # Sharded weights need every process in every forward, so the last round may repeat a batch.
+                mine = first + self.processes.rank
+                batch = self.task.batch(split, batches[min(mine, len(batches) - 1)]).to(device)
+                found = self.task.score(self.model, batch) | {ITEMS: torch.tensor(batch.items)}
+                for name, value in found.items() if mine < len(batches) else ():
+                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+        # A process without a batch of its own has seen no names.
+        names: list[str] = max(self.processes.gather(list(sums)), key=len)  # type: ignore[assignment]
+        totals = torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names])
+        whole = dict(zip(names, self.processes.sum(totals.to(device)).tolist(), strict=True))
+        items = whole.pop(ITEMS)
+        means = {name: value / items for name, value in whole.items()}
+        summarize = getattr(self.task, "summarize", None)
+        return means if summarize is None else summarize(means)
+
+    def repeatable(
+        self, regularization: Regularization, split: Any, indices: np.ndarray
+    ) -> tuple[dict[str, float], bool]:
+        """Evaluate twice; return the metrics and whether the passes were bit-equal.
+
+        A recipe that samples in evaluation is evaluated under one fixed seed, which its record says by False.
+
+        Raises:
+            EvaluationError: when the passes differ although nothing should be random: dropout was left on.
+        """
+        if samples_in_evaluation(regularization):
+            with fixed_randomness(0, self.processes.device):
+                return self.scores(split, indices), False
+        first, second = self.scores(split, indices), self.scores(split, indices)
+        if first != second and not any(map(math.isnan, first.values())):
+            raise EvaluationError(f"Two evaluations of the same weights gave {first} and {second}.")
+        return first, True
 
 
 def samples_in_evaluation(regularization: Regularization) -> bool:
-    """Say whether a layer of the recipe draws random masks in evaluation because it was asked to."""
+    """Return whether a layer of the recipe draws random masks in evaluation because it was asked to."""
     return any(getattr(placed.layer, "eval_mask", None) == "sample" for placed in regularization.placed)
 
 
-def repeatable_loss(
-    model: nn.Module,
-    regularization: Regularization,
-    windows: Windows,
-    indices: np.ndarray,
-    processes: Processes,
-    autocast: bool,
-) -> tuple[float, bool]:
-    """Evaluate twice; return the loss and whether the passes were bit-equal.
-
-    A recipe that samples in evaluation is evaluated under one fixed seed, which its record says by False.
-
-    Raises:
-        EvaluationError: when the passes differ although nothing should be random: dropout was left on.
-    """
-    arguments = (model, windows, indices, processes, autocast)
-    if samples_in_evaluation(regularization):
-        with fixed_randomness(0, processes.device):
-            return mean_loss(*arguments), False
-    first, second = mean_loss(*arguments), mean_loss(*arguments)
-    if first != second and not np.isnan(first):
-        raise EvaluationError(f"Two evaluations of the same weights gave {first} and {second}.")
-    return first, True
-
-
 def mask_statistics(
-    model: nn.Module,
-    regularization: Regularization,
-    windows: Windows,
-    indices: np.ndarray,
-    processes: Processes,
-    seed: int,
+    task: Task, model: nn.Module, regularization: Regularization, batch: Batch, seed: int
 ) -> dict[str, float | dict[str, float] | None]:
-    """Measure what the masks keep on a few windows, as drawn in training and as used in evaluation.
+    """Measure what the masks keep of one batch, as drawn in training and as used in evaluation.
 
     Returns:
         ``keep`` and ``penalty`` of a training forward, ``keep_eval`` of an evaluation forward, the last
         two also by site; None for the fractions when no layer computes masks.
     """
-    tokens = windows.inputs_and_targets(indices)[0].to(processes.device)
     was_training = model.training
-    with torch.no_grad(), fixed_randomness(seed, processes.device):
+    with torch.no_grad(), fixed_randomness(seed, batch.targets.device):
         model.train()
         with regularization.counting():
-            model(tokens)
+            task.loss(model, batch)
         penalty = regularization.penalty().item()
         sampled = regularization.metrics()
         model.eval()
         with regularization.counting():
-            model(tokens)
+            task.loss(model, batch)
         evaluated = regularization.metrics()
     model.train(was_training)
     return {
@@ -137,7 +149,7 @@ def by_site(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def collapsed_masks(statistics: dict, margin: float = 0.01) -> list[str]:
-    """Say which sites' masks have collapsed to all ones or all zeros.
+    """Return one sentence for sites whose masks have collapsed to all ones or all zeros.
 
     Args:
         statistics: what ``mask_statistics`` returned.

@@ -1,11 +1,12 @@
-"""The one training loop, the same for every arm."""
+"""The one training loop, the same for every task and every arm."""
 
 import math
 import time
+from functools import lru_cache
 from typing import Any, cast
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -13,14 +14,16 @@ from ..kernels.sharded import like_shards, whole
 from ..recipe import Recipe
 from ..surgery.regularize import Regularization, regularize_
 from ..surgery.speed_up import speed_up_
-from ..tasks.language.data import PreparedData, Windows, batch_indices, fixed_probe
-from ..tasks.language.decoder import Decoder
 from .checkpoint import Checkpoint
 from .early_stopping import EarlyStopping
-from .evaluate import fixed_randomness, mask_statistics, mean_loss, repeatable_loss
+from .evaluate import Evaluator, fixed_randomness, mask_statistics
+from .objective import Objective
 from .optimizer import learning_rate, make_optimizer
-from .processes import Processes, spread, without_gradient_sync
+from .order import batch_indices, epoch_order, fixed_probe
+from .processes import Processes, peak_memory_bytes, spread, without_gradient_sync
+from .random_states import random_states, set_random_states
 from .run_config import RunConfig
+from .task import Batch, Splits
 from .weight_penalties import WeightPenalties
 
 # Steps between checks for a loss that is not finite; a check makes a GPU wait.
@@ -35,13 +38,13 @@ class Diverged(RuntimeError):
         self.step = step
 
 
-def build_model(config: RunConfig, vocabulary_size: int) -> tuple[Decoder, Regularization]:
-    """Return the regularized decoder of a run, initialised from its seed.
+def build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, Regularization]:
+    """Return the regularized model of a run, initialised from its seed.
 
-    The decoder is drawn before the regularizers, so all arms of a seed start from the same weights.
+    The model is drawn before the regularizers, so all arms of a seed start from the same weights.
     """
     torch.manual_seed(config.seed)
-    model = Decoder(vocabulary_size, config.model)
+    model = config.find_task().build(config.model, splits)
     regularization = regularize_(model, Recipe.from_data(config.recipe))
     speed_up_(model)
     return model, regularization
@@ -52,50 +55,76 @@ class Training:
 
     Args:
         config: the run.
-        data: its tokens.
+        splits: its examples.
         processes: those that train it together.
 
     Attributes:
         step: optimizer steps done.
+        items: items trained on so far.
         loss: training loss of the last step, without the penalty.
     """
 
-    def __init__(self, config: RunConfig, data: PreparedData, processes: Processes) -> None:
-        self.config, self.processes = config, processes
-        training = config.training
+    def __init__(self, config: RunConfig, splits: Splits, processes: Processes) -> None:
+        self.config, self.splits, self.processes = config, splits, processes
+        self.task, training = config.find_task(), config.training
         if training.batch % processes.size:
             raise InputError(
                 f"training.batch {training.batch} cannot be shared among {processes.size} processes; "
                 f"use --set training.batch={processes.size * math.ceil(training.batch / processes.size)}."
             )
-        self.windows = Windows(data.train, config.model.context)
-        self.validation = Windows(data.validation, config.model.context)
-        self.probe = fixed_probe(len(self.windows), training.probe_windows, seed=0)
+        self.probe = fixed_probe(len(splits.train), training.probe_windows, seed=0)
         self.validation_probe = fixed_probe(
-            len(self.validation), training.eval_windows or len(self.validation), seed=0
+            len(splits.validation), training.eval_windows or len(splits.validation), seed=0
         )
-        self.model, self.regularization = build_model(config, data.tokenizer.vocabulary_size)
+        self.objective = Objective(self.task, training)
+        self.model, self.regularization = build_model(config, splits)
         self.model.to(processes.device)
         self.shared = spread(self.model, processes, training.distributed)
         self.called: nn.Module = self.shared
         if training.compile:
             self.called = cast(nn.Module, torch.compile(self.shared))
         self.optimizer = make_optimizer(self.model, training)
-        self.weight_penalties = WeightPenalties(self.model, self.optimizer, training)
+        self.weight_penalties = WeightPenalties(self.model, self.optimizer, training, self.fresh())
         self.autocast = training.precision == "bfloat16" or (
             training.precision == "auto"
             and processes.device.type == "cuda"
             and torch.cuda.is_bf16_supported()
         )
+        self.evaluator = Evaluator(
+            task=self.task, model=self.model, processes=processes, autocast=self.autocast
+        )
         self.early_stopping = EarlyStopping(training.early_stopping)
-        self.step = 0
+        self.order = lru_cache(maxsize=4)(self.own_order) if hasattr(self.task, "order") else epoch_order
+        self.step = self.items = 0
         self.loss = torch.zeros(())
         self.not_finite_at = torch.full((), -1, device=processes.device)
         self.step_seconds: list[float] = []
         self.seconds_before = 0.0
         self.started = time.perf_counter()
-        # Each process drops different elements of its own windows.
+        # Each process drops different elements of its own examples.
         torch.manual_seed(config.seed * 1_000_003 + processes.rank + 1)
+
+    def fresh(self) -> set[str]:
+        """Return the names of the parameters that no pre-training made.
+
+        Raises:
+            InputError: when the config pulls to pre-trained weights and the task has none.
+        """
+        own = getattr(self.task, "fresh", None)
+        if self.config.training.l2_sp and own is None:
+            raise InputError(
+                "training.l2_sp pulls to pre-trained weights, and this task trains from random ones; take it "
+                "out, or use training.l2."
+            )
+        layers = {
+            parameter for placed in self.regularization.placed for parameter in placed.layer.parameters()
+        }
+        added = {name for name, parameter in self.model.named_parameters() if parameter in layers}
+        return added | (set() if own is None else set(own(self.model)))
+
+    def own_order(self, examples: int, seed: int, epoch: int) -> np.ndarray:
+        """Return the order of an epoch as the task wants it."""
+        return self.task.order(self.splits.train, self.config.training.batch, seed, epoch)  # type: ignore
 
     @property
     def seconds(self) -> float:
@@ -104,9 +133,9 @@ class Training:
 
     @property
     def epochs(self) -> float:
-        """Passes over the training windows."""
+        """Passes over the training examples."""
         training = self.config.training
-        return self.step * training.batch * training.accumulation / len(self.windows)
+        return self.step * training.batch * training.accumulation / len(self.splits.train)
 
     def advance(self) -> None:
         """Make one optimizer step.
@@ -122,8 +151,11 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.loss = torch.zeros((), device=self.processes.device)
-        for part in range(training.accumulation):
-            self.backward(part)
+        batches = [self.training_batch(part) for part in range(training.accumulation)]
+        total = self.processes.sum_of_numbers(sum(batch.items for batch in batches))
+        for part, batch in enumerate(batches):
+            self.backward(part, batch, total)
+        self.items += total
         if training.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
         self.optimizer.step()
@@ -138,32 +170,40 @@ class Training:
 
     def set_progress(self, step: int) -> None:
         """Move every schedule to a step's place in the run."""
-        for part in (self.regularization, self.weight_penalties):
+        for part in (self.regularization, self.weight_penalties, self.objective):
             part.set_progress(step / self.config.training.steps)
 
-    def backward(self, part: int) -> None:
-        """Add the gradients of one forward of an optimizer step."""
+    def training_batch(self, part: int) -> Batch:
+        """Return this process's examples of one forward of the step that comes next."""
         training, processes = self.config.training, self.processes
         number = self.step * training.accumulation + part
-        order = batch_indices(len(self.windows), training.batch, number, self.config.seed)
-        tokens, targets = self.windows.inputs_and_targets(order[processes.rank :: processes.size])
+        order = batch_indices(len(self.splits.train), training.batch, number, self.config.seed, self.order)
+        batch = self.task.batch(self.splits.train, order[processes.rank :: processes.size])
+        augment = getattr(self.task, "augment", None)
+        if augment is None:
+            return batch
+        seed = np.random.SeedSequence((self.config.seed, number, processes.rank)).generate_state(1, np.uint64)
+        return augment(self.config.data, batch, torch.Generator().manual_seed(int(seed[0]) % 2**63))
+
+    def backward(self, part: int, batch: Batch, total: int) -> None:
+        """Add the gradients of one forward of an optimizer step.
+
+        Args:
+            part: which of the step's forwards.
+            batch: its examples.
+            total: items of the whole step, over all forwards and processes: every item weighs the same.
+        """
+        training, processes = self.config.training, self.processes
+        share = batch.items * training.accumulation * processes.size / total
         last = part == training.accumulation - 1
         with without_gradient_sync(self.shared, processes, last):
             with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.training_loss(tokens.to(processes.device), targets.to(processes.device))
-            total = (loss + self.regularization.penalty()) / training.accumulation
+                loss = share * self.objective(self.called, batch.to(processes.device))
+            whole_loss = (loss + self.regularization.penalty()) / training.accumulation
             if last and self.weight_penalties.terms:
-                total = total + self.weight_penalties.penalty()
-            total.backward()
+                whole_loss = whole_loss + self.weight_penalties.penalty()
+            whole_loss.backward()
         self.loss += loss.detach() / training.accumulation
-
-    def training_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss that is minimised, which label smoothing changes and evaluation does not see."""
-        smoothing = self.config.training.label_smoothing
-        if not smoothing:
-            return self.called(tokens, targets)
-        logits = self.called(tokens).flatten(0, 1).float()
-        return F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing)
 
     def check_finite(self) -> None:
         """Raise Diverged when a loss since the start was not finite in any process."""
@@ -185,26 +225,22 @@ class Training:
         self.set_progress(max(0, self.step - 1))
         # A recipe may sample its masks in evaluation; training must not notice.
         with fixed_randomness(0, self.processes.device):
-            train_loss = mean_loss(self.model, self.windows, self.probe, self.processes, self.autocast)
-            val_loss, bit_equal = self.validation_loss(twice)
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            train = self.evaluator.scores(self.splits.train, self.probe)
+            validation, bit_equal = self.validation_scores(twice)
+        if not all(map(math.isfinite, (*train.values(), *validation.values()))):
             raise Diverged(self.step)
+        probe = self.task.batch(self.splits.train, self.probe[: self.config.training.batch])
         masks: dict[str, Any] = mask_statistics(
-            self.model,
-            self.regularization,
-            self.windows,
-            self.probe[: self.config.training.batch],
-            self.processes,
-            self.step,
+            self.task, self.model, self.regularization, probe.to(self.processes.device), self.step
         )
         seconds, weights = self.step_seconds, self.weight_penalties.metrics()
         masks["penalty"] += sum(weights["weight_penalties"].values())
         metrics = {
             "step": self.step,
-            "tokens": self.step * self.tokens_per_step,
+            f"{self.task.item}s": self.items,
             "epochs": round(self.epochs, 4),
-            "train_loss": train_loss,
-            "val_loss": val_loss,
+            **{f"train_{name}": value for name, value in train.items()},
+            **{f"val_{name}": value for name, value in validation.items()},
             **masks,
             **weights,
             "lr": learning_rate(max(0, self.step - 1), self.config.training),
@@ -215,19 +251,27 @@ class Training:
         self.step_seconds = []
         return metrics
 
-    def validation_loss(self, twice: bool) -> tuple[float, bool | None]:
-        """Return the loss on the validation split, and whether a second pass was bit-equal."""
-        arguments = (self.validation, self.validation_probe, self.processes, self.autocast)
+    def validation_scores(self, twice: bool) -> tuple[dict[str, float], bool | None]:
+        """Return the metrics on the validation split, and whether a second pass was bit-equal."""
+        split, probe = self.splits.validation, self.validation_probe
         if twice:
-            return repeatable_loss(self.model, self.regularization, *arguments)
+            return self.evaluator.repeatable(self.regularization, split, probe)
         with fixed_randomness(0, self.processes.device):
-            return mean_loss(self.model, *arguments), None
+            return self.evaluator.scores(split, probe), None
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Training tokens of one optimizer step."""
-        training = self.config.training
-        return training.batch * training.accumulation * self.config.model.context
+    def test_scores(self) -> dict[str, float]:
+        """Return the metrics on the test split, for the one look at the end; none without one."""
+        if self.splits.test is None:
+            return {}
+        with fixed_randomness(0, self.processes.device):
+            scores = self.evaluator.scores(self.splits.test, np.arange(len(self.splits.test)))
+        return {f"test_{name}": value for name, value in scores.items()}
+
+    def deciding(self, metrics: dict[str, Any]) -> float:
+        """Return the metric that decides, as a number of which less is better."""
+        first = self.task.metrics[0]
+        value = metrics[f"val_{first.name}"]
+        return value if first.better == "lower" else -value
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that the rest of the run depends on; every process must call it."""
@@ -242,7 +286,11 @@ class Training:
             step=self.step,
             run=self.config.fingerprint(),
             tensors={"model": self.whole_state(), "optimizer": optimizer, "random": random},
-            state={"early_stopping": self.early_stopping.state(), "seconds": self.seconds},
+            state={
+                "early_stopping": self.early_stopping.state(),
+                "seconds": self.seconds,
+                "items": self.items,
+            },
         )
 
     def whole_state(self) -> dict[str, Tensor]:
@@ -270,7 +318,7 @@ class Training:
         set_random_states(
             {n.split("/")[1]: s for n, s in random.items() if n.startswith(f"{self.processes.rank}/")}
         )
-        self.step = checkpoint.step
+        self.step, self.items = checkpoint.step, checkpoint.state["items"]
         self.early_stopping.load_state(checkpoint.state["early_stopping"])
         self.seconds_before = checkpoint.state["seconds"]
 
@@ -279,27 +327,3 @@ class Training:
         current = self.model.state_dict()
         weights = {n: like_shards(t, current[n]) for n, t in checkpoint.tensors["model"].items()}
         self.model.load_state_dict(weights, assign=False)
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of the random generators that training draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_states(states: dict[str, Tensor]) -> None:
-    """Put the random generators where they were."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory this process has used: on its GPU, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,12 +1,11 @@
 """AdamW with decay on matrices only, and the learning rate over the steps."""
 
-import math
-
 import torch
 from torch import nn
 
+from ..schedules import Cosine, schedule_from_data
 from ..terms.weights import weight_decay_groups
-from .run_config import TrainingConfig
+from .training_config import TrainingConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -16,16 +15,24 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     """
     return torch.optim.AdamW(
         weight_decay_groups(model, config.schedule("weight_decay")(0.0)),
-        lr=config.lr,
+        lr=learning_rate(0, config),
         betas=(config.beta1, config.beta2),
         fused=True,
     )
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Return the learning rate of a step: linear warm-up, then half a cosine from ``lr`` to ``min_lr``."""
+    """Return the learning rate of a step: linear warm-up, then half a cosine, or a schedule of the config's.
+
+    The progress of the cosine or schedule is 0 at the end of the warm-up and 1 from ``decay_steps`` on.
+    """
+    if isinstance(config.lr, int | float):
+        peak, curve = config.lr, Cosine(config.lr, config.min_lr)
+    else:
+        curve = schedule_from_data(config.lr, "training.lr")
+        peak = curve(0.0)
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return peak * (step + 1) / config.warmup_steps
     decay_steps = config.steps if config.decay_steps is None else config.decay_steps
     share = (step - config.warmup_steps) / max(1, decay_steps - config.warmup_steps)
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+    return curve(min(1.0, share))

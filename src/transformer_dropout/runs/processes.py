@@ -37,6 +37,10 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def sum_of_numbers(self, value: int) -> int:
+        """Return the sum of one whole number over the processes."""
+        return value if self.size == 1 else int(self.sum(torch.tensor(value, device=self.device)))
+
     def gather(self, value: Any) -> list[Any]:
         """Return the value of every process, in the order of ranks."""
         if self.size == 1:
@@ -88,10 +92,17 @@ def spread(model: nn.Module, processes: Processes, kind: str) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model)
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.get_submodule("blocks").children():
+    for block in repeated_blocks(model):
         fully_shard(block)
     fully_shard(model)
     return model
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of the largest stack of a model: the list with the most parameters in it."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    sizes = [sum(parameter.numel() for parameter in stack.parameters()) for stack in stacks]
+    return list(stacks[sizes.index(max(sizes))]) if stacks else []
 
 
 def without_gradient_sync(module: nn.Module, processes: Processes, last: bool) -> AbstractContextManager:
@@ -105,3 +116,12 @@ def without_gradient_sync(module: nn.Module, processes: Processes, last: bool) -
     assert isinstance(module, FSDPModule)
     module.set_requires_gradient_sync(last)
     return nullcontext()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory this process has used: on its GPU, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

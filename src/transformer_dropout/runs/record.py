@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,20 +52,20 @@ def float32_linears(config: RunConfig) -> str:
     return "oneDNN" if eager_on_a_processor and torch.backends.mkldnn.is_available() else "PyTorch"
 
 
-def new_record(config: RunConfig, manifest: dict[str, Any], cost: Cost) -> dict[str, Any]:
+def new_record(config: RunConfig, manifest: Mapping[str, Any], cost: Cost) -> dict[str, Any]:
     """Return the content of ``run.json`` at the start of a run."""
-    notes = []
-    if cost.frozen:
-        notes.append(
-            f"{cost.frozen:,} parameters never receive a gradient: the masks' input is detached from the "
-            "shared attention that makes it, as published."
-        )
+    task = config.find_task()
     return {
         "format": FORMAT,
         "status": "running",
         "name": config.name,
         "seed": config.seed,
         "fingerprint": config.fingerprint(),
+        "task": {
+            "name": config.task,
+            "item": task.item,
+            "metrics": [asdict(metric) for metric in task.metrics],
+        },
         "config": config.to_data(),
         "versions": versions(),
         "machine": machine(),
@@ -76,26 +77,35 @@ def new_record(config: RunConfig, manifest: dict[str, Any], cost: Cost) -> dict[
             "without_positional": cost.without_positional,
             "regularizer": cost.regularizer,
             "frozen": cost.frozen,
+            "trained": cost.trained,
         },
         "flops": {
-            "training_per_token": cost.training_flops_per_token,
-            "inference_per_token": cost.inference_flops_per_token,
+            f"training_per_{task.item}": cost.training_flops_per_item,
+            f"inference_per_{task.item}": cost.inference_flops_per_item,
             "gate_share": cost.gate_share,
         },
         "cost": asdict(cost),
         "alarms": [],
-        "notes": notes,
+        "notes": notes_on(cost),
         "error": None,
         "result": None,
     }
 
 
-def data_section(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a data manifest with its splits and their digests one level up, where readers look first."""
-    splits = manifest["splits"]
-    rest = {key: value for key, value in manifest.items() if key != "splits"}
-    digests = {f"{name}_sha256": split["sha256"] for name, split in splits.items()}
-    return rest | splits | digests
+def notes_on(cost: Cost) -> list[str]:
+    """Return what a reader of the record should know."""
+    if not cost.frozen:
+        return []
+    return [
+        f"{cost.frozen:,} parameters never receive a gradient: the masks' input is detached from the "
+        "shared attention that makes it, as published."
+    ]
+
+
+def data_section(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a data manifest with the digests of its splits one level up, where readers look first."""
+    splits = {name: manifest[name] for name in ("train", "validation", "test") if name in manifest}
+    return dict(manifest) | {f"{name}_sha256": split["sha256"] for name, split in splits.items()}
 
 
 class Records:

@@ -1,28 +1,27 @@
 """A run in its folder: started once, resumed as often as needed, finished once."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from torch import Tensor
 
 from ..errors import InputError
 from ..recipe import Recipe
-from ..tasks.language.data import PreparedData, prepare, vocabulary_size
-from ..tasks.language.saved_model import save_model
 from .checkpoint import Checkpoint, DamagedCheckpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from .cost import count_cost
+from .cost import count_cost, sketched
 from .evaluate import collapsed_masks
-from .files import clear_write_errors, write_atomically
+from .files import clear_write_errors, write_atomically, write_tensors
 from .listener import Listener, Progress
 from .loop import CHECK_EVERY, Diverged, Training
 from .processes import Processes, joined_processes
-from .record import Records, new_record, read_run
+from .record import Records, new_record
 from .run_config import RunConfig
+from .run_folder import check_folder, locked
 from .stop_signals import StopRequest, stop_requests
+from .task import Splits
 
 # Before this share of the steps masks that keep everything are where they started, not collapsed.
 ALARM_FROM = 0.25
@@ -64,8 +63,7 @@ def run(
             full, or the loss stops being finite.
         Interrupted: when a signal asked to stop; everything is saved.
     """
-    # Whatever the config alone can get wrong is told before a folder is made or a corpus read.
-    count_cost(config, vocabulary_size(config.data.tokenizer) or 256)
+    check_config(config)
     listener = listener or Listener()
     with joined_processes() as processes, stop_requests() as stop:
         if not processes.first:
@@ -75,71 +73,32 @@ def run(
             listener.message(f"{folder} holds this run, finished; nothing to do.")
             return finished
         with locked(folder, processes):
-            data = prepared_once(config, cache, processes)
+            splits = prepared_once(config, cache, processes)
             with clear_write_errors(folder):
-                return RunInFolder(config, folder, data, processes, listener, stop).to_the_end()
+                return RunInFolder(config, folder, splits, processes, listener, stop).to_the_end()
 
 
-def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """Return the record when the run is finished, None when there is something to do.
+def check_config(config: RunConfig) -> None:
+    """Refuse whatever the config alone can get wrong, before a folder is made or a corpus read.
 
     Raises:
-        InputError: when the folder is not this run's, or holds this run and ``resume`` was not asked for.
+        InputError: when the config does not fit.
     """
-    if not folder.exists():
-        return None
-    record = read_run(folder)
-    if record is None:
-        others = [path.name for path in folder.iterdir() if path.name not in OWN_NAMES]
-        if others:
-            raise InputError(
-                f"{folder} exists and is no run folder (it holds {others[0]}); choose another with --out."
-            )
-        return None
-    if record.get("fingerprint") != config.fingerprint():
-        raise InputError(
-            f"{folder} holds another run ({record.get('name')!r}, seed {record.get('seed')}); choose another "
-            "folder with --out."
-        )
-    if not resume:
-        raise InputError(
-            f"{folder} already holds this run ({record.get('status')}); add --resume to continue it, or "
-            "choose another folder with --out."
-        )
-    return record if record.get("status") == "finished" else None
+    stand_ins = sketched(config)
+    if stand_ins is not None:
+        count_cost(config, stand_ins)
 
 
-# What a run folder may hold before its record is written.
-OWN_NAMES = ("config.yaml", ".run.lock", "log.txt", "checkpoints", "metrics.jsonl")
+def prepare(config: RunConfig, cache: Path | None = None) -> Splits:
+    """Return a run's examples."""
+    return config.find_task().prepare(config.model, config.data, cache)
 
 
-@contextmanager
-def locked(folder: Path, processes: Processes) -> Iterator[None]:
-    """Hold the folder for this run alone; the system frees it when the process dies."""
-    lock = FileLock(folder / ".run.lock")
-    if processes.first:
-        with clear_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                raise InputError(
-                    f"Another process is running in {folder}; wait for it, stop it, or choose another folder "
-                    "with --out."
-                ) from None
-    try:
-        yield
-    finally:
-        if processes.first:
-            lock.release()
-
-
-def prepared_once(config: RunConfig, cache: Path | None, processes: Processes) -> PreparedData:
+def prepared_once(config: RunConfig, cache: Path | None, processes: Processes) -> Splits:
     """Let one process prepare the data and the others find them in the cache."""
-    if processes.first:
-        prepare(config.data, cache)
+    first = prepare(config, cache) if processes.first else None
     processes.wait()
-    return prepare(config.data, cache)
+    return prepare(config, cache) if first is None else first
 
 
 class RunInFolder:
@@ -149,19 +108,17 @@ class RunInFolder:
         self,
         config: RunConfig,
         folder: Path,
-        data: PreparedData,
+        splits: Splits,
         processes: Processes,
         listener: Listener,
         stop: StopRequest,
     ) -> None:
-        self.config, self.folder, self.data = config, folder, data
+        self.config, self.folder, self.splits = config, folder, splits
         self.processes, self.listener, self.stop = processes, listener, stop
         self.checkpoints = folder / "checkpoints"
         self.records = Records(folder, processes.first)
-        self.records.content = new_record(
-            config, data.manifest, count_cost(config, data.tokenizer.vocabulary_size)
-        )
-        self.training = Training(config, data, processes)
+        self.records.content = new_record(config, splits.manifest, count_cost(config, splits))
+        self.training = Training(config, splits, processes)
         self.metrics: dict[str, Any] = {}
         self.alarmed: set[str] = set()
         self.told_at = 0.0
@@ -215,10 +172,10 @@ class RunInFolder:
         self.metrics = training.evaluate(twice=training.step == self.config.training.steps)
         self.records.append(self.metrics)
         if events is not None:
-            for name in ("train_loss", "val_loss", "keep", "keep_eval", "penalty", "zeros", "lr"):
+            for name in (*self.metric_names(), "keep", "keep_eval", "penalty", "zeros", "lr"):
                 if self.metrics[name] is not None:
                     events.add_scalar(name, self.metrics[name], training.step)
-        best = training.early_stopping.update(training.step, self.metrics["val_loss"])
+        best = training.early_stopping.update(training.step, training.deciding(self.metrics))
         checkpoint = training.checkpoint()
         if self.processes.first:
             # The best first: a kill between the two must not leave a run that counts on a best it lacks.
@@ -242,7 +199,7 @@ class RunInFolder:
                     step=self.training.step,
                     steps=self.config.training.steps,
                     loss=self.training.loss.item(),
-                    val_loss=self.metrics.get("val_loss"),
+                    val_loss=self.metrics.get(f"val_{self.training.task.metrics[0].name}"),
                     keep=self.metrics.get("keep"),
                 )
             )
@@ -284,14 +241,15 @@ class RunInFolder:
             # Stopped early, or resumed behind the last evaluation.
             self.metrics = training.evaluate(twice=True)
         weights = training.whole_state()
+        test = training.test_scores()
         if self.processes.first:
-            save_model(self.folder / "model", training.model, Recipe.from_data(self.config.recipe), weights)
-            self.data.tokenizer.save(self.folder / "model")
-        names = ("train_loss", "val_loss", "keep", "keep_eval", "penalty", "zeros", "evaluation_bit_equal")
+            self.save(weights)
+        names = (*self.metric_names(), "keep", "keep_eval", "penalty", "zeros", "evaluation_bit_equal")
         result = {
             "step": training.step,
             **{name: self.metrics[name] for name in names},
-            "tokens": training.step * training.tokens_per_step,
+            **test,
+            f"{training.task.item}s": training.items,
             "epochs": training.epochs,
             "restored_step": restored,
             "wall_seconds": training.seconds,
@@ -301,8 +259,26 @@ class RunInFolder:
         )
         return self.records.content
 
+    def metric_names(self) -> list[str]:
+        """Return the names of the task's metrics, as records call them."""
+        metrics = self.training.task.metrics
+        return [f"{use}_{metric.name}" for metric in metrics for use in ("train", "val")]
+
+    def save(self, weights: dict[str, Tensor]) -> None:
+        """Write the model and its recipe, in the task's own format where it has one."""
+        folder, recipe = self.folder / "model", Recipe.from_data(self.config.recipe)
+        folder.mkdir(parents=True, exist_ok=True)
+        save = getattr(self.training.task, "save", None)
+        if save is not None:
+            save(folder, self.training.model, self.splits, recipe, weights)
+            return
+        write_atomically(folder / "regularization.yaml", recipe.to_yaml())
+        temporary = folder / ".model.safetensors"
+        write_tensors(temporary, weights, {"format": "pt"})
+        temporary.replace(folder / "model.safetensors")
+
     def best_checkpoint(self) -> Checkpoint:
-        """Return the checkpoint with the lowest validation loss.
+        """Return the checkpoint of the best evaluation.
 
         Raises:
             InputError: when it is damaged.

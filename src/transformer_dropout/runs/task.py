@@ -86,10 +86,15 @@ class Task(Protocol):
     * ``summarize(means) -> dict``: metrics that are functions of mean scores, such as a perplexity.
     * ``logits(model, batch) -> (logits, targets)``: class scores (..., classes) and classes (...), -100
       where none counts; label smoothing and R-Drop need them.
+    * ``evaluated_together(split) -> int``: examples in one forward of an evaluation; 256 without it.
+    * ``fresh(model) -> names``: parameters that no pre-training made; a task without it trains from random
+      weights, and the pull of L2-SP is refused.
+    * ``translate(data, places, name) -> (data, places)``: reads run configs in another form.
     * ``sketch(model, data) -> Splits``: stands in for ``prepare`` where sizes are wanted and no data yet,
       so that a config that does not fit is refused before anything is read.
     * ``save(folder, model, splits, recipe, weights)``: writes the trained model in its own format.
-    * ``default_arms() -> list of run configs as plain data``: what ``dropout compare --task`` compares.
+    * ``default_arms(model, data) -> list``: the run configs, as plain data, that ``dropout compare --task``
+      compares when none are given; it is told which keys of the sections the user sets.
 
     Attributes:
         item: what a loss is a mean over: token, sentence, image.

@@ -1,5 +1,6 @@
 """What a run config does to weights besides the gradient of its loss: penalties, decay over time, zeros."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -7,9 +8,9 @@ from torch import Tensor, nn
 
 from ..kernels.sharded import sum_of
 from ..schedules import schedule_from_data
-from ..terms.penalties import L1, L2, ElasticNet, proximal_l1_
-from ..terms.weights import decayed_groups, set_weight_decay
-from .run_config import TrainingConfig
+from ..terms.penalties import L1, L2, L2SP, ElasticNet, proximal_l1_
+from ..terms.weights import decayed_groups, select_parameters, set_weight_decay
+from .training_config import TrainingConfig
 
 
 class WeightPenalties:
@@ -19,12 +20,19 @@ class WeightPenalties:
         model: the model that is trained, sharded or not.
         optimizer: from `make_optimizer`.
         config: which of them there are.
+        fresh: names of the parameters that no pre-training made; they are not pulled anywhere.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+        fresh: Collection[str] = (),
+    ) -> None:
         self.optimizer = optimizer
         self.decay, self.shrinkage = config.schedule("weight_decay"), config.schedule("proximal_l1")
-        self.terms: dict[str, L1] = {}
+        self.terms: dict[str, L1 | L2SP] = {}
         # A weight of 0 from beginning to end costs nothing.
         if config.l1:
             self.terms["l1"] = L1(model, config.schedule("l1"))
@@ -33,6 +41,9 @@ class WeightPenalties:
         if config.elastic_net is not None:
             weight = schedule_from_data(config.elastic_net.weight, "training.elastic_net.weight")
             self.terms["elastic_net"] = ElasticNet(model, weight, l1_ratio=config.elastic_net.l1_ratio)
+        if config.l2_sp:
+            drawn = [held.names[0] for held in select_parameters(model) if held.names[0] in fresh]
+            self.terms["l2_sp"] = L2SP(model, config.schedule("l2_sp"), new=drawn)
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:

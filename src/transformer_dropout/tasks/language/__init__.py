@@ -1,1 +1,5 @@
 """The reference decoder on text, from scratch."""
+
+from .task import Language
+
+__all__ = ["Language"]

@@ -4,15 +4,42 @@ A setting in which regularization matters: many passes over a small fixed set, w
 none on validation.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from ...runs.run_config import RunConfig, TrainingConfig
-from .data import DataConfig
-from .decoder import DecoderConfig
-
-SEEDS = 3
+from ...runs.checked import checked
+from .data import DataConfig, prepare
 
 SITES = ("embedding", "attention_weights", "attention_output", "mlp_output")
+MODEL = {"width": 96, "heads": 4, "blocks": 2, "context": 32}
+LIMITS = {"train_tokens": 20_000, "validation_tokens": 40_000}
+TRAINING = {"steps": 1000, "batch": 16, "lr": 3e-3, "min_lr": 1e-4, "eval_every": 125}
+
+
+def default_arms(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return no regularizer, plain dropout, weight decay, both, and LearnedDropout in its two forms.
+
+    Args:
+        data: keys of the section ``data`` that the user sets; of another text no more is taken than there is.
+    """
+    limits = LIMITS if not data else at_most(data)
+    section = {"source": "stdlib-docs", "tokenizer": "bytes", **limits, **data}
+    return [
+        arm(section, "none", []),
+        arm(section, "dropout p=0.1", dropout(0.1)),
+        arm(section, "weight decay 3", [], weight_decay=3.0),
+        arm(section, "dropout p=0.1 + weight decay 1", dropout(0.1), weight_decay=1.0),
+        arm(section, "LearnedDropout", learned("LearnedDropout")),
+        arm(section, "LearnedDropout, pre-computed masks", learned("PrecomputedLearnedDropout")),
+    ]
+
+
+def at_most(data: Mapping[str, Any]) -> dict[str, int]:
+    """Return the limits, or what a text has where that is less."""
+    whole = {**data, "train_tokens": None, "validation_tokens": None}
+    prepared = prepare(checked(DataConfig, whole, {}, ("data",)))
+    there = {"train_tokens": len(prepared.train), "validation_tokens": len(prepared.validation)}
+    return {key: min(limit, there[key]) for key, limit in LIMITS.items()}
 
 
 def dropout(p: float) -> list[dict[str, Any]]:
@@ -25,28 +52,9 @@ def learned(layer: str) -> list[dict[str, Any]]:
     return [{"select": "mlp_output", "layer": layer, "heads": 4, "penalty": "squared", "weight": 0.1}]
 
 
-def arm(name: str, recipe: list[dict[str, Any]], weight_decay: float = 0.1) -> RunConfig:
+def arm(
+    data: dict[str, Any], name: str, recipe: list[dict[str, Any]], weight_decay: float = 0.1
+) -> dict[str, Any]:
     """Return one arm; all share model, data, length and learning rate."""
-    return RunConfig(
-        name=name,
-        model=DecoderConfig(width=96, heads=4, blocks=2, context=32),
-        recipe=recipe,
-        data=DataConfig(
-            source="stdlib-docs", tokenizer="bytes", train_tokens=20_000, validation_tokens=40_000
-        ),
-        training=TrainingConfig(
-            steps=1000, batch=16, lr=3e-3, min_lr=1e-4, eval_every=125, weight_decay=weight_decay
-        ),
-    )
-
-
-def default_arms() -> list[RunConfig]:
-    """Return no regularizer, plain dropout, weight decay, both, and LearnedDropout in its two forms."""
-    return [
-        arm("none", []),
-        arm("dropout p=0.1", dropout(0.1)),
-        arm("weight decay 3", [], weight_decay=3.0),
-        arm("dropout p=0.1 + weight decay 1", dropout(0.1), weight_decay=1.0),
-        arm("LearnedDropout", learned("LearnedDropout")),
-        arm("LearnedDropout, pre-computed masks", learned("PrecomputedLearnedDropout")),
-    ]
+    training = TRAINING | {"weight_decay": weight_decay}
+    return {"name": name, "model": MODEL, "recipe": recipe, "data": data, "training": training}

@@ -1,1 +1,5 @@
-"""Fine-tuning a pre-trained classifier of sentences, the same for every arm."""
+"""Fine-tuning a pre-trained classifier of sentences."""
+
+from .task import Sentences
+
+__all__ = ["Sentences"]

@@ -1,15 +1,11 @@
-"""The arms of a fine-tuning: what regularizes, as the recipe of a run config.
-
-A recipe here is a list of rules, as `Recipe.to_data` writes them, and of terms of the loss, which are
-``{term: RDrop, weight: 1.0}`` and ``{term: L2SP, weight: 0.01}``.
-"""
+"""The arms of a fine-tuning, each with the model's own dropout off wherever the arm has no rule."""
 
 from typing import Any
 
 from torch import nn
 
 from ... import recipes
-from ...errors import InputError, did_you_mean
+from ...errors import InputError
 from ...layers import Dropout, LearnedDropout
 from ...recipe import Recipe, Rule
 from ...schedules import Linear, Schedule
@@ -22,17 +18,44 @@ L2SP_WEIGHT = 0.01
 # Keeps cos^2(0.15) = 98 % at the start. At 0 exactly the cosine is flat, and nothing is learned.
 LEARNED_SHIFT = 0.3
 LEARNED_WEIGHT = 0.1
+# Up to so many sentences a fine-tuning needs more passes, and bears a higher learning rate.
+FEW = 2000
+BATCH = 32
+WARMUP = 0.06
 
-TERMS = ("RDrop", "L2SP")
 
-Entry = dict[str, Any]
+def default_arms(model: nn.Module, sentences: int) -> list[dict[str, Any]]:
+    """Return the arms for a model and so many sentences to train on.
+
+    Raises:
+        InputError: when the model has no place for an arm.
+    """
+    terms = {"rdrop": {"rdrop": RDROP_WEIGHT}, "l2sp": {"l2_sp": L2SP_WEIGHT}}
+    training = length(sentences)
+    return [
+        {"name": name, "recipe": recipe, "training": training | terms.get(name, {})}
+        for name, recipe in make_recipes(model).items()
+    ]
 
 
-def make_arms(model: nn.Module) -> dict[str, list[Entry]]:
-    """Return the arms for a model, each with the model's own dropout off where the arm has no rule.
+def length(sentences: int) -> dict[str, Any]:
+    """Return the training settings: eight passes over few sentences, three over many."""
+    few = sentences <= FEW
+    per_epoch = -(-sentences // BATCH)
+    steps = (8 if few else 3) * per_epoch
+    return {
+        "steps": steps,
+        "eval_every": per_epoch,
+        "batch": BATCH,
+        "lr": {"linear": {"start": 5e-5 if few else 3e-5, "end": 0.0}},
+        "warmup_steps": round(WARMUP * steps),
+        "weight_decay": 0.01,
+        "beta2": 0.999,
+    }
 
-    Args:
-        model: the classifier, as loaded.
+
+def make_recipes(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """Return the recipe of each arm as plain data.
 
     Raises:
         InputError: when the model has no place for an arm.
@@ -49,14 +72,7 @@ def make_arms(model: nn.Module) -> dict[str, list[Entry]]:
         "rdrop": bert,
         "l2sp": bert,
     }
-    terms = {
-        "rdrop": [{"term": "RDrop", "weight": RDROP_WEIGHT}],
-        "l2sp": [{"term": "L2SP", "weight": L2SP_WEIGHT}],
-    }
-    return {
-        name: [*Recipe([*own, *silence(own, sites)]).to_data(), *terms.get(name, [])]
-        for name, own in rules.items()
-    }
+    return {name: Recipe([*own, *silence(own, sites)]).to_data() for name, own in rules.items()}
 
 
 def bert_rules(p: float | Schedule, sites: list[Site]) -> list[Rule]:
@@ -82,24 +98,5 @@ def silence(rules: list[Rule], sites: list[Site]) -> list[Rule]:
 
 
 def has_own_dropout(site: Site) -> bool:
-    """Say whether the model itself has a place for dropout here, rather than a hook of ours."""
+    """Return whether the model itself has a place for dropout here, rather than a hook of ours."""
     return site.rate is not None or site.access in ("module", "rate")
-
-
-def parts_of(recipe: list[Entry]) -> tuple[Recipe, dict[str, float]]:
-    """Return a recipe's rules, and its terms of the loss with their weights.
-
-    Raises:
-        InputError: for an unknown term, or a weight that is no number from 0 on.
-    """
-    terms: dict[str, float] = {}
-    for entry in recipe:
-        if "term" not in entry:
-            continue
-        name, weight = str(entry["term"]), entry.get("weight")
-        if name not in TERMS:
-            raise InputError(f"There is no term {name!r} of the loss.{did_you_mean(name, TERMS)}")
-        if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight >= 0:
-            raise InputError(f"The weight of {name} is {weight!r}, but it is a number from 0 on.")
-        terms[name] = float(weight)
-    return Recipe.from_data(entry for entry in recipe if "term" not in entry), terms

@@ -13,7 +13,7 @@ from .tokenization import (
     make_tokenizer,
     vocabulary_size,
 )
-from .windows import Windows, batch_indices, epoch_order, fixed_probe
+from .windows import Windows
 
 __all__ = [
     "ByteTokenizer",
@@ -24,10 +24,7 @@ __all__ = [
     "PreparedData",
     "Tokenizer",
     "Windows",
-    "batch_indices",
     "default_cache",
-    "epoch_order",
-    "fixed_probe",
     "load_tokenizer",
     "make_tokenizer",
     "open_corpus",

@@ -1,8 +1,9 @@
 """Which text a run reads and how it becomes tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from transformer_dropout.errors import InputError
+from ....errors import InputError
+from ....runs.sections import NEWER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,7 @@ class DataConfig:
         train_tokens: use only the first so many training tokens; None uses all. The tokenizer is trained
             on the whole training split either way, so runs of different sizes share their tokens.
         validation_tokens: the same for the validation tokens.
+        test_tokens: how many tokens behind the validation tokens in use make the test split; None for none.
         validation_fraction: the share of the documents (of the text, when there is one document) held out.
 
     Raises:
@@ -29,6 +31,7 @@ class DataConfig:
     train_tokens: int | None = None
     validation_tokens: int | None = None
     validation_fraction: float = 0.1
+    test_tokens: int | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.validation_fraction < 1.0:
@@ -36,7 +39,7 @@ class DataConfig:
                 f"data.validation_fraction is {self.validation_fraction} but must lie between 0 and 1: "
                 "use --set data.validation_fraction=0.1"
             )
-        for name in ("train_tokens", "validation_tokens"):
+        for name in ("train_tokens", "validation_tokens", "test_tokens"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise InputError(

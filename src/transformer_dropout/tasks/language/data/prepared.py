@@ -31,6 +31,7 @@ class PreparedData:
     Args:
         train: one dimension, read-only, memory-mapped.
         validation: the same.
+        test: those behind the validation tokens, or None.
         tokenizer: turns them into text.
         manifest: what these tokens are. ``splits.train.sha256`` and ``splits.validation.sha256`` are of the
             tokens in use: runs whose hashes are equal trained and were evaluated on the same tokens.
@@ -38,6 +39,7 @@ class PreparedData:
 
     train: np.ndarray
     validation: np.ndarray
+    test: np.ndarray | None
     tokenizer: Tokenizer
     manifest: dict[str, Any]
 
@@ -122,12 +124,16 @@ def _load(config: DataConfig, entry: Path) -> PreparedData:
         splits[name] = _limited(tokens, limit, name)
         whole = len(splits[name]) == len(tokens)
         counts[name] = manifest["splits"][name] if whole else _counts(splits[name], tokenizer)
+    test = None
+    if config.test_tokens is not None:
+        test = _limited(tokens[len(splits["validation"]) :], config.test_tokens, "test")
+        counts["test"] = _counts(test, tokenizer)
     manifest = {key: value for key, value in manifest.items() if key != "files"}
     # Equal content shares an entry, so the source's name is this config's and not the one that came first.
     manifest |= {"source": config.source, "splits": counts}
     if config.source.startswith("stdlib-"):
         manifest["python"] = platform.python_version()
-    return PreparedData(**splits, tokenizer=tokenizer, manifest=manifest)
+    return PreparedData(**splits, test=test, tokenizer=tokenizer, manifest=manifest)
 
 
 def _limited(tokens: np.ndarray, limit: int | None, name: str) -> np.ndarray:

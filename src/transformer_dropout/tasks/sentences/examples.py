@@ -41,7 +41,7 @@ def read_sentences(files: Mapping[str, Path]) -> list[Sentence]:
     if len(files) < 2:
         raise InputError(
             f"A classifier needs at least two classes, and there are {len(files)}; write for example "
-            "--class neg=negative.txt --class pos=positive.txt."
+            "--set data.classes.neg=negative.txt --set data.classes.pos=positive.txt."
         )
     sentences = []
     for label, (name, path) in enumerate(files.items()):
@@ -110,7 +110,7 @@ def balanced_subset(sentences: Sequence[Sentence], size: int, classes: Sequence[
         if len(found) < wanted:
             raise InputError(
                 f"Class {name} has {len(found)} training sentences, but {size} of {len(classes)} classes "
-                f"need {wanted}; take at most {len(found) * len(classes)} with --train-sentences."
+                f"need {wanted}; use --set data.train_sentences={len(found) * len(classes)} or less."
             )
         chosen += found[:wanted]
     return chosen

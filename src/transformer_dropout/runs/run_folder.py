@@ -1,0 +1,68 @@
+"""Who a run folder belongs to: this run, another, or nobody yet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import InputError
+from .files import clear_write_errors
+from .processes import Processes
+from .record import read_run
+from .run_config import RunConfig
+
+
+def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """Return the record when the run is finished, None when there is something to do.
+
+    Raises:
+        InputError: when the folder is not this run's, or holds this run and ``resume`` was not asked for.
+    """
+    if not folder.exists():
+        return None
+    record = read_run(folder)
+    if record is None:
+        others = [path.name for path in folder.iterdir() if path.name not in OWN_NAMES]
+        if others:
+            raise InputError(
+                f"{folder} exists and is no run folder (it holds {others[0]}); choose another with --out."
+            )
+        return None
+    if record.get("fingerprint") != config.fingerprint():
+        raise InputError(
+            f"{folder} holds another run ({record.get('name')!r}, seed {record.get('seed')}); choose another "
+            "folder with --out."
+        )
+    if not resume:
+        raise InputError(
+            f"{folder} already holds this run ({record.get('status')}); add --resume to continue it, or "
+            "choose another folder with --out."
+        )
+    return record if record.get("status") == "finished" else None
+
+
+# What a run folder may hold before its record is written.
+OWN_NAMES = ("config.yaml", ".run.lock", "log.txt", "checkpoints", "metrics.jsonl")
+
+
+@contextmanager
+def locked(folder: Path, processes: Processes) -> Iterator[None]:
+    """Hold the folder for this run alone; the system frees it when the process dies."""
+    lock = FileLock(folder / ".run.lock")
+    if processes.first:
+        with clear_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise InputError(
+                    f"Another process is running in {folder}; wait for it, stop it, or choose another folder "
+                    "with --out."
+                ) from None
+    try:
+        yield
+    finally:
+        if processes.first:
+            lock.release()

@@ -1,0 +1,153 @@
+"""How a run is trained and measured, whatever it trains."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import InputError
+from ..schedules import Schedule, schedule_from_data
+from .sections import NEWER
+
+# A schedule as a file says it: a number, text such as "0,0.3@0.5,0", or {linear: {start: 0.0, end: 0.1}}.
+ScheduleData = float | str | dict[str, Any]
+# Where in the training a schedule is checked.
+CHECKED_AT = [n / 20 for n in range(21)]
+# Regularizers beside the recipe and the weight decay.
+REGULARIZERS = ("l1", "l2", "elastic_net", "proximal_l1", "label_smoothing", "rdrop", "l2_sp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """When to stop before the last step.
+
+    Attributes:
+        patience: evaluations in a row in which the task's first metric was no better on validation.
+        min_delta: how much better it must be to count, in its own unit.
+    """
+
+    patience: int = 5
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.min_delta < 0:
+            raise InputError(
+                "training.early_stopping needs patience of at least 1 and min_delta of at least 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticNetConfig:
+    """L1 and L2 together, as `td.ElasticNet` takes them.
+
+    Attributes:
+        weight: strength, a number or a schedule.
+        l1_ratio: share of the absolute values, between 0 and 1.
+    """
+
+    weight: ScheduleData
+    l1_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_schedule(self.weight, "training.elastic_net.weight")
+        if not 0 <= self.l1_ratio <= 1:
+            raise InputError(f"training.elastic_net.l1_ratio is {self.l1_ratio}; it is a share from 0 to 1.")
+
+
+def check_schedule(data: ScheduleData, where: str) -> None:
+    """Raise InputError for what is no schedule, or one that leaves [0, infinity)."""
+    schedule = schedule_from_data(data, where)
+    for progress in CHECKED_AT:
+        if not 0 <= schedule(progress) < math.inf:
+            raise InputError(
+                f"{where} is {schedule(progress)} at progress {progress}, but it is finite and at least 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a run is trained and measured.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: examples in one forward, over all processes together.
+        accumulation: forwards in one optimizer step.
+        lr: learning rate after warm-up: a number, from which a cosine falls to ``min_lr``, or a schedule.
+        min_lr: where that cosine ends; a schedule does not read it.
+        warmup_steps: steps of linear warm-up.
+        decay_steps: the step at which the cosine or the schedule ends; None for ``steps``.
+        weight_decay: AdamW's decoupled decay, on matrices only; a number or a schedule.
+        l1, l2, elastic_net: weights of penalties on the same matrices, numbers or schedules; 0 is none.
+        proximal_l1: strength of the soft-thresholding after each step, which makes exact zeros.
+        label_smoothing: share of the target that is spread over all classes, in training only.
+        rdrop: weight of R-Drop's divergence between two passes; a number or a schedule, 0 is one pass.
+        l2_sp: weight of a pull to the weights at the start, for fine-tuning; a number or a schedule.
+        beta1, beta2: AdamW's decay rates.
+        clip: largest gradient norm; None for no clipping.
+        precision: ``auto`` is bfloat16 autocast on a GPU that has it, else float32.
+        compile: whether the model runs through ``torch.compile``.
+        distributed: what ``torchrun`` with several processes uses.
+        eval_every: steps between evaluations and checkpoints.
+        eval_windows: validation examples of an evaluation, evenly spread; None for the whole split.
+        probe_windows: training examples on which the clean training loss is measured.
+        early_stopping: None to train to the last step.
+        tensorboard: whether to write TensorBoard event files beside the records.
+    """
+
+    steps: int = 2000
+    batch: int = 16
+    accumulation: int = 1
+    lr: ScheduleData = 1e-3
+    min_lr: float = 1e-4
+    warmup_steps: int = 100
+    decay_steps: int | None = None
+    weight_decay: ScheduleData = 0.1
+    l1: ScheduleData = field(default=0.0, metadata=NEWER)
+    l2: ScheduleData = field(default=0.0, metadata=NEWER)
+    elastic_net: ElasticNetConfig | None = field(default=None, metadata=NEWER)
+    proximal_l1: ScheduleData = field(default=0.0, metadata=NEWER)
+    label_smoothing: float = field(default=0.0, metadata=NEWER)
+    rdrop: ScheduleData = field(default=0.0, metadata=NEWER)
+    l2_sp: ScheduleData = field(default=0.0, metadata=NEWER)
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float | None = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    eval_every: int = 200
+    eval_windows: int | None = None
+    probe_windows: int = 256
+    early_stopping: EarlyStoppingConfig | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulation", "eval_every", "probe_windows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training.{name} is {getattr(self, name)}, but it must be at least 1.")
+        for name in ("eval_windows", "decay_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(
+                    f"training.{name} is {getattr(self, name)}, but it must be at least 1, or null."
+                )
+        for name in ("lr", "weight_decay", "l1", "l2", "proximal_l1", "rdrop", "l2_sp"):
+            check_schedule(getattr(self, name), f"training.{name}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"training.label_smoothing is {self.label_smoothing}, but it is a share from 0 to below 1."
+            )
+        for name in ("min_lr", "warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"training.{name} is {getattr(self, name)}, but it is a finite number from 0 on."
+                )
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"training.clip is {self.clip}, but it must be above 0; null is no clipping.")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"training.{name} is {getattr(self, name)}, but it lies in [0, 1).")
+        if isinstance(self.lr, int | float) and self.min_lr > self.lr:
+            raise InputError(f"training.min_lr {self.min_lr} is above training.lr {self.lr}; swap them.")
+
+    def schedule(self, name: str) -> Schedule:
+        """Return the schedule of a key that may be a number or one."""
+        return schedule_from_data(getattr(self, name), f"training.{name}")
