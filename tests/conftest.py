@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from transformer_dropout.runs.run_config import RunConfig, TrainingConfig
+from transformer_dropout.runs.run_config import RunConfig
+from transformer_dropout.runs.training_config import TrainingConfig
 from transformer_dropout.tasks.language.data import DataConfig
 from transformer_dropout.tasks.language.decoder import DecoderConfig
 

@@ -18,7 +18,7 @@ def test_every_command_shows_examples_that_begin_with_it(here, name):
 def test_the_help_of_the_whole_lists_every_command(command):
     result = command("--help")
     assert (result.code, result.err) == (0, "")
-    assert {"audit", "sites", "finetune", "compare", "train", "generate", "report"} <= set(NAMES)
+    assert {"audit", "sites", "compare", "train", "generate", "report"} <= set(NAMES)
     for name in NAMES:
         assert f" {name} " in result.out
 

@@ -2,14 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from transformer_dropout.errors import InputError
-from transformer_dropout.runs.cost import count_cost, count_flops, count_parameters
+from transformer_dropout.runs.cost import META, count_cost, count_flops, count_parameters, sketched
+from transformer_dropout.tasks.language import Language
+from transformer_dropout.tasks.language.data import Windows
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 WIDTH, CONTEXT, VOCABULARY, BLOCKS = 16, 16, 50, 1
+
+
+def cost_of(config):
+    """Count a config's cost with a vocabulary of a known size."""
+    return count_cost(config, replace(sketched(config), vocabulary_size=VOCABULARY))
 
 
 def forward_flops_per_token():
@@ -30,41 +38,41 @@ def plain_parameters():
 
 
 def test_flops_and_parameters_of_a_plain_decoder(tiny):
-    cost = count_cost(tiny(), VOCABULARY)
-    assert cost.inference_flops_per_token == forward_flops_per_token()
+    cost = cost_of(tiny())
+    assert cost.inference_flops_per_item == forward_flops_per_token()
     # Each product has two in the backward pass: one for its input and one for its weight.
-    assert cost.training_flops_per_token == 3 * forward_flops_per_token()
+    assert cost.training_flops_per_item == 3 * forward_flops_per_token()
     assert cost.parameters == plain_parameters()
     assert cost.without_positional == plain_parameters() - CONTEXT * WIDTH
     assert (cost.regularizer, cost.frozen, cost.gate_share) == (0, 0, 0.0)
 
 
 def test_the_gate_costs_its_projection_and_its_attention(tiny, learned):
-    plain, gated = count_cost(tiny(), VOCABULARY), count_cost(tiny(recipe=learned), VOCABULARY)
+    plain, gated = cost_of(tiny()), cost_of(tiny(recipe=learned))
     gate = gate_flops_per_token()
-    assert gated.inference_flops_per_token == plain.inference_flops_per_token + gate
+    assert gated.inference_flops_per_item == plain.inference_flops_per_item + gate
     assert gated.gate_share == pytest.approx(gate / (forward_flops_per_token() + gate))
     assert gated.regularizer == 3 * WIDTH**2 + WIDTH
     assert gated.parameters == plain.parameters + gated.regularizer
 
 
 def test_plain_dropout_costs_no_product(tiny, learned):
-    cost = count_cost(tiny(recipe=learned[1:]), VOCABULARY)
+    cost = cost_of(tiny(recipe=learned[1:]))
     assert (cost.gate_share, cost.regularizer) == (0.0, 0)
 
 
 def test_parameters_without_a_gradient_are_counted_apart(tiny):
     rule = {"select": "mlp_output", "layer": "PrecomputedLearnedDropout", "heads": 2, "weight": 0.1}
-    assert count_cost(tiny(recipe=[rule]), VOCABULARY).frozen == 4 * WIDTH**2
-    assert count_cost(tiny(recipe=[rule | {"detach": False}]), VOCABULARY).frozen == 0
+    assert cost_of(tiny(recipe=[rule])).frozen == 4 * WIDTH**2
+    assert cost_of(tiny(recipe=[rule | {"detach": False}])).frozen == 0
 
 
 def test_tokens_of_the_whole_run(tiny):
-    assert count_cost(tiny(steps=7, batch=3, accumulation=5), VOCABULARY).tokens == 7 * 3 * 5 * CONTEXT
+    assert cost_of(tiny(steps=7, batch=3, accumulation=5)).items == 7 * 3 * 5 * CONTEXT
 
 
 def test_the_memory_estimate_grows_with_the_batch(tiny):
-    small, large = (count_cost(tiny(batch=batch), VOCABULARY) for batch in (4, 64))
+    small, large = (cost_of(tiny(batch=batch)) for batch in (4, 64))
     state = 16 * small.parameters
     assert small.memory_bytes > state
     assert (large.memory_bytes - state) / (small.memory_bytes - state) == pytest.approx(16, rel=1e-3)
@@ -72,13 +80,14 @@ def test_the_memory_estimate_grows_with_the_batch(tiny):
 
 def test_the_memory_estimate_holds_at_least_the_largest_activations(tiny):
     logits = 4 * CONTEXT * VOCABULARY * 4
-    assert count_cost(tiny(), VOCABULARY).memory_bytes > 16 * plain_parameters() + logits
+    assert cost_of(tiny()).memory_bytes > 16 * plain_parameters() + logits
 
 
 def test_flops_do_not_depend_on_the_batch_per_token():
     with torch.device("meta"):
         model = Decoder(VOCABULARY, DecoderConfig(width=8, heads=2, blocks=2, context=4))
-    (forward, both), (forward_3, both_3) = (count_flops(model, batch, 4) for batch in (1, 3))
+    batches = [Language().batch(Windows(np.zeros(13), 4), range(size)).to(META) for size in (1, 3)]
+    (forward, both), (forward_3, both_3) = (count_flops(Language(), model, batch) for batch in batches)
     assert (3 * forward, 3 * both) == (forward_3, both_3)
     assert count_parameters(model) == (VOCABULARY + 4) * 8 + 2 * (12 * 64 + 16) + 8
 
@@ -86,6 +95,6 @@ def test_flops_do_not_depend_on_the_batch_per_token():
 def test_a_recipe_that_does_not_fit_is_refused(tiny, learned):
     config = tiny(recipe=[learned[0] | {"heads": 5}])
     with pytest.raises(InputError, match="cannot be split among 5 heads"):
-        count_cost(config, VOCABULARY)
+        cost_of(config)
     with pytest.raises(InputError, match="matches no site"):
-        count_cost(replace(config, recipe=[learned[1] | {"select": "blocks.9.mlp"}]), VOCABULARY)
+        cost_of(replace(config, recipe=[learned[1] | {"select": "blocks.9.mlp"}]))

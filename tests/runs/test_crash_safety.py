@@ -13,7 +13,7 @@ import pytest
 from transformer_dropout.runs.checkpoint import checkpoint_folders
 from transformer_dropout.runs.record import read_metrics, read_run
 from transformer_dropout.runs.run import run
-from transformer_dropout.runs.run_config import EarlyStoppingConfig
+from transformer_dropout.runs.training_config import EarlyStoppingConfig
 
 MEASURED = ("step_seconds", "peak_memory_bytes")
 

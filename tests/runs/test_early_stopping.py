@@ -3,7 +3,7 @@
 import json
 
 from transformer_dropout.runs.early_stopping import EarlyStopping
-from transformer_dropout.runs.run_config import EarlyStoppingConfig
+from transformer_dropout.runs.training_config import EarlyStoppingConfig
 
 
 def follow(losses, **config):

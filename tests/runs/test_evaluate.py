@@ -5,18 +5,20 @@ import pytest
 import torch
 
 from transformer_dropout.layers import Dropout
+from transformer_dropout.runs import loop
+from transformer_dropout.runs.cost import sketched
 from transformer_dropout.runs.evaluate import (
     EvaluationError,
+    Evaluator,
     collapsed_masks,
     evaluating,
     fixed_randomness,
     mask_statistics,
-    mean_loss,
-    repeatable_loss,
 )
-from transformer_dropout.runs.loop import Training, build_model
+from transformer_dropout.runs.loop import Training
 from transformer_dropout.runs.processes import Processes
-from transformer_dropout.tasks.language.data import Windows, prepare
+from transformer_dropout.runs.run import prepare
+from transformer_dropout.tasks.language import Language
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 
@@ -30,12 +32,29 @@ class LeftOnDropout(Dropout):
 
 @pytest.fixture
 def windows(tiny):
-    return Windows(prepare(tiny().data).train, 16)
+    return prepare(tiny()).train
+
+
+def built(config):
+    return loop.build_model(config, sketched(config))
+
+
+def evaluator(model):
+    return Evaluator(task=Language(), model=model, processes=ALONE, autocast=False)
+
+
+def loss(model, windows, count):
+    return evaluator(model).scores(windows, np.arange(count))["loss"]
+
+
+def statistics_of(model, regularization, windows, count):
+    batch = Language().batch(windows, np.arange(count))
+    return mask_statistics(Language(), model, regularization, batch, seed=0)
 
 
 @pytest.fixture
 def learned_model(tiny, learned):
-    return build_model(tiny(recipe=learned), 256)
+    return built(tiny(recipe=learned))
 
 
 def test_the_mean_over_a_split_equals_a_naive_loop(windows, learned_model):
@@ -45,7 +64,7 @@ def test_the_mean_over_a_split_equals_a_naive_loop(windows, learned_model):
     model.eval()
     with torch.no_grad():
         losses = [model(*windows.inputs_and_targets([index])).item() for index in indices]
-    assert mean_loss(model, windows, indices, ALONE, False) == pytest.approx(np.mean(losses), abs=1e-6)
+    assert loss(model, windows, len(windows)) == pytest.approx(np.mean(losses), abs=1e-6)
 
 
 def test_the_mode_of_the_model_is_put_back(learned_model):
@@ -61,28 +80,28 @@ def test_the_mode_of_the_model_is_put_back(learned_model):
 
 
 def test_two_passes_of_a_clean_model_are_bit_equal(windows, learned_model):
-    loss, equal = repeatable_loss(*learned_model, windows, np.arange(40), ALONE, False)
+    model, regularization = learned_model
+    scores, equal = evaluator(model).repeatable(regularization, windows, np.arange(40))
     assert equal
-    assert loss == mean_loss(learned_model[0], windows, np.arange(40), ALONE, False)
+    assert scores == {"loss": loss(model, windows, 40)}
 
 
 @pytest.mark.parametrize("place", ["attention_weights", "mlp_output"])
 def test_dropout_left_on_in_evaluation_is_caught(tiny, windows, place):
     recipe = [{"select": place, "layer": "Dropout", "p": 0.5}]
-    model, regularization = build_model(tiny(recipe=recipe), 256)
+    model, regularization = built(tiny(recipe=recipe))
     regularization.placed[0].layer.__class__ = LeftOnDropout
     with pytest.raises(EvaluationError, match="Two evaluations of the same weights gave"):
-        repeatable_loss(model, regularization, windows, np.arange(40), ALONE, False)
+        evaluator(model).repeatable(regularization, windows, np.arange(40))
 
 
 def test_masks_sampled_on_purpose_repeat_under_one_seed_and_the_record_says_so(tiny, learned, windows):
     recipe = [learned[0] | {"eval_mask": "sample"}]
-    model, regularization = build_model(tiny(recipe=recipe), 256)
-    arguments = (model, regularization, windows, np.arange(40), ALONE, False)
-    first = repeatable_loss(*arguments)
-    assert first == repeatable_loss(*arguments)
+    model, regularization = built(tiny(recipe=recipe))
+    first = evaluator(model).repeatable(regularization, windows, np.arange(40))
+    assert first == evaluator(model).repeatable(regularization, windows, np.arange(40))
     assert first[1] is False
-    assert first[0] != mean_loss(model, windows, np.arange(40), ALONE, False)
+    assert first[0]["loss"] != loss(model, windows, 40)
 
 
 def test_fixed_randomness_repeats_and_moves_nothing_outside():
@@ -97,7 +116,7 @@ def test_fixed_randomness_repeats_and_moves_nothing_outside():
 @pytest.mark.parametrize("eval_mask", ["threshold", "sample"])
 def test_an_evaluation_moves_no_random_state_and_no_weight(tiny, learned, eval_mask):
     config = tiny(recipe=[learned[0] | {"eval_mask": eval_mask}, learned[1]])
-    training = Training(config, prepare(config.data), ALONE)
+    training = Training(config, prepare(config), ALONE)
     training.advance()
     random, weights = torch.get_rng_state(), training.whole_state()
     once, twice = training.evaluate(), training.evaluate(twice=True)
@@ -113,18 +132,18 @@ def test_mask_statistics_are_the_fractions_the_layer_keeps(windows, learned_mode
     layer.shift.data.fill_(1.0)
     layer.qkv.weight.data.zero_()  # now M = 0.5 cos(1) + 0.5 everywhere
     keep = 0.5 * np.cos(1.0) + 0.5
-    statistics = mask_statistics(model, regularization, windows, np.arange(64), ALONE, seed=0)
+    statistics = statistics_of(model, regularization, windows, 64)
     assert statistics["keep"] == pytest.approx(keep, abs=0.01)
     assert statistics["keep_eval"] == 1.0
     assert statistics["penalty"] == pytest.approx(0.1 * keep**2 / 2, rel=1e-5)
     assert list(statistics["keep_by_site"].values()) == [statistics["keep"]]
     assert next(iter(statistics["keep_by_site"])).startswith("blocks.0.mlp")
-    assert statistics == mask_statistics(model, regularization, windows, np.arange(64), ALONE, seed=0)
+    assert statistics == statistics_of(model, regularization, windows, 64)
 
 
 def test_a_recipe_without_masks_has_no_fractions(tiny, windows):
-    model, regularization = build_model(tiny(), 256)
-    statistics = mask_statistics(model, regularization, windows, np.arange(4), ALONE, seed=0)
+    model, regularization = built(tiny())
+    statistics = statistics_of(model, regularization, windows, 4)
     assert (statistics["keep"], statistics["keep_eval"], statistics["penalty"]) == (None, None, 0.0)
     assert collapsed_masks(statistics) == []
 

@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import pytest
 
+from transformer_dropout.runs.cost import sketched
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.optimizer import learning_rate, make_optimizer, weight_decay_groups
-from transformer_dropout.runs.run_config import TrainingConfig
+from transformer_dropout.runs.training_config import TrainingConfig
 
 
 @pytest.fixture
 def model(tiny, learned):
     config = tiny(recipe=learned)
-    return build_model(replace(config, model=replace(config.model, bias=True)), 64)[0]
+    config = replace(config, model=replace(config.model, bias=True))
+    return build_model(config, sketched(config))[0]
 
 
 def test_only_matrices_decay(model):
@@ -61,6 +63,15 @@ def test_the_optimizer_takes_its_settings_from_the_config(model):
 def test_the_learning_rate_by_hand(step, rate):
     config = TrainingConfig(lr=1.0, min_lr=0.2, warmup_steps=4, decay_steps=12, steps=100)
     assert learning_rate(step, config) == pytest.approx(rate)
+
+
+def test_a_schedule_takes_the_place_of_the_cosine():
+    lr = {"linear": {"start": 1.0, "end": 0.0}}
+    config = TrainingConfig(lr=lr, warmup_steps=6, steps=100)
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[:7] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1])
+    assert rates[99] == pytest.approx(1 / 94)
+    assert rates[100] == 0
 
 
 def test_without_decay_steps_the_cosine_ends_at_the_last_step():

@@ -14,8 +14,7 @@ from transformer_dropout.errors import InputError
 from transformer_dropout.runs.loop import Training
 from transformer_dropout.runs.processes import Processes, joined_processes, spread, without_gradient_sync
 from transformer_dropout.runs.record import read_metrics, read_run
-from transformer_dropout.runs.run import run
-from transformer_dropout.tasks.language.data import prepare
+from transformer_dropout.runs.run import prepare, run
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -94,7 +93,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_one_that_can(tiny):
     with pytest.raises(
         InputError, match=r"5 cannot be shared among 2 processes; use --set training\.batch=6"
     ):
-        Training(config, prepare(config.data), two)
+        Training(config, prepare(config), two)
 
 
 @pytest.mark.slow

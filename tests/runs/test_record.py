@@ -14,7 +14,7 @@ from transformer_dropout.runs.record import (
     read_metrics,
     read_run,
 )
-from transformer_dropout.tasks.language.data import prepare
+from transformer_dropout.runs.run import prepare
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def records(tmp_path):
 
 def test_a_new_record_says_what_the_run_is(tiny, learned):
     config = tiny(recipe=learned, seed=3)
-    data = prepare(config.data)
-    record = new_record(config, data.manifest, count_cost(config, 256))
+    splits = prepare(config)
+    record = new_record(config, splits.manifest, count_cost(config, splits))
     assert json.loads(json.dumps(record)) == record
     assert (record["status"], record["seed"]) == ("running", 3)
     assert record["fingerprint"] == config.fingerprint()
@@ -33,7 +33,7 @@ def test_a_new_record_says_what_the_run_is(tiny, learned):
     assert record["versions"]["torch"] == torch.__version__
     assert record["float32_linears"] == ("PyTorch" if torch.cuda.is_available() else "oneDNN")
     assert record["parameters"]["regularizer"] == 3 * 16**2 + 16
-    assert record["data"]["train"]["tokens"] == len(data.train)
+    assert record["data"]["train"]["tokens"] == len(splits.train.tokens)
     assert record["data"]["train_sha256"] != record["data"]["validation_sha256"]
     assert record["notes"] == []
 
@@ -41,7 +41,8 @@ def test_a_new_record_says_what_the_run_is(tiny, learned):
 def test_parameters_without_a_gradient_are_told(tiny):
     rule = {"select": "mlp_output", "layer": "PrecomputedLearnedDropout", "heads": 2, "weight": 0.1}
     config = tiny(recipe=[rule])
-    record = new_record(config, prepare(config.data).manifest, count_cost(config, 256))
+    splits = prepare(config)
+    record = new_record(config, splits.manifest, count_cost(config, splits))
     assert record["notes"] == [record["notes"][0]]
     assert "1,024 parameters never receive a gradient" in record["notes"][0]
 

@@ -15,9 +15,9 @@ from transformer_dropout.runs.listener import Listener
 from transformer_dropout.runs.loop import Training
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.record import read_metrics, read_run
-from transformer_dropout.runs.run import run
-from transformer_dropout.runs.run_config import EarlyStoppingConfig, load_run_config
-from transformer_dropout.tasks.language.data import Windows, prepare
+from transformer_dropout.runs.run import prepare, run
+from transformer_dropout.runs.run_config import load_run_config
+from transformer_dropout.runs.training_config import EarlyStoppingConfig
 from transformer_dropout.tasks.language.saved_model import load_model
 
 METRICS = {
@@ -100,7 +100,7 @@ def test_the_saved_model_has_the_recorded_loss(tmp_path, tiny, learned):
     config = tiny(recipe=learned)
     record = run(config, tmp_path / "run")
     model, _ = load_model(tmp_path / "run" / "model")
-    windows = Windows(prepare(config.data).validation, 16)
+    windows = prepare(config).validation
     with torch.no_grad():
         loss = model(*windows.inputs_and_targets(range(len(windows)))).item()
     assert loss == pytest.approx(record["result"]["val_loss"], abs=1e-6)
@@ -118,7 +118,7 @@ def test_the_same_config_gives_the_same_run(tmp_path, tiny, learned):
 def test_two_arms_of_a_seed_start_alike_and_see_the_same_data(tiny, learned):
     arms = [tiny(), tiny(weight_decay=5.0), tiny(recipe=learned), tiny(seed=1)]
     alone = Processes(rank=0, size=1, device=torch.device("cpu"))
-    runs = [Training(arm, prepare(arm.data), alone) for arm in arms]
+    runs = [Training(arm, prepare(arm), alone) for arm in arms]
     plain, decay, masked, other_seed = runs
     state = plain.whole_state()
     for arm in (decay, masked):

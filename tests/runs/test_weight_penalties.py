@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from transformer_dropout.runs.loop import Training
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.record import read_metrics, read_run
-from transformer_dropout.runs.run import run
-from transformer_dropout.runs.run_config import ElasticNetConfig
-from transformer_dropout.tasks.language.data import prepare
+from transformer_dropout.runs.run import prepare, run
+from transformer_dropout.runs.training_config import ElasticNetConfig
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 NET = ElasticNetConfig(weight=0.02, l1_ratio=0.25)
@@ -27,7 +26,7 @@ EVERYTHING = {
 
 
 def training_of(config):
-    return Training(config, prepare(config.data), ALONE)
+    return Training(config, prepare(config), ALONE)
 
 
 def gradients(config):
@@ -131,10 +130,11 @@ def test_the_weight_decay_follows_its_schedule(tmp_path, tiny):
 
 def test_label_smoothing_changes_the_training_loss_and_no_measured_one(tiny):
     training, plain = training_of(tiny(label_smoothing=0.2)), training_of(tiny())
-    tokens, targets = training.windows.inputs_and_targets(range(4))
-    expected = F.cross_entropy(training.model(tokens).flatten(0, 1), targets.flatten(), label_smoothing=0.2)
-    assert training.training_loss(tokens, targets).item() == pytest.approx(expected.item(), rel=1e-6)
-    assert plain.training_loss(tokens, targets) == training.model(tokens, targets)
+    batch = training.task.batch(training.splits.train, range(4))
+    logits, targets = training.model(batch.inputs["tokens"]).flatten(0, 1), batch.targets.flatten()
+    expected = F.cross_entropy(logits, targets, label_smoothing=0.2)
+    assert training.objective(training.model, batch).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert plain.objective(training.model, batch) == training.task.loss(training.model, batch)
     assert training.evaluate()["val_loss"] == plain.evaluate()["val_loss"]
     training.advance()
     plain.advance()

@@ -86,6 +86,8 @@ def print_cost(console: Console, config: "RunConfig") -> None:
         ["share of the FLOPs in the gate", f"{cost.gate_share:.1%}"],
         ["estimated memory", f"{cost.memory_bytes / 2**20:,.0f} MiB"],
     ]
+    if "vocabulary_size" in splits.manifest:
+        rows.insert(5, ["vocabulary", f"{splits.manifest['vocabulary_size']:,}"])
     console.print(rich_table(config.name, ["", "value"], rows))
 
 

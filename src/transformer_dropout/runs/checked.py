@@ -45,7 +45,9 @@ def sentence(kind: type, problem: Any, places: dict[KeyPath, str], within: KeyPa
     path = (*within, *inside)
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
-        return str(cause)
+        # A check of several keys names its own at the beginning of the sentence.
+        named = tuple(str(cause).split(" ")[0].split("."))
+        return f"{places[named]}: {cause}" if named in places else str(cause)
     place = f"{places[path]}: " if path in places else ""
     name = ".".join(str(part) for part in path)
     if problem["type"] == "unexpected_keyword_argument":

@@ -65,7 +65,8 @@ def module_of(place: str) -> ModuleType:
     if own:
         return importlib.import_module(f"{HOME}.{place}")
     if "." not in place:
-        known = [found.name for found in pkgutil.iter_modules(importlib.import_module(HOME).__path__)]
+        found = (module.name for module in pkgutil.iter_modules(importlib.import_module(HOME).__path__))
+        known = [name for name in found if not name.startswith("_")]
         raise InputError(f"There is no task {place!r}.{did_you_mean(place, known)}")
     # As `python -m` does: modules beside the user come first.
     if "" not in sys.path:

@@ -105,26 +105,17 @@ class Training:
         torch.manual_seed(config.seed * 1_000_003 + processes.rank + 1)
 
     def fresh(self) -> set[str]:
-        """Return the names of the parameters that no pre-training made.
-
-        Raises:
-            InputError: when the config pulls to pre-trained weights and the task has none.
-        """
+        """Return the names of the parameters that no pre-training made."""
         own = getattr(self.task, "fresh", None)
-        if self.config.training.l2_sp and own is None:
-            raise InputError(
-                "training.l2_sp pulls to pre-trained weights, and this task trains from random ones; take it "
-                "out, or use training.l2."
-            )
-        layers = {
-            parameter for placed in self.regularization.placed for parameter in placed.layer.parameters()
-        }
+        layers = {p for placed in self.regularization.placed for p in placed.layer.parameters()}
         added = {name for name, parameter in self.model.named_parameters() if parameter in layers}
         return added | (set() if own is None else set(own(self.model)))
 
     def own_order(self, examples: int, seed: int, epoch: int) -> np.ndarray:
         """Return the order of an epoch as the task wants it."""
-        return self.task.order(self.splits.train, self.config.training.batch, seed, epoch)  # type: ignore
+        training = self.config.training
+        together = training.batch * training.accumulation
+        return self.task.order(self.splits.train, together, seed, epoch)  # type: ignore[attr-defined]
 
     @property
     def seconds(self) -> float:

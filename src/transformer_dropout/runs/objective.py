@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..schedules import Schedule
 from ..terms.losses import rdrop_loss
 from .task import Batch, Task
@@ -19,25 +18,13 @@ class Objective:
 
     Args:
         task: what is trained.
-        config: whether targets are smoothed and passes doubled.
-
-    Raises:
-        InputError: when the task has no class scores and the config needs them.
+        config: whether targets are smoothed and passes doubled; both need class scores of the task.
     """
 
     def __init__(self, task: Task, config: TrainingConfig) -> None:
         self.task, self.smoothing = task, config.label_smoothing
         self.divergence: Schedule | None = config.schedule("rdrop") if config.rdrop else None
         self.set_progress(0.0)
-        if self.smoothing and self.divergence is not None:
-            raise InputError("training.label_smoothing and training.rdrop do not go together; take one out.")
-        self.logits = getattr(task, "logits", None)
-        if (self.smoothing or self.divergence is not None) and self.logits is None:
-            key = "label_smoothing" if self.smoothing else "rdrop"
-            raise InputError(
-                f"training.{key} needs class scores, and this task gives none; take the key out, or give the "
-                "task a method logits(model, batch)."
-            )
 
     def set_progress(self, progress: float) -> None:
         """Move the weight of R-Drop to its value at ``progress``."""
@@ -61,8 +48,7 @@ class Objective:
 
     def scored(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return class scores in float32 and the classes."""
-        assert self.logits is not None
-        logits, targets = self.logits(model, batch)
+        logits, targets = self.task.logits(model, batch)  # type: ignore[attr-defined]
         return logits.float(), targets
 
 

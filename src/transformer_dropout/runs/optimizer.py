@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..schedules import Cosine, schedule_from_data
+from ..schedules import Cosine, Schedule
 from ..terms.weights import weight_decay_groups
 from .training_config import TrainingConfig
 
@@ -15,7 +15,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     """
     return torch.optim.AdamW(
         weight_decay_groups(model, config.schedule("weight_decay")(0.0)),
-        lr=learning_rate(0, config),
+        lr=peak_and_curve(config)[0],
         betas=(config.beta1, config.beta2),
         fused=True,
     )
@@ -26,13 +26,17 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
     The progress of the cosine or schedule is 0 at the end of the warm-up and 1 from ``decay_steps`` on.
     """
-    if isinstance(config.lr, int | float):
-        peak, curve = config.lr, Cosine(config.lr, config.min_lr)
-    else:
-        curve = schedule_from_data(config.lr, "training.lr")
-        peak = curve(0.0)
+    peak, curve = peak_and_curve(config)
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
     decay_steps = config.steps if config.decay_steps is None else config.decay_steps
     share = (step - config.warmup_steps) / max(1, decay_steps - config.warmup_steps)
     return curve(min(1.0, share))
+
+
+def peak_and_curve(config: TrainingConfig) -> tuple[float, Schedule]:
+    """Return the learning rate at the end of the warm-up, and what it follows from there."""
+    if isinstance(config.lr, int | float):
+        return config.lr, Cosine(config.lr, config.min_lr)
+    curve = config.schedule("lr")
+    return curve(0.0), curve

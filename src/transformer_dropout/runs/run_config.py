@@ -64,6 +64,7 @@ class RunConfig:
             if not isinstance(section, kind):
                 # The dataclass is frozen once it is complete.
                 object.__setattr__(self, name, checked(kind, section or {}, {}, (name,)))
+        check_terms(self.task, task, self.training)
 
     def find_task(self) -> Task:
         """Return the task that the config names."""
@@ -84,6 +85,27 @@ class RunConfig:
     def slug(self) -> str:
         """Return the name as a folder name."""
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.") or "run"
+
+
+def check_terms(name: str, task: Task, training: TrainingConfig) -> None:
+    """Refuse terms of the loss that a task cannot have.
+
+    Raises:
+        InputError: when it has no class scores or no pre-trained weights, and a term needs them.
+    """
+    for key in ("label_smoothing", "rdrop"):
+        if getattr(training, key) and not hasattr(task, "logits"):
+            raise InputError(
+                f"training.{key} needs class scores, and the task {name} gives none; take the key out, or "
+                "give the task a method logits(model, batch)."
+            )
+    if training.label_smoothing and training.rdrop:
+        raise InputError("training.label_smoothing and training.rdrop do not go together; take one out.")
+    if training.l2_sp and not hasattr(task, "fresh"):
+        raise InputError(
+            f"training.l2_sp pulls to pre-trained weights, and the task {name} trains from random ones; take "
+            "it out, or use training.l2."
+        )
 
 
 def load_run_config(path: Path, changes: Mapping[str, str] | None = None) -> RunConfig:

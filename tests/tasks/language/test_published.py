@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from transformer_dropout.errors import InputError
-from transformer_dropout.runs.cost import count_cost, count_parameters
+from transformer_dropout.runs.cost import count_cost, count_parameters, sketched
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.run import run
 from transformer_dropout.runs.run_config import config_from_data, load_run_config
@@ -17,7 +17,7 @@ from transformer_dropout.runs.yaml_file import read_yaml
 from transformer_dropout.schedules import schedule_from_data
 from transformer_dropout.tasks.language.published import PublishedCoefficient, from_published, is_published
 
-FOLDER = Path(__file__).parents[2] / "configs" / "published"
+FOLDER = Path(__file__).parents[3] / "configs" / "published"
 VOCABULARY = 50_257
 WITHOUT_POSITIONAL = {
     "with_penalty": 15_335_424,
@@ -125,7 +125,8 @@ def test_a_published_file_loads_verbatim_under_its_own_name(name):
 
 @pytest.mark.parametrize("name", ["with_penalty", "baseline", "precomputed_masks"])
 def test_parameters_without_the_positional_embedding_are_the_published_ones(name):
-    cost = count_cost(load_run_config(FOLDER / f"{name}.yaml"), VOCABULARY)
+    config = load_run_config(FOLDER / f"{name}.yaml")
+    cost = count_cost(config, sketched(config))
     assert cost.without_positional == WITHOUT_POSITIONAL[name]
     assert cost.frozen == (82_944 if name == "precomputed_masks" else 0)
 
@@ -133,7 +134,8 @@ def test_parameters_without_the_positional_embedding_are_the_published_ones(name
 @pytest.mark.parametrize("name", WITHOUT_POSITIONAL)
 def test_the_model_of_every_file_has_the_published_number_of_parameters(name):
     with torch.device("meta"):
-        model, _ = build_model(load_run_config(FOLDER / f"{name}.yaml"), VOCABULARY)
+        config = load_run_config(FOLDER / f"{name}.yaml")
+        model, _ = build_model(config, sketched(config))
     assert count_parameters(model) - model.embedding.position.weight.numel() == WITHOUT_POSITIONAL[name]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from transformer_dropout.tasks.sentences.config import FineTuningConfig
-from transformer_dropout.tasks.sentences.plan import plan
+from transformer_dropout.runs.default_arms import default_arms
+from transformer_dropout.runs.run_config import RunConfig
 
 THINGS = ("film", "plot", "cast", "scene", "joke", "score", "ending", "hero")
 WORDS = {"neg": ("dull", "poor", "weak", "flat"), "pos": ("warm", "sharp", "rich", "funny")}
@@ -69,17 +69,26 @@ def class_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def configs(model_dir: Path, class_paths: dict[str, Path]) -> dict[str, FineTuningConfig]:
+def configs(model_dir: Path, class_paths: dict[str, Path]) -> dict[str, RunConfig]:
     """A run config of every arm: two epochs of 24 sentences."""
-    found = plan(str(model_dir), class_paths, train_sentences=24, epochs=2, batch=8, lr=1e-3)
-    return {config.name: config for config in found}
+    changes = {
+        "model.source": str(model_dir),
+        **{f"data.classes.{name}": str(path) for name, path in class_paths.items()},
+        "data.train_sentences": "24",
+        "training.batch": "8",
+        "training.steps": "6",
+        "training.eval_every": "3",
+        "training.warmup_steps": "1",
+        "training.lr": "{linear: {start: 1e-3, end: 0.0}}",
+    }
+    return {config.name: config for config in default_arms("sentences", changes)}
 
 
 @pytest.fixture
-def changed(configs: dict[str, FineTuningConfig]) -> Callable[..., FineTuningConfig]:
+def changed(configs: dict[str, RunConfig]) -> Callable[..., RunConfig]:
     """Make a config of one arm with other training settings."""
 
-    def make(arm: str = "bert", *, seed: int = 0, **training: Any) -> FineTuningConfig:
+    def make(arm: str = "bert", *, seed: int = 0, **training: Any) -> RunConfig:
         config = configs[arm]
         return replace(config, seed=seed, training=replace(config.training, **training))
 

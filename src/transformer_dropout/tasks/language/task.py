@@ -54,7 +54,13 @@ class Language:
         """Return windows of zeros, with as many token ids as the tokenizer's name tells."""
         windows = Windows(np.zeros(2 * model.context + 1, dtype=np.uint8), model.context)
         size = vocabulary_size(data.tokenizer) or BYTES
-        return TextSplits(train=windows, validation=windows, tokenizer=None, vocabulary_size=size)
+        return TextSplits(
+            train=windows,
+            validation=windows,
+            manifest={"vocabulary_size": size},
+            tokenizer=None,
+            vocabulary_size=size,
+        )
 
     def build(self, model: DecoderConfig, splits: TextSplits) -> Decoder:
         """Return the decoder."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer_dropout.errors import InputError
-from transformer_dropout.tasks.sentences.sentences import (
+from transformer_dropout.tasks.sentences.examples import (
     Sentence,
     balanced_subset,
     digest,
@@ -41,7 +41,7 @@ def test_a_subset_is_balanced_and_holds_every_smaller_one(sentences, first, seco
     classes, (small, large) = ("a", "b", "c"), sorted((first, second))
     enough = min(Counter(s.label for s in sentences)[label] for label in range(3))
     if enough * 3 < large:
-        with pytest.raises(InputError, match="take at most"):
+        with pytest.raises(InputError, match="or less"):
             balanced_subset(sentences, enough * 3 + 3, classes)
         return
     chosen = balanced_subset(sentences, large, classes)
