@@ -28,7 +28,7 @@ FLOORS = {
     "audit": 4,
     "surgery": 4,
     "integrations": 5,
-    "runs": 6,
+    "runs": 5,
     "tasks": 6,
     "compare": 6,
     "cli": 7,
