@@ -5,6 +5,7 @@ from . import (
     decoding,
     gpu,
     mask_operation,
+    native_loops,
     peak_memory,
     plain_dropout,
     row_skipping,
@@ -22,6 +23,7 @@ ROOMS = (
     decoding,
     row_skipping,
     block_mlp,
+    native_loops,
     gpu,
 )
 

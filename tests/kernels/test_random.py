@@ -42,8 +42,8 @@ def test_the_bits_are_those_of_the_formula(words, start):
 
 def test_native_loops_make_the_same_numbers():
     pytest.importorskip("numba")
-    from transformer_dropout.kernels._compiled import compiled
-    from transformer_dropout.kernels.random_native import element_bits, element_uniform, key_words
+    from transformer_dropout.kernels.native._compiled import compiled
+    from transformer_dropout.kernels.native.random import element_bits, element_uniform, key_words
 
     @compiled
     def fill(bits, numbers, start, first, second):

@@ -60,21 +60,21 @@ class NativeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor) -> Tensor:
-        from . import attention_native
+        from .native import attention as native
 
         ctx.mask = mask_numbers(p)
-        mixed, log_sum = attention_native.attended(query, key, value, (random_key, *ctx.mask))
+        mixed, log_sum = native.attended(query, key, value, (random_key, *ctx.mask))
         ctx.save_for_backward(query, key, value, mixed, log_sum, random_key)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
-        from . import attention_native
+        from .native import attention as native
 
         query, key, value, mixed, log_sum, random_key = ctx.saved_tensors
         mask = (random_key, *ctx.mask)
-        found = attention_native.gradients(gradient, query, key, value, mixed, log_sum, mask)
+        found = native.gradients(gradient, query, key, value, mixed, log_sum, mask)
         return *found, None, None
 
 

@@ -49,9 +49,9 @@ class CounterDropout(torch.autograd.Function):
         ctx.p = p
         x = x.contiguous()
         if takes_native(x):
-            from . import dropout_native
+            from .native import dropout as native
 
-            return dropout_native.masked(x, key, *mask_numbers(p))
+            return native.masked(x, key, *mask_numbers(p))
         return masked(x, key, *mask_numbers(p))
 
     @staticmethod

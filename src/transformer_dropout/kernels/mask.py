@@ -104,9 +104,9 @@ class LearnedMask(torch.autograd.Function):
 def native_loops(*tensors: Tensor) -> ModuleType | None:
     """Return the module whose loops compute with these tensors, None for PyTorch's own operations."""
     if takes_native(*tensors):
-        from . import mask_native
+        from .native import mask as native
 
-        return mask_native
+        return native
     if takes_triton(*tensors):
         from . import mask_triton
 

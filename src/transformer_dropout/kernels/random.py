@@ -1,7 +1,7 @@
 """Counter-based random numbers: a function of a key and an element's index, so that no noise is stored.
 
 The same key gives the same numbers whatever the tiling, the thread count or the implementation; see
-`random_native` for the same bits in a native loop.
+`native.random` for the same bits in a native loop.
 """
 
 import torch

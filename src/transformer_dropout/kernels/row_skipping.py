@@ -24,7 +24,7 @@ def kept_rows(weight: Tensor, x: Tensor, kept: Tensor) -> Tensor:
         weight: (outputs, inputs); x: (inputs,); kept, result: (outputs,).
     """
     if skips_natively(weight, x, kept):
-        from .row_skipping_native import kept_rows as native
+        from .native.row_skipping import kept_rows as native
 
         y = x.new_empty(weight.shape[0])
         native(weight.detach().numpy(), x.detach().numpy(), kept.numpy(), y.numpy())
@@ -48,7 +48,7 @@ def kept_columns(weight: Tensor, x: Tensor, kept: Tensor) -> Tensor:
         weight: (outputs, inputs); x: (inputs,); kept: (blocks,); result: (outputs,).
     """
     if skips_natively(weight, x, kept):
-        from .row_skipping_native import kept_columns as native
+        from .native.row_skipping import kept_columns as native
 
         y = x.new_empty(weight.shape[0])
         native(weight.detach().numpy(), x.detach().numpy(), kept.numpy(), y.numpy())

@@ -30,9 +30,9 @@ class NativeReader:
     """
 
     def __init__(self, model: Decoder, memories: Mapping[nn.Module, Memory], length: int) -> None:
-        from ...kernels import decode_native
+        from ...kernels.native import decode as decode_loop
 
-        self._loop, self._model = decode_native, model
+        self._loop, self._model = decode_loop, model
         source = source_of(model)
         self._shared, self._blocks = shared_table(model, source), block_table(model)
         modules: list[nn.Module | None] = []

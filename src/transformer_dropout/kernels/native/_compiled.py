@@ -1,9 +1,11 @@
-"""How every native loop is compiled."""
+"""How every native loop is compiled, and how it is handed an address."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 # Products and sums may fuse; nothing else of the arithmetic changes, NaN and infinity included.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
@@ -24,3 +26,13 @@ def compiled(function: Callable[..., Any], *, reordered: bool = False) -> Callab
         return compiler(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder for its cache that can be written
         return compiler(**options)(function)
+
+
+@intrinsic
+def as_pointer(typing_context, address):
+    """Turn an address into a pointer."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate

@@ -1,10 +1,10 @@
-"""The counter-based random numbers of `random`, bit by bit, for native loops."""
+"""The counter-based random numbers of `kernels.random`, bit by bit, for native loops."""
 
 import numba
 import numpy as np
 from torch import Tensor
 
-from .random import FIRST_FACTOR, SECOND_FACTOR, STEP
+from ..random import FIRST_FACTOR, SECOND_FACTOR, STEP
 
 
 @numba.njit(inline="always")

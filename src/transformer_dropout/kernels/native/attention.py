@@ -1,4 +1,4 @@
-"""Causal attention of `attention` as native loops that skip the future and draw the mask on the way.
+"""Causal attention of `kernels.attention` as native loops that skip the future and draw the mask on the way.
 
 The queries of a block lie side by side, so that each instruction acts on a vector of them.
 """
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._compiled import compiled
-from .random_native import element_bits, key_words
-from .vector_native import VECTOR, load_vector, pointer_to, prefetch, store_vector, tile, transpose
+from ._compiled import as_pointer, compiled
+from .random import element_bits, key_words
+from .tile import VECTOR, tile
 
 # Queries of a block, and keys or channels that one tile takes.
 LANES, STEP = 32, 8
@@ -41,26 +41,24 @@ def exponential(x):
 
 
 @numba.njit(inline="always")
-def memory(places, number, like):
+def memory(places, number):
     """Return the memory from a tensor's first number on as one row without an end."""
-    return numba.carray(pointer_to(places[number, 0], like), (ENDLESS,))  # pyrefly: ignore
+    return numba.carray(as_pointer(places[number, 0]), (ENDLESS,), np.float32)  # pyrefly: ignore
 
 
 @numba.njit(inline="always")
-def load(source, at, step, count, size, factor, target, ahead):
-    """Copy rows, times a factor, to those of a wider array, and ask for the next head's."""
-    flat, width = target.reshape(-1), target.shape[1]
+def load(source, at, step, count, size, factor, target):
+    """Copy rows, times a factor, to those of a wider array."""
     for row in range(count):
-        start = at + row * step
-        for c in range(0, size, VECTOR):
-            prefetch(source, start + ahead + c, 0)
-            load_vector(source, start + c, size - c, factor, flat, row * width + c)
+        start, line = at + row * step, target[row]
+        for c in range(size):
+            line[c] = source[start + c] * factor
 
 
 @numba.njit(inline="always")
-def load_columns(source, at, step, count, size, factor, rows, columns, ahead):
+def load_columns(source, at, step, count, size, factor, rows, columns):
     """Copy a block of queries, times a factor, as rows and as columns; lanes without a query are 0."""
-    load(source, at, step, count, size, factor, rows, ahead)
+    load(source, at, step, count, size, factor, rows)
     rows[count:] = 0
     turned(rows, columns)
 
@@ -68,29 +66,26 @@ def load_columns(source, at, step, count, size, factor, rows, columns, ahead):
 @numba.njit(inline="always")
 def turned(source, target):
     """Write the columns of a matrix as rows of another."""
-    height, width = source.shape
-    a, b = source.reshape(-1), target.reshape(-1)
-    for row in range(0, height, VECTOR):
-        for c in range(0, width, VECTOR):
-            transpose(a, row * width + c, width, b, c * height + row, height)
+    for c in range(source.shape[1]):
+        line = target[c]
+        for row in range(source.shape[0]):
+            line[row] = source[row, c]
 
 
 @numba.njit(inline="always")
-def store(rows, factors, count, size, target, at, step, ahead):
-    """Write rows, each times its factor, where a tensor has them, and ask for the next head's place."""
-    flat, width = rows.reshape(-1), rows.shape[1]
+def store(rows, factors, count, size, target, at, step):
+    """Write rows, each times its factor, where a tensor has them."""
     for row in range(count):
-        start = at + row * step
-        for c in range(0, size, VECTOR):
-            prefetch(target, start + ahead + c, 1)
-            store_vector(flat, row * width + c, factors[row], target, start + c, size - c)
+        start, line, factor = at + row * step, rows[row], factors[row]
+        for c in range(size):
+            target[start + c] = line[c] * factor
 
 
 @numba.njit(inline="always")
-def store_columns(columns, factors, count, size, target, at, step, rows, ahead):
+def store_columns(columns, factors, count, size, target, at, step, rows):
     """Write columns, each times its factor, as the rows of a tensor; ``rows`` is room for them."""
     turned(columns, rows)
-    store(rows, factors, count, size, target, at, step, ahead)
+    store(rows, factors, count, size, target, at, step)
 
 
 @numba.njit(inline="always")
@@ -149,18 +144,16 @@ def first_elements(starts, head, start, tokens):
 
 
 @numba.njit(inline="always")
-def head_places(places, head, heads, at, ahead):
-    """Write where each tensor's rows of a head begin, and how much further on those of the next head do."""
+def head_places(places, head, heads, at):
+    """Write where each tensor's rows of a head begin."""
     for i in range(at.size):
-        sequence, inside = places[i, 1], places[i, 2]
-        at[i] = head // heads * sequence + head % heads * inside
-        ahead[i] = (head + 1) // heads * sequence + (head + 1) % heads * inside - at[i]
+        at[i] = head // heads * places[i, 1] + head % heads * places[i, 2]
 
 
 @compiled
-def forward(like, places, sizes, numbers, mask, log_sum, sums):
-    query, key, value = memory(places, 0, like), memory(places, 1, like), memory(places, 2, like)
-    out = memory(places, 3, like)
+def forward(places, sizes, numbers, mask, log_sum, sums):
+    query, key, value = memory(places, 0), memory(places, 1), memory(places, 2)
+    out = memory(places, 3)
     heads, tokens, size = sizes
     factor, scale, _ = numbers
     first, second, threshold = mask
@@ -170,16 +163,16 @@ def forward(like, places, sizes, numbers, mask, log_sum, sums):
     rows = np.empty((LANES, width), np.float32)
     weights, mixed = np.empty((padded, LANES), np.float32), np.empty((width, LANES), np.float32)
     top, total, starts = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint32)
-    at, ahead, step = np.empty(len(places), np.int64), np.empty(len(places), np.int64), places[:, 3]
+    at, step = np.empty(len(places), np.int64), places[:, 3]
     one = np.float32(1)
     for head in range(log_sum.size // tokens):
-        head_places(places, head, heads, at, ahead)
-        load(key, at[1], step[1], tokens, size, one, k, ahead[1])
-        load(value, at[2], step[2], tokens, size, one, v, ahead[2])
+        head_places(places, head, heads, at)
+        load(key, at[1], step[1], tokens, size, one, k)
+        load(value, at[2], step[2], tokens, size, one, v)
         for start in range(0, tokens, LANES):
             count = min(LANES, tokens - start)
             seen = -(-(start + count) // STEP) * STEP
-            load_columns(query, at[0] + start * step[0], step[0], count, size, factor, q, columns, ahead[0])
+            load_columns(query, at[0] + start * step[0], step[0], count, size, factor, q, columns)
             times_columns(k, columns, seen, weights)
             largest(weights, start, seen, top)
             first_elements(starts, head, start, tokens)
@@ -197,7 +190,7 @@ def forward(like, places, sizes, numbers, mask, log_sum, sums):
                 sums[head * tokens + start + lane] = total[lane]
             for lane in range(LANES):
                 total[lane] = scale / total[lane]
-            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3], rows, ahead[3])
+            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3], rows)
 
 
 @numba.njit(inline="always")
@@ -218,10 +211,10 @@ def chained(weights, changes, seen, start, sums, common, starts, mask, ones):
 
 
 @compiled
-def backward(like, places, sizes, numbers, mask, log_sum):
-    gradient, query, key = memory(places, 0, like), memory(places, 1, like), memory(places, 2, like)
-    value, out = memory(places, 3, like), memory(places, 4, like)
-    dquery, dkey, dvalue = memory(places, 5, like), memory(places, 6, like), memory(places, 7, like)
+def backward(places, sizes, numbers, mask, log_sum):
+    gradient, query, key = memory(places, 0), memory(places, 1), memory(places, 2)
+    value, out = memory(places, 3), memory(places, 4)
+    dquery, dkey, dvalue = memory(places, 5), memory(places, 6), memory(places, 7)
     heads, tokens, size = sizes
     factor, scale, share = numbers
     padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
@@ -236,22 +229,20 @@ def backward(like, places, sizes, numbers, mask, log_sum):
     sums, starts = np.zeros(LANES, np.float32), np.empty(LANES, np.uint32)
     ones, factors = np.ones(LANES, np.float32), np.full(LANES, factor)
     ones_of_rows = np.ones(tokens, np.float32)
-    at, ahead, step = np.empty(len(places), np.int64), np.empty(len(places), np.int64), places[:, 3]
+    at, step = np.empty(len(places), np.int64), places[:, 3]
     one = np.float32(1)
     for head in range(log_sum.size // tokens):
-        head_places(places, head, heads, at, ahead)
-        load(key, at[2], step[2], tokens, size, one, k, ahead[2])
-        load(value, at[3], step[3], tokens, size, one, v, ahead[3])
+        head_places(places, head, heads, at)
+        load(key, at[2], step[2], tokens, size, one, k)
+        load(value, at[3], step[3], tokens, size, one, v)
         dk[:], dv[:] = 0, 0
         for start in range(0, tokens, LANES):
             count = min(LANES, tokens - start)
             seen = -(-(start + count) // STEP) * STEP
-            load_columns(query, at[1] + start * step[1], step[1], count, size, factor, q, columns, ahead[1])
-            load_columns(
-                gradient, at[0] + start * step[0], step[0], count, size, scale, g, g_columns, ahead[0]
-            )
+            load_columns(query, at[1] + start * step[1], step[1], count, size, factor, q, columns)
+            load_columns(gradient, at[0] + start * step[0], step[0], count, size, scale, g, g_columns)
             # The sum over keys of weight times gradient, through the output; one scale is in there already.
-            load_columns(out, at[4] + start * step[4], step[4], count, size, share, o, o_columns, ahead[4])
+            load_columns(out, at[4] + start * step[4], step[4], count, size, share, o, o_columns)
             common[:] = 0
             for c in range(size):
                 for lane in range(LANES):
@@ -265,31 +256,29 @@ def backward(like, places, sizes, numbers, mask, log_sum):
             transposed_times(k, changes, seen, dq)
             add_product(changes, q, seen, dk)
             add_product(weights, g, seen, dv)
-            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5], rows, ahead[5])
-        store(dk, ones_of_rows, tokens, size, dkey, at[6], step[6], ahead[6])
-        store(dv, ones_of_rows, tokens, size, dvalue, at[7], step[7], ahead[7])
+            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5], rows)
+        store(dk, ones_of_rows, tokens, size, dkey, at[6], step[6])
+        store(dv, ones_of_rows, tokens, size, dvalue, at[7], step[7])
 
 
 Mask = tuple[Tensor, int, float]
-# What stands for a tensor's dtype; an int16 for the bits of a bfloat16.
-LIKE = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.int16)}
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
     """Return what the heads mix, and the logarithm of each query's sum of exponentials.
 
     Args:
-        query, key, value: as of ``attention.causal_attention``.
+        query, key, value: as of ``attention.causal_attention``; the loop computes in float32.
         mask: the key of the random numbers, and ``dropout.mask_numbers``.
     """
     batch, heads, tokens, size = query.shape
     # As the projection behind it reads it.
-    out = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
+    out = torch.empty(batch, tokens, heads, size).transpose(1, 2)
     log_sum, sums = torch.empty(2, batch, heads, tokens)
-    tensors = contiguous_channels(query, key, value, out)
     flat = (tensor.numpy().reshape(-1) for tensor in (log_sum, sums))
-    forward(LIKE[query.dtype], places(tensors), *scalars(query, mask), *flat)
-    return out, log_sum.add_(sums.log_())
+    tensors = [*readable(query, key, value), out]
+    forward(places(tensors), *scalars(query, mask), *flat)
+    return out.to(query.dtype), log_sum.add_(sums.log_())
 
 
 def gradients(
@@ -304,16 +293,17 @@ def gradients(
     """Return the gradients of query, key and value; a mask that drops all has the scale 0."""
     batch, heads, tokens, size = query.shape
     # Side by side, as `heads.split_heads` wants them.
-    of_query, of_key, of_value = query.new_empty(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
-    found = of_query, of_key, of_value
-    tensors = contiguous_channels(gradient, query, key, value, out, *found)
-    backward(LIKE[query.dtype], places(tensors), *scalars(query, mask), log_sum.numpy().reshape(-1))
-    return found
+    found = torch.empty(batch, tokens, 3, heads, size)
+    tensors = [*readable(gradient, query, key, value, out), *found.permute(2, 0, 3, 1, 4)]
+    backward(places(tensors), *scalars(query, mask), log_sum.numpy().reshape(-1))
+    of_query, of_key, of_value = found.to(query.dtype).permute(2, 0, 3, 1, 4)
+    return of_query, of_key, of_value
 
 
-def contiguous_channels(*tensors: Tensor) -> list[Tensor]:
-    """Return the tensors, copied where the channels of a token do not lie side by side."""
-    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
+def readable(*tensors: Tensor) -> list[Tensor]:
+    """Return the tensors in float32, copied where the channels of a token do not lie side by side."""
+    wide = [tensor.float() for tensor in tensors]
+    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in wide]
 
 
 def places(tensors: Iterable[Tensor]) -> np.ndarray:

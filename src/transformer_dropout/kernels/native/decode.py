@@ -9,11 +9,9 @@ from functools import partial
 
 import numba
 import numpy as np
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from ._compiled import compiled
-from .row_skipping_native import inner, kept_rows
+from ._compiled import as_pointer, compiled
+from .row_skipping import inner, kept_rows
 
 # Columns of the table with one row for each block: the addresses of weights, each followed by that of its
 # bias, 0 for one there is not.
@@ -53,16 +51,6 @@ ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32
 ROOT_HALF, LEAST_EXPONENT = np.float32(math.sqrt(0.5)), np.float32(-87)
 
 summing = partial(compiled, reordered=True)
-
-
-@intrinsic
-def as_pointer(typing_context, address):
-    """Turn an address into a pointer."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), generate
 
 
 @compiled

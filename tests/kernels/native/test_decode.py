@@ -16,7 +16,7 @@ from transformer_dropout.tasks.language.plain_decoding import PlainReader
 
 pytest.importorskip("numba")
 
-from transformer_dropout.kernels import decode_native
+from transformer_dropout.kernels.native import decode
 
 TOKENS = torch.randint(0, 50, (1, 40), generator=torch.Generator().manual_seed(0))
 
@@ -117,7 +117,7 @@ def test_several_rows_and_padding_are_left_to_pytorch():
 def test_exponentials():
     x = np.concatenate([np.linspace(-80, 0, 1001), [-1e9, -np.inf]]).astype(np.float32)
     y = x.copy()
-    decode_native.exponentials(y, np.empty(y.size, np.int32))
+    decode.exponentials(y, np.empty(y.size, np.int32))
     np.testing.assert_allclose(y[:-2], np.exp(x[:-2].astype(np.float64)), rtol=4e-7)
     assert (y[-2:] < 1e-37).all()
 
@@ -125,7 +125,7 @@ def test_exponentials():
 def test_gelu():
     x = np.concatenate([np.linspace(-8, 8, 4001), [-1e4, 1e4, 0.0]]).astype(np.float32)
     y = x.copy()
-    decode_native.gelu(y, np.empty_like(y), np.empty(y.size, np.int32))
+    decode.gelu(y, np.empty_like(y), np.empty(y.size, np.int32))
     expected = F.gelu(torch.from_numpy(x).double()).numpy()
     np.testing.assert_allclose(y, expected, rtol=4e-7, atol=4e-7)
     # Where 1 + erf cancels, the relative error stays small too.

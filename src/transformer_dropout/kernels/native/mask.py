@@ -1,4 +1,4 @@
-"""The mask operation of `mask` as native loops: one bit an element is kept for the backward."""
+"""The mask operation of `kernels.mask` as native loops: one bit an element is kept for the backward."""
 
 import numba
 import numpy as np
@@ -7,14 +7,11 @@ from numba.extending import overload
 from torch import Tensor
 
 from ._compiled import compiled
-from .random_native import element_uniform, key_words
-from .vector_native import VECTOR, prefetch
+from .random import element_uniform, key_words
 
 # Of a penalty with the value M (a M + b) in each element.
 COEFFICIENTS = {"squared": (0.5, 0.0), "linear": (0.0, 1.0), None: (0.0, 0.0)}
 ROWS = 32
-# So many elements before they are used memory is asked for.
-AHEAD = 512
 NO_KEY = np.uint32(0), np.uint32(0)
 # Above it lies one half and nothing between.
 BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
@@ -104,10 +101,6 @@ def mask_rows(x, gate, shift, weight, first, second, drawn, a, b, y, words, tota
         line[:], sums[:] = 0, 0
         for row in range(group * ROWS, min(rows, group * ROWS + ROWS)):
             x_row, gate_row, y_row = x[row], gate[row], y[row]
-            for c in range(AHEAD, AHEAD + width, VECTOR):
-                prefetch(x_row, c, 0)
-                prefetch(gate_row, c, 0)
-                prefetch(y_row, c, 1)
             for c in range(width):
                 rest, odd = reduced(widened(gate_row[c]), shift[c])
                 probability[c] = keep_probability(rest, odd)
@@ -149,12 +142,6 @@ def backward(dy, x, gate, shift, weight, words, a, b, dx, dgate, dshift):
         for row in range(group * ROWS, min(rows, group * ROWS + ROWS)):
             dy_row, x_row, gate_row, dx_row, dgate_row = dy[row], x[row], gate[row], dx[row], dgate[row]
             bit = np.int32(row % ROWS)
-            for c in range(AHEAD, AHEAD + width, VECTOR):
-                prefetch(dy_row, c, 0)
-                prefetch(x_row, c, 0)
-                prefetch(gate_row, c, 0)
-                prefetch(dx_row, c, 1)
-                prefetch(dgate_row, c, 1)
             for c in range(width):
                 kept = np.float32((line[c] >> bit) & np.int32(1))
                 dx_row[c] = narrowed(widened(dy_row[c]) * kept, dx_row)

@@ -1,12 +1,12 @@
-"""The dropout of `dropout` as a native loop."""
+"""The dropout of `kernels.dropout` as a native loop."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._compiled import compiled
-from .mask_native import narrowed, widened
-from .random_native import element_bits, key_words
+from .mask import narrowed, widened
+from .random import element_bits, key_words
 
 
 @compiled
