@@ -98,12 +98,8 @@ class Rule:
             check_rate(rate, f"the rule for {self.select!r}")
 
     def matches(self, site: Site) -> bool:
-        """Say whether this rule selects the site."""
-        if self.blocks is not None and site.block not in self.blocks:
-            return False
-        if self.select in (*KINDS, "lora"):
-            return site.kind == self.select
-        return fnmatchcase(site.path, self.select)
+        """Return whether this rule selects the site."""
+        return (self.blocks is None or site.block in self.blocks) and selects(self.select, site)
 
     def rate(self, site: Site, progress: float) -> float:
         """Return the probability of dropping at a site: ``p(progress) * depth(site.depth)``."""
@@ -153,6 +149,13 @@ class Rule:
             if not isinstance(key, str):
                 raise InputError(f"The rule for {select!r} has the key {key!r}, which is not a word.")
         return cls(select, getattr(layers, name), **rest)
+
+
+def selects(selector: str, site: Site) -> bool:
+    """Return whether a selector, a kind or a pattern on the path, selects a site."""
+    if selector in (*KINDS, "lora"):
+        return site.kind == selector
+    return fnmatchcase(site.path, selector)
 
 
 def check_rate(rate: float, where: str) -> None:

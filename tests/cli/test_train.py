@@ -65,7 +65,7 @@ def test_sampling_masks_of_a_run_without_masks_is_refused(here, tmp_path, tiny):
     run(tiny(steps=1), tmp_path / "out")
     result = here("generate", "out", "--sample-masks")
     assert result.code == 2
-    assert result.err.startswith("error: --sample-masks needs a run with LearnedDropout")
+    assert result.err.startswith("error: --sample-masks needs a run with learned masks")
 
 
 def test_text_of_an_unfinished_run_says_how_to_finish_it(here, tmp_path, tiny):

@@ -117,6 +117,26 @@ def test_a_rate_layer_is_the_identity_in_evaluation(name):
     assert torch.equal(layer(x), x)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_that_promises_silence_is_the_identity_in_evaluation_and_no_other_is(name):
+    layer, x = Host(name).eval().layer, example()
+    if layer.shared_source is not None:
+        layer._source[0](x)
+    assert torch.equal(layer(x), x) == layer.silent_in_evaluation
+
+
+def test_a_promise_about_the_forward_does_not_pass_to_a_subclass_with_another():
+    class Louder(layers.Dropout):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Renamed(layers.Dropout):
+        pass
+
+    assert (Louder.is_plain_dropout, Louder.silent_in_evaluation) == (False, False)
+    assert (Renamed.is_plain_dropout, Renamed.silent_in_evaluation) == (True, True)
+
+
 @pytest.mark.parametrize("name", RATE_NAMES)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_p_zero_keeps_everything_and_p_one_nothing(name, compiled):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..layers import Dropout, RateLayer
-from ..recipe import Rule
+from ..layers import RateLayer
+from ..recipe import selects
 from ..schedules import Feedback
 from ..surgery.regularize import Regularization
 
@@ -71,11 +71,10 @@ def feedback_by_selector(
 
 def rates_at(regularization: Regularization, selector: str) -> list[float]:
     """Return the rates of the layers that a selector matches."""
-    chosen = Rule(selector, Dropout, p=0.0)
     return [
         placed.layer.p
         for placed in regularization.placed
-        if isinstance(placed.layer, RateLayer) and chosen.matches(placed.site)
+        if isinstance(placed.layer, RateLayer) and selects(selector, placed.site)
     ]
 
 

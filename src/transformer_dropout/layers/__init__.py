@@ -2,6 +2,7 @@
 
 from ._base import DropoutLayer as DropoutLayer
 from ._base import RateLayer as RateLayer
+from ._token_gate import TokenGate as TokenGate
 from .alpha_dropout import AlphaDropout
 from .block_dropout import LearnedBlockDropout
 from .concrete_dropout import ConcreteDropout

@@ -1,16 +1,18 @@
-"""What every layer shares: the slot for a penalty, and a rate that may move."""
+"""What every layer shares: what it says of itself, the slot for a penalty, and a rate that may move."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ._place import Place, arguments_for, refuse_place
+from ._token_gate import TokenGate
 
 
 def inside_backward() -> bool:
-    """Say whether eager code runs inside a backward pass, as a checkpoint's recomputation does."""
+    """Return whether eager code runs inside a backward pass, as a checkpoint's recomputation does."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -21,22 +23,71 @@ class DropoutLayer(nn.Module):
     each time and emptied by ``take_penalty``. A recomputation inside the backward pass computes but does
     not store, since its graph would be kept alive and its gradient never used.
 
+    A new layer says here what others must know of it, and nothing else names it. The promises about its
+    forward, ``is_plain_dropout`` and ``silent_in_evaluation``, hold for the class that makes them: a subclass
+    with a forward of its own makes none until it says so.
+
     Attributes:
         acts_on: what its tensor must have: attention scores before the softmax, heads, or tokens.
+        looks_at_tokens: whether its forward also takes ``padding_mask`` and ``past``.
+        tells_samples_apart: whether the first dimension of its tensor must count the samples.
+        computes_mlp: whether its forward also takes ``mlp``, a plain MLP's products, and does its work.
+        shared_source: the class of a module that the layers of one rule share; `regularize_` makes one.
+        has_penalty: whether a training forward leaves a penalty.
+        is_plain_dropout: whether it does what ``F.dropout(x, p)`` does, so that a model's own code can do it.
+        silent_in_evaluation: whether it returns its input in evaluation.
+        in_plain_mlp: whether it is called with ``mlp``; set by `regularize_`.
         observer: called with ``(keep_probability, mask)`` in each forward while statistics are wanted.
     """
 
-    # Modules that every layer of one rule shares, built once by `regularize_`; see PrecomputedLearnedDropout.
-    shared_source: type[Any] | None = None
+    acts_on: ClassVar[Literal["any", "scores", "heads", "tokens"]] = "any"
+    looks_at_tokens: ClassVar[bool] = False
+    tells_samples_apart: ClassVar[bool] = False
+    computes_mlp: ClassVar[bool] = False
+    shared_source: ClassVar[type[Any] | None] = None
+    is_plain_dropout: ClassVar[bool] = False
+    silent_in_evaluation: ClassVar[bool] = False
     has_penalty = False
-    looks_at_tokens = False
-    acts_on: Literal["any", "scores", "heads", "tokens"] = "any"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            for promise in ("is_plain_dropout", "silent_in_evaluation"):
+                if promise not in vars(cls):
+                    setattr(cls, promise, False)
 
     def __init__(self) -> None:
         super().__init__()
         self.pending_penalty: Tensor | None = None
         self.stored_without_gradient = False
         self.observer: Callable[[Tensor, Tensor], None] | None = None
+        self.in_plain_mlp = False
+
+    @classmethod
+    def for_site(cls, site: Place, arguments: Mapping[str, Any], *, inputs: int | None = None) -> Self:
+        """Make the layer for a site; a layer with needs of its own overrides this.
+
+        The constructor's ``width`` and ``causal`` come from the site, where it takes them.
+
+        Args:
+            site: where it will act.
+            arguments: what the recipe says, with the rate and the shared source where there is one.
+            inputs: channels of the input of the plain MLP around the site, if there is one.
+
+        Raises:
+            InputError: when the layer cannot act there, or an argument is missing.
+        """
+        given = arguments_for(cls, site, arguments, inputs)
+        refuse_place(cls, site)
+        return cls(**given)
+
+    def probability(self) -> float | None:
+        """Return the probability of dropping; None where there is not one for all elements."""
+        return None
+
+    def token_gate(self) -> TokenGate | None:
+        """Return the mask of evaluation for a decoder that computes it by itself; None: call the layer."""
+        return None
 
     def set_progress(self, progress: float) -> None:
         """Hear which fraction of training is done; most layers do not care."""
@@ -106,6 +157,9 @@ class RateLayer(DropoutLayer):
         """Set the probability of dropping for the forwards to come."""
         self.p = check_probability(p)
         self.rate.fill_(self.p)
+
+    def probability(self) -> float:
+        return self.p
 
     def current_rate(self) -> float | Tensor:
         """Return ``rate`` while a graph is being compiled, else ``p``."""

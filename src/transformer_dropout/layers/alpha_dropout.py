@@ -47,5 +47,7 @@ class AlphaDropout(RateLayer):
     Paper: Klambauer et al. 2017, "Self-normalizing neural networks".
     """
 
+    silent_in_evaluation = True
+
     def forward(self, x: Tensor) -> Tensor:
         return alpha_dropout(x, self.current_rate()) if self.training else x

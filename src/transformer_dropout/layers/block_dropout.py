@@ -113,6 +113,8 @@ class LearnedBlockDropout(DropoutLayer):
     networks for faster models", for predicting blocks that need not be computed.
     """
 
+    computes_mlp = True
+
     def __init__(
         self,
         width: int,
@@ -140,7 +142,6 @@ class LearnedBlockDropout(DropoutLayer):
         self.shift = nn.Parameter(torch.full((width // block,), float(shift)))
         for weight in (self.down, self.up):
             nn.init.normal_(weight, std=0.02)
-        self.in_plain_mlp = False
         self.skipping = self.skip_from == 0
         self.computed: float | None = None
 

@@ -51,6 +51,7 @@ class ConcreteDropout(DropoutLayer):
     """
 
     has_penalty = True
+    silent_in_evaluation = True
 
     def __init__(self, *, initial_p: float = 0.1, temperature: float = 0.1) -> None:
         super().__init__()
@@ -70,14 +71,15 @@ class ConcreteDropout(DropoutLayer):
         """The probability of dropping as learned so far."""
         return torch.sigmoid(self.logit.detach().float()).item()
 
+    def probability(self) -> float:
+        return self.p
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
         logit = self.logit.float()[0]
         self.store_penalty(math.log(2) - rate_entropy(logit))
         mask = concrete_mask(x, logit, self.temperature)
-        if self.observer is not None:
-            self.observer(torch.sigmoid(-logit).expand_as(mask), mask)
         return x * (mask * (1 + logit.exp())).to(x.dtype)  # 1 / (1 - p) is 1 + exp(logit)
 
     def extra_repr(self) -> str:

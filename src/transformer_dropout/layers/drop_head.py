@@ -37,6 +37,7 @@ class DropHead(RateLayer):
     """
 
     acts_on = "heads"
+    silent_in_evaluation = True
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4:

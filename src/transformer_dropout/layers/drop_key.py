@@ -40,6 +40,7 @@ class DropKey(RateLayer):
     """
 
     acts_on = "scores"
+    silent_in_evaluation = True
 
     def forward(self, scores: Tensor) -> Tensor:
         return drop_key(scores, self.current_rate()) if self.training else scores

@@ -33,5 +33,8 @@ class DropPath(RateLayer):
     Paper: Huang et al. 2016, "Deep networks with stochastic depth".
     """
 
+    tells_samples_apart = True
+    silent_in_evaluation = True
+
     def forward(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.current_rate()) if self.training else branch

@@ -23,5 +23,8 @@ class Dropout(RateLayer):
     Paper: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
     """
 
+    is_plain_dropout = True
+    silent_in_evaluation = True
+
     def forward(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.current_rate()) if self.training else x

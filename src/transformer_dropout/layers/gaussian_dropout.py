@@ -36,5 +36,7 @@ class GaussianDropout(RateLayer):
     section 10.
     """
 
+    silent_in_evaluation = True
+
     def forward(self, x: Tensor) -> Tensor:
         return gaussian_dropout(x, self.current_rate()) if self.training else x

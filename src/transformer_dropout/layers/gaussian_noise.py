@@ -31,6 +31,8 @@ class GaussianNoise(DropoutLayer):
     Paper: Bishop 1995, "Training with noise is equivalent to Tikhonov regularization".
     """
 
+    silent_in_evaluation = True
+
     def __init__(self, std: float) -> None:
         super().__init__()
         if not (std >= 0 and math.isfinite(std)):

@@ -67,6 +67,7 @@ class ImportanceDropout(RateLayer):
     dropout", which drops among the units of least magnitude.
     """
 
+    silent_in_evaluation = True
     importance: Tensor
     unit_rates: Tensor
 

@@ -34,5 +34,7 @@ class LayerDrop(RateLayer):
     Paper: Fan et al. 2020, "Reducing transformer depth on demand with structured dropout".
     """
 
+    silent_in_evaluation = True
+
     def forward(self, branch: Tensor) -> Tensor:
         return layer_drop(branch, self.current_rate()) if self.training else branch

@@ -11,6 +11,7 @@ from ..errors import InputError, check_choice
 from ..kernels.mask import learned_mask, takes_learned_mask
 from ..kernels.random import draw_key
 from ._base import DropoutLayer
+from ._token_gate import TokenGate
 
 EvalMask = Literal["threshold", "mean", "sample"]
 PenaltyName = Literal["squared", "linear", "entropy"]
@@ -107,6 +108,11 @@ class LearnedDropout(DropoutLayer):
         if bias:
             nn.init.zeros_(self.qkv.bias)
 
+    def token_gate(self) -> TokenGate | None:
+        """Return this mask as a decoder computes it, where it is causal, by threshold and not watched."""
+        # A subclass has formulas of its own.
+        return gate_by_threshold(self) if type(self) is LearnedDropout else None
+
     def mask_input(self, x: Tensor) -> Tensor:
         """Return the tensor that the mask is computed from."""
         return x.detach() if self.detach else x
@@ -184,6 +190,13 @@ class LearnedDropout(DropoutLayer):
 
     def extra_repr(self) -> str:
         return f"width={self.width}, heads={self.heads}, causal={self.causal}, eval_mask={self.eval_mask!r}"
+
+
+def gate_by_threshold(layer: LearnedDropout, source: nn.Module | None = None) -> TokenGate | None:
+    """Return a layer's mask of evaluation as a decoder computes it; None where its settings are others."""
+    if (layer.eval_mask, layer.causal, layer.observer) != ("threshold", True, None):
+        return None
+    return TokenGate(layer=layer, qkv=layer.qkv, shift=layer.shift, heads=layer.heads, source=source)
 
 
 def real_tokens(values: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import InputError
-from .learned_dropout import EvalMask, LearnedDropout, PenaltyName, check_heads
+from ._token_gate import TokenGate
+from .learned_dropout import EvalMask, LearnedDropout, PenaltyName, check_heads, gate_by_threshold
 
 
 class MaskEmbedding(nn.Module):
@@ -21,6 +22,9 @@ class MaskEmbedding(nn.Module):
 
     Paper: Yan 2024, "Learned Dropout", pre-computed masks.
     """
+
+    # As layers say it.
+    looks_at_tokens = True
 
     def __init__(self, width: int, heads: int, *, causal: bool = True, bias: bool = False) -> None:
         super().__init__()
@@ -103,6 +107,11 @@ class PrecomputedLearnedDropout(LearnedDropout):
         )
         # In a tuple, so that the shared module is a child of one module only and saved once.
         self._source = (source,)
+
+    def token_gate(self) -> TokenGate | None:
+        source = self._source[0]
+        ours = type(self) is PrecomputedLearnedDropout and type(source) is MaskEmbedding and source.causal
+        return gate_by_threshold(self, source) if ours else None
 
     def mask_input(self, x: Tensor) -> Tensor:
         embedding = self._source[0].current

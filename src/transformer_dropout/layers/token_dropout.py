@@ -32,6 +32,7 @@ class TokenDropout(RateLayer):
     """
 
     acts_on = "tokens"
+    silent_in_evaluation = True
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import DropoutLayer, LearnedBlockDropout
+from ..layers import DropoutLayer
 from ..sites import Site
 from ._attention import attend_with_layer, route_through_layer
 from ._mlp import PlainMLP, detours, plain_mlp, untouched
@@ -61,7 +61,7 @@ class Surgery:
         Raises:
             InputError: when the layer cannot act there.
         """
-        if isinstance(layer, LearnedBlockDropout) and (mlp := plain_mlp(self.model, site)) is not None:
+        if layer.computes_mlp and (mlp := plain_mlp(self.model, site)) is not None:
             self._compute_mlp(site, layer, mlp)
             return
         match site.access:
@@ -167,7 +167,7 @@ class Surgery:
         parent = self.add_child(site.path, child_name(site), layer)
         self._keep(parent.register_forward_pre_hook(partial(on_input, child_name(site))))
 
-    def _compute_mlp(self, site: Site, layer: LearnedBlockDropout, mlp: PlainMLP) -> None:
+    def _compute_mlp(self, site: Site, layer: DropoutLayer, mlp: PlainMLP) -> None:
         """Let a layer compute the MLP around its site, so that it can leave out what it drops."""
         self.silence(site)
         layer.in_plain_mlp = True
@@ -276,7 +276,7 @@ def add_sequence(
     if sequence.cache is not None:
         if torch.is_grad_enabled() and layer.training:
             raise InputError(
-                "LearnedDropout cannot train through a cache; call the model with use_cache=False."
+                f"{type(layer).__name__} cannot train through a cache; call the model with use_cache=False."
             )
         slot = CacheSlot(sequence, index, n_layers)
     x = sequence.unflattened(arguments[0])

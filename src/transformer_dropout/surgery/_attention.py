@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels.attention import causal_attention
-from ..layers.dropout import Dropout
 
 CHILD = "attention_weights_dropout"
 PREFIX = "transformer_dropout_"
@@ -82,7 +81,7 @@ def future(queries: int, keys: int, device: torch.device) -> Tensor:
 def attend_with_layer(module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal attention of our decoder whose weights pass through the module's layer."""
     layer = getattr(module, CHILD)
-    eager_rate = layer.p if isinstance(layer, Dropout) and not torch.compiler.is_compiling() else None
+    eager_rate = layer.p if layer.is_plain_dropout and not torch.compiler.is_compiling() else None
     if not layer.training or eager_rate == 0:
         return type(module).attend(module, query, key, value)
     if eager_rate is not None:

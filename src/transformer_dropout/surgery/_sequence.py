@@ -48,8 +48,8 @@ class Sequence:
             return x
         if x.ndim != 2 or self.shape is None or x.shape[0] != self.shape[0] * self.shape[1]:
             raise InputError(
-                f"LearnedDropout sees tensors of shape {tuple(x.shape)} here, which are not the tokens of "
-                "whole sequences; place it at attention_output or mlp_output."
+                f"A layer that looks at other tokens sees tensors of shape {tuple(x.shape)} here, which are "
+                "not the tokens of whole sequences; place it at attention_output or mlp_output."
             )
         return x.view(*self.shape, x.shape[-1])
 
@@ -78,7 +78,8 @@ class CacheSlot:
 
         if not isinstance(self.cache, DynamicCache):
             raise InputError(
-                f"LearnedDropout keeps its keys in a DynamicCache, not in a {type(self.cache).__name__}; "
+                "A layer that looks at other tokens keeps its keys in a DynamicCache, not in a "
+                f"{type(self.cache).__name__}; "
                 "call generate without cache_implementation, or with use_cache=False."
             )
         while len(self.cache.layers) <= self.index:
@@ -86,7 +87,7 @@ class CacheSlot:
         keys, values = self.cache.update(key, value, self.index)
         if keys.shape[-2] != self.past + key.shape[-2]:
             raise InputError(
-                "The cache was filled by a forward that did not pass it through LearnedDropout; hand an "
+                "The cache was filled by a forward that did not pass it through this layer; hand an "
                 "empty DynamicCache to the first forward as past_key_values, or use use_cache=False."
             )
         return keys, values
@@ -115,8 +116,8 @@ def note_arguments(sequence: Sequence, module: nn.Module, arguments: tuple, keyw
     mask = given.get("attention_mask")
     if mask is not None and mask.ndim != 2:
         raise InputError(
-            "LearnedDropout needs an attention_mask of shape (batch, tokens), which says what is padding; "
-            f"this one has the shape {tuple(mask.shape)}."
+            "A layer that looks at other tokens needs an attention_mask of shape (batch, tokens), which says "
+            f"what is padding; this one has the shape {tuple(mask.shape)}."
         )
     sequence.padding_mask, sequence.cache = mask, given.get("past_key_values")
     sequence.past = 0 if sequence.cache is None else int(sequence.cache.get_seq_length())

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels.compiled_hooks import let_compiler_see_hooks
-from ..layers import ConcreteDropout, Dropout, DropoutLayer, LayerDrop, RateLayer
-from ..recipe import Recipe, Rule
+from ..layers import Dropout, DropoutLayer, LayerDrop, RateLayer
+from ..recipe import Recipe, Rule, check_rate, selects
 from ..schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
 from ..sites import Site, find_sites
 from ._apply import Surgery
@@ -114,16 +114,18 @@ class Regularization:
         """
         self._refuse_removed()
         for selector, rate in rates.items():
-            chosen = Rule(selector, Dropout, p=rate)
+            schedule = as_schedule(rate)
+            for bound in schedule.bounds():
+                check_rate(bound, f"the update for {selector!r}")
             names = [
                 placed.site.name
                 for placed in self.placed
-                if isinstance(placed.layer, RateLayer) and chosen.matches(placed.site)
+                if isinstance(placed.layer, RateLayer) and selects(selector, placed.site)
             ]
             if not names:
                 listing = ", ".join(p.site.name for p in self.placed if isinstance(p.layer, RateLayer))
                 raise InputError(f"No placed layer with a rate matches {selector!r}; there are: {listing}.")
-            self._changed_rates.update(dict.fromkeys(names, as_schedule(rate)))
+            self._changed_rates.update(dict.fromkeys(names, schedule))
         self.set_progress(self.progress)
 
     def penalty(self) -> Tensor:
@@ -143,9 +145,14 @@ class Regularization:
 
     @contextmanager
     def counting(self) -> Iterator[dict[str, KeepCount]]:
-        """Count kept elements in the forwards inside the ``with`` block; yields counts by site."""
-        counted = [placed for placed in self.placed if not isinstance(placed.layer, RateLayer)]
+        """Count kept elements in the forwards inside the ``with`` block; yields counts by site.
+
+        Counted are layers that compute masks; of the others ``probability()`` says all. Measuring changes
+        nothing: at the end every buffer of the model, running means included, is as it was before.
+        """
+        counted = [placed for placed in self.placed if placed.layer.probability() is None]
         self._keep_counts = {placed.site.name: KeepCount() for placed in counted}
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
             for placed in counted:
                 placed.layer.observer = self._keep_counts[placed.site.name].add
@@ -153,6 +160,9 @@ class Regularization:
         finally:
             for placed in counted:
                 placed.layer.observer = None
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
     def metrics(self) -> dict[str, float]:
         """Return what can be logged now: the rate at each site, set or learned, and what was counted.
@@ -160,8 +170,8 @@ class Regularization:
         ``keep/SITE`` is the fraction kept as the masks were, ``keep_thresholded/SITE`` the fraction whose
         probability is at least one half; ``keep`` and ``keep_thresholded`` are their means over layers.
         """
-        rated = (RateLayer, ConcreteDropout)
-        values = {f"p/{p.site.name}": p.layer.p for p in self.placed if isinstance(p.layer, rated)}
+        rates = {f"p/{placed.site.name}": placed.layer.probability() for placed in self.placed}
+        values = {name: rate for name, rate in rates.items() if rate is not None}
         counted = {name: count.fractions() for name, count in self._keep_counts.items() if count.total}
         for name, fractions in counted.items():
             values |= {f"{metric}/{name}": value for metric, value in fractions.items()}

@@ -217,5 +217,5 @@ def test_dropped_attention_weights_are_not_remembered():
 
 def test_sampling_masks_needs_masks(tiny, learned):
     _, regularization = build_model(config := tiny(recipe=learned[1:]), sketched(config))
-    with pytest.raises(InputError, match="--sample-masks needs a run with LearnedDropout"):
+    with pytest.raises(InputError, match="--sample-masks needs a run with learned masks"):
         sample_masks(regularization)

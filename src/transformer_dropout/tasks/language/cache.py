@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...layers.precomputed import MaskEmbedding
 from .decoder import Attention, Decoder
 from .known_decoder import is_known
 from .memory import Memory
@@ -121,5 +120,5 @@ def attending_modules(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, Attention | MaskEmbedding) or getattr(module, "looks_at_tokens", False)
+        if isinstance(module, Attention) or getattr(module, "looks_at_tokens", False)
     ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...layers import LearnedDropout, RateLayer
+from ...layers import RateLayer
 from ...surgery.regularize import Regularization
 from .cache import Cache
 from .decoder import Attention, Decoder
@@ -198,8 +198,10 @@ def sample_masks(regularization: Regularization) -> None:
     Raises:
         InputError: when no layer of the recipe computes masks.
     """
-    learned = [p.layer for p in regularization.placed if isinstance(p.layer, LearnedDropout)]
+    learned: list[Any] = [p.layer for p in regularization.placed if hasattr(p.layer, "eval_mask")]
     if not learned:
-        raise InputError("--sample-masks needs a run with LearnedDropout, and this run has none.")
+        raise InputError(
+            "--sample-masks needs a run with learned masks, such as LearnedDropout's, and this run has none."
+        )
     for layer in learned:
         layer.eval_mask = "sample"

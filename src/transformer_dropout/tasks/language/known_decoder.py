@@ -9,53 +9,43 @@ from typing import cast
 import torch
 from torch import nn
 
-from ... import layers
 from ...kernels.linear import FastLinear
-from ...layers.precomputed import MaskEmbedding
+from ...layers import DropoutLayer, TokenGate
 from ...surgery._apply import beside_output, on_branch, on_input, on_output
 from .decoder import MLP, Attention, Block, Decoder, Embedding
 
 OWN = (Decoder, Embedding, Block, Attention, MLP)
 PLAIN = (nn.Embedding, nn.ModuleList, nn.Linear, FastLinear)
-# They do nothing in evaluation.
-SILENT = (
-    layers.AlphaDropout,
-    layers.ConcreteDropout,
-    layers.DropHead,
-    layers.DropKey,
-    layers.DropPath,
-    layers.Dropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.ImportanceDropout,
-    layers.LayerDrop,
-    layers.TokenDropout,
-)
-LEARNED = (layers.LearnedDropout, layers.PrecomputedLearnedDropout)
 HOOKS = (beside_output, on_branch, on_input, on_output)
 METHODS = {"forward", "features", "gate", "keep_probability", "mask", "mask_input"}
 
 
 def is_known(model: nn.Module) -> bool:
-    """Say whether all that a model does now is known.
+    """Return whether all that a model does now is known.
 
     It is in evaluation, without autocast, for the project's decoder with no hooks but those of `regularize_`,
     when no layer acts but learned masks by threshold on the output of the attention or the MLP. Those of them
     that are computed from the embeddings share one attention.
     """
-    if type(model) is not Decoder or not all(known(module) for module in model.modules()):
+    if type(model) is not Decoder:
         return False
     gates = [gate for block in blocks_of(model) for gate in gates_of(block) if gate is not None]
-    sources = {id(gate._source[0]) for gate in gates if isinstance(gate, layers.PrecomputedLearnedDropout)}
+    sources = {gate.source for gate in gates if gate.source is not None}
+    gated = {gate.layer for gate in gates}
     return (
-        sum(isinstance(module, LEARNED) for module in model.modules()) == len(gates)
-        and sum(isinstance(module, MaskEmbedding) for module in model.modules()) == len(sources) <= 1
+        all(known(module, gated | sources) for module in model.modules())
+        and len(sources) <= 1
         and not torch.is_autocast_enabled(model.embedding.token.weight.device.type)
     )
 
 
-def known(module: nn.Module) -> bool:
-    """Say whether the work of one module in evaluation is known."""
+def known(module: nn.Module, gated: set[nn.Module]) -> bool:
+    """Return whether the work of one module in evaluation is known.
+
+    Args:
+        module: a module of the decoder.
+        gated: the learned masks that the decoder computes by itself, and what they share.
+    """
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     if module.training or METHODS & vars(module).keys() or module._compiled_call_impl is not None:
         return False
@@ -66,12 +56,9 @@ def known(module: nn.Module) -> bool:
             return type(module) is nn.LayerNorm and module.eps == 1e-5
         case nn.GELU():
             return type(module) is nn.GELU and module.approximate == "none"
-        case layers.LearnedDropout():
-            settings = (module.eval_mask, module.causal, module.observer)
-            return type(module) in LEARNED and settings == ("threshold", True, None)
-        case MaskEmbedding():
-            return type(module) is MaskEmbedding and module.causal
-    return type(module) in OWN + PLAIN + SILENT
+        case DropoutLayer():
+            return module.silent_in_evaluation or module in gated
+    return type(module) in OWN + PLAIN or module in gated
 
 
 def blocks_of(model: Decoder) -> list[Block]:
@@ -86,16 +73,17 @@ def matrices_and_norms(block: Block) -> list[nn.Linear | nn.LayerNorm]:
     return [*first, block.mlp_norm, mlp.expand, mlp.projection]
 
 
-def gates_of(block: Block) -> tuple[layers.LearnedDropout | None, layers.LearnedDropout | None]:
+def gates_of(block: Block) -> tuple[TokenGate | None, TokenGate | None]:
     """Return the learned masks on the output of a block's attention and of its MLP."""
     found = (
         getattr(block.attention, "attention_output_dropout", None),
         getattr(block.mlp, "mlp_output_dropout", None),
     )
-    first, second = (layer if isinstance(layer, LEARNED) else None for layer in found)
+    first, second = (layer.token_gate() if isinstance(layer, DropoutLayer) else None for layer in found)
     return first, second
 
 
-def source_of(model: Decoder) -> MaskEmbedding | None:
+def source_of(model: Decoder) -> nn.Module | None:
     """Return the attention over the embeddings that masks are computed from."""
-    return next((module for module in model.modules() if isinstance(module, MaskEmbedding)), None)
+    gates = [gate for block in blocks_of(model) for gate in gates_of(block)]
+    return next((gate.source for gate in gates if gate is not None and gate.source is not None), None)

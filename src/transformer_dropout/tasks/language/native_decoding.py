@@ -1,14 +1,14 @@
 """A known decoder's step of one token as one native loop, for one row in float32 on a processor."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ... import layers
 from ...kernels._native import takes_native
-from ...layers.precomputed import MaskEmbedding
+from ...layers import TokenGate
 from .decoder import Decoder
 from .known_decoder import blocks_of, gates_of, matrices_and_norms, source_of
 from .memory import Memory, remembered
@@ -37,7 +37,8 @@ class NativeReader:
         self._shared, self._blocks = shared_table(model, source), block_table(model)
         modules: list[nn.Module | None] = []
         for block in blocks_of(model):
-            modules += [block.attention, *gates_of(block)]
+            gates = [None if gate is None else gate.layer for gate in gates_of(block)]
+            modules += [block.attention, *gates]
         config = model.config
         places = len(modules) + 1
         self._keys, self._values = np.empty((2, places, config.width, config.context), np.float32)
@@ -74,7 +75,7 @@ def addresses(module: nn.Linear | nn.LayerNorm) -> tuple[int, int]:
     return address(module.weight), address(module.bias)
 
 
-def shared_table(model: Decoder, source: MaskEmbedding | None) -> np.ndarray:
+def shared_table(model: Decoder, source: Any) -> np.ndarray:
     """Return the native loop's table of what is there once."""
     embedding = model.embedding
     row = [address(embedding.token.weight), address(embedding.position.weight), *addresses(model.norm)]
@@ -93,9 +94,8 @@ def block_table(model: Decoder) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
-def gate_columns(gate: layers.LearnedDropout | None) -> list[int]:
+def gate_columns(gate: TokenGate | None) -> list[int]:
     """Return the part of a block's row that is about one learned mask."""
     if gate is None:
         return [0, 0, 0, 0, 0]
-    early = isinstance(gate, layers.PrecomputedLearnedDropout)
-    return [*addresses(gate.qkv), address(gate.shift), gate.heads, int(early)]
+    return [*addresses(gate.qkv), address(gate.shift), gate.heads, int(gate.source is not None)]

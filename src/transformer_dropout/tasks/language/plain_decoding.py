@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.mask import widened
-from ...layers import LearnedDropout, PrecomputedLearnedDropout
+from ...layers import TokenGate
 from .decoder import Block, Decoder
 from .known_decoder import blocks_of, gates_of, matrices_and_norms, source_of
 from .memory import Memory
@@ -101,7 +101,9 @@ def weight_and_bias(module: Any) -> WeightAndBias:
 
 def parts_of(block: Block, memories: Mapping[nn.Module, Memory]) -> Parts:
     """Return a block's weights and memories."""
-    first, second = (None if gate is None else gate_of(gate, memories[gate]) for gate in gates_of(block))
+    first, second = (
+        None if gate is None else gate_of(gate, memories[gate.layer]) for gate in gates_of(block)
+    )
     attention_norm, qkv, projection, mlp_norm, expand, contract = map(
         weight_and_bias, matrices_and_norms(block)
     )
@@ -118,7 +120,7 @@ def parts_of(block: Block, memories: Mapping[nn.Module, Memory]) -> Parts:
     )
 
 
-def gate_of(layer: LearnedDropout, memory: Memory) -> Gate:
+def gate_of(gate: TokenGate, memory: Memory) -> Gate:
     """Return a learned mask's weights and memory."""
-    early = isinstance(layer, PrecomputedLearnedDropout)
-    return Gate(qkv=weight_and_bias(layer.qkv), shift=layer.shift, early=early, memory=memory)
+    early = gate.source is not None
+    return Gate(qkv=weight_and_bias(gate.qkv), shift=gate.shift, early=early, memory=memory)
