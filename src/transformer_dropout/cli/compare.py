@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError
-from .options import DataOption, SetOption, StepsOption, TaskOption, dotted_changes
+from .options import DataOption, LoraOption, ModelOption, SetOption, StepsOption, TaskOption, dotted_changes
 from .progress import note, run_bars, stop_bars
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def compare(
     ] = None,
     task: TaskOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each arm.")] = 3,
+    model: ModelOption = None,
+    lora: LoraOption = None,
     data: DataOption = None,
     steps: StepsOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The comparison's folder.")] = Path(
@@ -46,6 +48,7 @@ def compare(
 
     - `dropout compare`
     - `dropout compare --task images`
+    - `dropout compare --task causal_lm --model my_gpt2/ --data my_texts/ --lora 8`
     - `dropout compare --task my_task.py --set training.steps=500`
     - `dropout compare --data my_texts/ --set data.tokenizer=bpe:4096 --out runs/mine`
     - `dropout compare a.yaml b.yaml --seeds 5 --steps 4000 --jobs 4 --out runs/a-b`
@@ -54,7 +57,9 @@ def compare(
     from ..compare.comparison import check_arms, open_comparison, run_cells
 
     console = Console()
-    arms = load_arms(configs or [], task, dotted_changes(changes, data, steps))
+    arms = load_arms(
+        configs or [], task, dotted_changes(changes, data=data, steps=steps, model=model, lora=lora)
+    )
     check_arms(arms)
     if reference is not None and reference not in [arm.name for arm in arms]:
         raise InputError(

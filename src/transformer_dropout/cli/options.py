@@ -29,22 +29,35 @@ TaskOption = Annotated[
         help="What is trained, with its own arms: language, sentences, images ..., or my_task.py.",
     ),
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="DIR", help="Folder of the pre-trained model that a task fine-tunes."),
+]
+LoraOption = Annotated[
+    int | None, typer.Option("--lora", metavar="RANK", help="Train LoRA's matrices of this rank alone.")
+]
 StepsOption = Annotated[int | None, typer.Option("--steps", metavar="N", help="Optimizer steps.")]
 
 
-def dotted_changes(
-    changes: list[str] | None, data: str | None = None, steps: int | None = None
-) -> dict[str, str]:
+SHORTHANDS = {
+    "data": "data.source",
+    "steps": "training.steps",
+    "model": "model.source",
+    "lora": "model.lora",
+}
+
+
+def dotted_changes(changes: list[str] | None, **options: object) -> dict[str, str]:
     """Return the dotted keys that a command line changes, with their values as text.
+
+    Args:
+        changes: what stood behind each ``--set``.
+        options: values of options that stand for one key, by a name in `SHORTHANDS`; None where not given.
 
     Raises:
         InputError: for a ``--set`` without an equals sign.
     """
-    dotted = {}
-    if data is not None:
-        dotted["data.source"] = data
-    if steps is not None:
-        dotted["training.steps"] = str(steps)
+    dotted = {SHORTHANDS[name]: str(value) for name, value in options.items() if value is not None}
     for change in changes or []:
         key, equals, value = change.partition("=")
         if not equals or not key:

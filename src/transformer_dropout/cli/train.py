@@ -45,7 +45,7 @@ def train(
 
     choose_threads(threads)
     keep_freed_memory()
-    run_config = load_run_config(config, dotted_changes(changes, data, steps))
+    run_config = load_run_config(config, dotted_changes(changes, data=data, steps=steps))
     if seed is not None:
         run_config = replace(run_config, seed=seed)
     console = Console(quiet=os.environ.get("RANK", "0") != "0")

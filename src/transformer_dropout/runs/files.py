@@ -37,12 +37,24 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         OSError: when the disk is full; the library has an exception of its own for that.
     """
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+        save_file(apart(tensors), path, metadata)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which no two share memory, as tied weights do; the format knows no sharing."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        place = whole.untyped_storage().data_ptr()
+        separate[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return separate
 
 
 def flush_to_disk(folder: Path) -> None:

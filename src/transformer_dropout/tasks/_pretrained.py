@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,8 +127,41 @@ def save(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, weights: Mapp
     write_atomically(folder / "regularization.yaml", recipe.to_yaml())
 
 
-def load_tokenizer(folder: Path) -> Any:
+def with_lora(model: nn.Module, rank: int) -> nn.Module:
+    """Return a model whose weights are frozen, with LoRA's matrices on all linear layers but the last.
+
+    Args:
+        model: a model of transformers.
+        rank: of the matrices; they are scaled by 2, as is usual, and have no dropout of their own.
+
+    Paper: Hu et al. 2022, "LoRA: low-rank adaptation of large language models".
+
+    Raises:
+        InputError: when PEFT is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise InputError("LoRA needs peft; run: pip install 'transformer-dropout[peft]'") from None
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
+    )
+    with warnings.catch_warnings():
+        # PEFT asks models of transformers for a property under its former name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return peft.get_peft_model(model, config)
+
+
+def load_tokenizer(folder: Path, padding: bool = True) -> Any:
     """Load the tokenizer beside a model.
+
+    Args:
+        folder: as `model_folder` returned it.
+        padding: whether it needs a padding token.
 
     Raises:
         InputError: when there is none, or it has no padding token.
@@ -138,7 +172,7 @@ def load_tokenizer(folder: Path) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"The tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
-    if tokenizer.pad_token_id is None:
+    if padding and tokenizer.pad_token_id is None:
         raise InputError(f"The tokenizer in {folder} has no padding token; set its pad_token and save it.")
     return tokenizer
 

@@ -5,19 +5,16 @@ from typing import Any
 from torch import nn
 
 from ... import recipes
-from ...errors import InputError
-from ...layers import Dropout, LearnedDropout
+from ...layers import Dropout
 from ...recipe import Recipe, Rule
 from ...schedules import Linear, Schedule
 from ...sites import Site, find_sites
+from .._own_dropout import has_own_dropout, learned_rule, silence
 
 # The paper's alpha is 1 to 5; the smallest leaves the most to the two cross-entropies.
 RDROP_WEIGHT = 1.0
 # Under Adam a pull of this strength is felt, but does not hold the weights where they are.
 L2SP_WEIGHT = 0.01
-# Keeps cos^2(0.15) = 98 % at the start. At 0 exactly the cosine is flat, and nothing is learned.
-LEARNED_SHIFT = 0.3
-LEARNED_WEIGHT = 0.1
 # Up to so many sentences a fine-tuning needs more passes, and bears a higher learning rate.
 FEW = 2000
 BATCH = 32
@@ -81,22 +78,3 @@ def bert_rules(p: float | Schedule, sites: list[Site]) -> list[Rule]:
     if any(site.kind == "classifier" and has_own_dropout(site) for site in sites):
         rules.append(Rule("classifier", Dropout, p=p))
     return rules
-
-
-def learned_rule(model: nn.Module) -> Rule:
-    """Return learned masks on the MLPs' outputs, with as many heads as the model's own attention."""
-    heads = getattr(model.config, "num_attention_heads", None)
-    if not isinstance(heads, int):
-        raise InputError("The config of this model has no num_attention_heads, which the learned arm needs.")
-    return Rule("mlp_output", LearnedDropout, heads=heads, shift=LEARNED_SHIFT, weight=LEARNED_WEIGHT)
-
-
-def silence(rules: list[Rule], sites: list[Site]) -> list[Rule]:
-    """Return the rules that set the model's own dropout to 0 wherever the others do not act."""
-    left = [s for s in sites if has_own_dropout(s) and not any(rule.matches(s) for rule in rules)]
-    return [Rule(kind, Dropout, p=0.0) for kind in dict.fromkeys(site.kind for site in left)]
-
-
-def has_own_dropout(site: Site) -> bool:
-    """Return whether the model itself has a place for dropout here, rather than a hook of ours."""
-    return site.rate is not None or site.access in ("module", "rate")
