@@ -48,16 +48,7 @@ DEAD = {
 }
 
 # Besides dead fields: what else there is to say.
-OTHERS = {
-    "bert": {"dropout-before-output"},
-    "roberta": {"dropout-before-output"},
-    "distilbert": {"dropout-before-output"},
-    "electra": {"dropout-before-output"},
-    "albert": {"dropout-before-output", "never-called"},
-    "deberta-v2": {"dropout-before-output"},
-    "modernbert": {"dropout-before-output"},
-    "t5": {"dropout-before-output"},
-}
+OTHERS = {"albert": {"never-called"}}
 
 
 def fields_of(family):

@@ -178,14 +178,6 @@ def test_dropout_through_attention_reaches_a_batch_norm():
     assert codes(nn.Sequential(nn.BatchNorm1d(6), Attention())) == []
 
 
-def test_dropout_straight_before_the_output_layer_is_found():
-    before = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 2))
-    (finding,) = findings(before)
-    assert (finding.code, finding.site) == ("dropout-before-output", "1")
-    assert codes(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2))) == []
-    assert codes(nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))) == []
-
-
 def blocks():
     parts = [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.ReLU()) for _ in range(3)]
     return nn.Sequential(*parts, nn.Linear(8, 2))
@@ -343,3 +335,91 @@ def test_a_rate_of_one_half_is_not_taken_for_none():
     assert [event.resolved for event in audit.events] == [0.5]
     assert audit.findings == ()
     assert audit.fields[0].read_at == ("layers.1",)
+
+
+def test_dropout_straight_before_one_number_is_found():
+    before = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+    (finding,) = findings(before)
+    assert (finding.code, finding.site) == ("dropout-before-output", "1")
+    assert codes(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 1))) == []
+    assert codes(nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))) == []
+
+
+def test_a_classifier_keeps_the_dropout_of_its_head():
+    assert codes(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 2))) == []
+
+
+def test_two_dropouts_in_a_row_are_found():
+    twice = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Flatten(1), nn.Dropout(0.1), nn.ReLU())
+    (finding,) = findings(twice)
+    assert (finding.code, finding.site) == ("dropout-twice", "3")
+    assert "0.37 together" in finding.message
+    assert codes(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.ReLU(), nn.Dropout(0.1), nn.Tanh())) == []
+    assert codes(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.Dropout(0.0), nn.Tanh())) == []
+
+
+def drop_path(x, p):
+    return x * (torch.rand(len(x), 1, 1) >= p) / (1 - p)
+
+
+class Branches(nn.Module):
+    """Adds what a function makes of a branch and of a scale for each channel."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return x + self.function(self, self.linear(x)) if self.training else x
+
+
+def test_a_branch_that_is_dropped_twice_is_found():
+    (finding,) = findings(Branches(lambda m, x: drop_path(m.scale * drop_path(x, 0.5), 0.5)))
+    assert finding.code == "drop-path-twice"
+    # A dropout of elements and one of the whole branch belong together.
+    assert codes(Branches(lambda m, x: drop_path(F.dropout(x, 0.2), 0.5))) == []
+
+
+class Scores(nn.Module):
+    """Attention that drops before or behind its softmax."""
+
+    def __init__(self, *, before):
+        super().__init__()
+        self.query, self.key, self.dropout, self.before = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Dropout(0.2),
+            before,
+        )
+
+    def forward(self, x):
+        scores = self.query(x) @ self.key(x).mT
+        hidden = torch.full((6, 6), -1e9).triu(1)
+        if self.before:
+            return (self.dropout(scores) / 8**0.5 + hidden).softmax(-1) @ x
+        return self.dropout((scores / 8**0.5 + hidden).softmax(-1)) @ x
+
+
+def test_dropout_before_the_softmax_is_called_so():
+    audit = td.audit(Scores(before=True), X)
+    assert [(f.code, f.site) for f in audit.findings] == [("dropout-before-softmax", "dropout")]
+    assert [event.kind for event in audit.events] == ["attention_scores"]
+    audit = td.audit(Scores(before=False), X)
+    assert audit.findings == ()
+    assert [event.kind for event in audit.events] == ["attention_weights"]
+
+
+def test_what_a_model_drops_itself_beside_a_recipe_is_found():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 8))
+    model[2].mlp_hidden_dropout = td.Dropout(0.3)
+    model[2].register_forward_hook(
+        lambda module, args, output: module.mlp_hidden_dropout(F.dropout(output, 0.1))
+    )
+    found = {finding.code: finding for finding in findings(model.train())}
+    finding = found["own-dropout-beside-recipe"]
+    assert finding.site == "2"
+    assert (
+        "own F.dropout still drops here with 0.1, beside the recipe's layer 2.mlp_hidden" in finding.message
+    )
+    assert "dropout-twice" not in found

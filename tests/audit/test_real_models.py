@@ -28,6 +28,10 @@ CODES = {
     "weight-decay-on-norms",
     "eval-while-training",
     "varies-in-eval",
+    "dropout-twice",
+    "drop-path-twice",
+    "dropout-before-softmax",
+    "own-dropout-beside-recipe",
 }
 
 
@@ -99,6 +103,41 @@ def dropout_before_batch_norm(model):
 
 def dropout_before_output(model):
     td.set_rates(model, {"classifier": 0.1})
+    model.config.problem_type = "regression"
+    return model, {}
+
+
+def dropout_twice(model):
+    model.transformer.h[1].mlp.dropout = nn.Sequential(nn.Dropout(0.2), nn.Dropout(0.1))
+    return model, {}
+
+
+def drop_path_twice(model):
+    model.transformer.h[1].mlp.register_forward_hook(
+        lambda module, args, y: skipped(skipped(y)) if module.training else y
+    )
+    return model, {}
+
+
+def skipped(branch):
+    return branch * (torch.rand(len(branch), 1, 1) > 0.4) / 0.6
+
+
+def dropout_before_softmax(model):
+    AttentionInterface.register("drops_scores", drops_scores)
+    model.set_attn_implementation("drops_scores")
+    return model, {}
+
+
+def drops_scores(module, query, key, value, mask, dropout=0.0, **kwargs):
+    scores = F.dropout(query @ key.mT, dropout, module.training) / query.shape[-1] ** 0.5
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+def own_dropout_beside_recipe(model):
+    td.set_rates(model, {"mlp_output": 0.2})
+    mlp = model.transformer.h[0].mlp
+    mlp.c_proj.register_forward_hook(lambda module, args, y: F.dropout(y, 0.1, module.training))
     return model, {}
 
 

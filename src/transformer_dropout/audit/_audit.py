@@ -116,7 +116,11 @@ def observed(model: nn.Module, training: Observer, evaluation: Observer) -> list
         *check.recompute_mask_differs(training),
         *check.frozen_but_drops(model, training),
         *check.dropout_before_batch_norm(training),
-        *check.dropout_before_output(training),
+        *check.dropout_before_output(model, training),
+        *check.dropout_twice(training),
+        *check.drop_path_twice(training),
+        *check.dropout_before_softmax(training),
+        *check.own_dropout_beside_recipe(training),
     ]
 
 

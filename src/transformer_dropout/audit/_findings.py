@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..layers import DropoutLayer
 from ..sites.observation.stack import is_dropout_module
 from ._configured import TOLERANCE, rate_attributes
 from ._events import Event, Finding, patterns
@@ -58,17 +59,96 @@ def dropout_before_batch_norm(training: Observer) -> Iterator[Finding]:
         )
 
 
-def dropout_before_output(training: Observer) -> Iterator[Finding]:
-    """Find dropouts whose output goes straight into the output layer."""
-    for path, (number, _) in training.lineage.before_output(training.output).items():
-        event = training.events[number]
-        yield Finding(
-            code="dropout-before-output",
-            site=event.path,
-            message=f"Its output goes straight into the output layer {path}, so all its noise is in the "
-            "prediction, and the outputs are more spread in training than in evaluation. Set its rate to 0, "
-            "above all for regression.",
+def dropout_before_output(model: nn.Module, training: Observer) -> Iterator[Finding]:
+    """Find dropouts whose output goes straight into an output layer of one number, as for regression.
+
+    A classifier has one there by long custom, and its probabilities stand the noise.
+    """
+    for path, (number, output) in training.lineage.before_output(training.output).items():
+        if predicts_numbers(model, output):
+            yield Finding(
+                code="dropout-before-output",
+                site=training.events[number].path,
+                message=f"Its output goes straight into {path or 'the last layer'}, which predicts numbers: "
+                "all its noise is in the prediction, and the outputs are more spread in training than in "
+                "evaluation. For regression set its rate to 0; a classifier with one logit may keep it.",
+            )
+
+
+def predicts_numbers(model: nn.Module, output: Tensor) -> bool:
+    """Return whether an output layer is for regression, by the config, else by its single output."""
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    return problem == "regression" if problem is not None else output.shape[-1] == 1
+
+
+def dropout_twice(training: Observer) -> Iterator[Finding]:
+    """Find dropouts of which the second takes what the first has left, and nothing was computed between."""
+    for site, message in in_a_row(training, "tensor"):
+        yield Finding(code="dropout-twice", site=site, message=message)
+
+
+def drop_path_twice(training: Observer) -> Iterator[Finding]:
+    """Find branches of which whole samples are dropped twice, whatever was computed between."""
+    for site, message in in_a_row(training, "branch"):
+        yield Finding(code="drop-path-twice", site=site, message=message)
+
+
+def in_a_row(training: Observer, what: str) -> Iterator[tuple[str, str]]:
+    """Yield the place and the message for each second dropout of a tensor, or of a branch."""
+    pairs: dict[tuple[str, str], tuple[Event, Event]] = {}
+    for first, second in sorted(training.lineage.in_a_row):
+        one, other = training.events[first], training.events[second]
+        whole = second in training.lineage.whole_samples
+        ours = is_ours(training, first) or is_ours(training, second)
+        if one.rate and other.rate and not ours and whole == (what == "branch"):
+            pairs.setdefault((patterns([one.path])[0], patterns([other.path])[0]), (one, other))
+    for (before, site), (one, other) in pairs.items():
+        rate = 1 - (1 - (one.rate or 0)) * (1 - (other.rate or 0))
+        yield (
+            site,
+            f"It drops with {other.rate:.4g} what the dropout of {before or 'the model'} has left of the "
+            f"same {what} with {one.rate:.4g}: {rate:.4g} together. Remove one, or set its rate to 0.",
         )
+
+
+def dropout_before_softmax(training: Observer) -> Iterator[Finding]:
+    """Find dropouts of what a softmax takes."""
+    numbers = sorted(training.lineage.softmaxes)
+    for event in representatives(training.events[n] for n in numbers if training.events[n].rate):
+        yield Finding(
+            code="dropout-before-softmax",
+            site=event.path,
+            message="It drops before the softmax: a score of 0 is no weight of 0, but one among the others, "
+            "and the rest is scaled up inside an exponential. Drop the weights behind the softmax, or use "
+            "td.DropKey, which sets scores to minus infinity.",
+        )
+
+
+def own_dropout_beside_recipe(training: Observer) -> Iterator[Finding]:
+    """Find what a model still drops itself at a place where a layer of a recipe acts."""
+    ours = {
+        (event.kind, training.block_of(event.path)): event.path
+        for number, event in enumerate(training.events)
+        if is_ours(training, number) and event.kind != "unknown"
+    }
+    beside: dict[tuple[str, str], Event] = {}
+    for number, event in enumerate(training.events):
+        path = ours.get((event.kind, training.block_of(event.path)))
+        if path is not None and event.rate and not is_ours(training, number):
+            beside.setdefault((patterns([event.path])[0], patterns([path])[0]), event)
+    for (site, layer), event in beside.items():
+        yield Finding(
+            code="own-dropout-beside-recipe",
+            site=site,
+            message=f"The model's own {event.operation} still drops here with {event.rate:.4g}, beside the "
+            f"recipe's layer {layer} at the same place ({event.kind}), so more is dropped than it says. "
+            + (f"Set {event.source} to 0." if event.source else "Take it out of the model's code."),
+        )
+
+
+def is_ours(training: Observer, number: int) -> bool:
+    """Return whether a random operation is that of a layer of this package."""
+    return isinstance(training.traces[number].module, DropoutLayer)
 
 
 def frozen_but_drops(model: nn.Module, training: Observer) -> Iterator[Finding]:

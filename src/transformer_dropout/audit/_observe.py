@@ -126,11 +126,15 @@ class Observer:
         return Trace(
             module=self.stack.module,
             named=self.named(),
-            in_block=any(within(self.stack.path, block) for block in self.blocks),
+            in_block=self.block_of(self.stack.path) != "",
             weights=this.attention or (this.rows is not None and this.rows > 0.9),
             shape=this.shape,
             origin=None if origin is None or origin.role == "constant" else origin,
         )
+
+    def block_of(self, path: str) -> str:
+        """Return the block that a path lies in, empty outside the blocks."""
+        return next((block for block in self.blocks if within(path, block)), "")
 
     def named(self) -> str | None:
         """Return the kind that the running module is named after, as `regularize_` names its layers."""
