@@ -1,5 +1,6 @@
 """Images into classes by a small vision transformer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,7 @@ class ImagesVit(Images):
         _, rows, columns = images.images.shape
         return VisionTransformer(model, (rows, columns), images.classes)
 
-    def default_arms(self) -> list[dict[str, Any]]:
+    def default_arms(self, model: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return no regularizer, dropout and DropPath at their usual places, and three rivals."""
         places = ("embedding", "attention_output", "mlp_hidden", "mlp_output")
         learned = {
@@ -116,7 +117,7 @@ class ImagesVit(Images):
             "p": 0.2,
             "depth": {"linear": {"start": 0.0, "end": 1.0}},
         }
-        arms = [
+        return [
             arm("none", []),
             arm("dropout p=0.1", [rate(place, 0.1) for place in places]),
             arm("DropPath 0.2", [drop_path]),
@@ -124,4 +125,3 @@ class ImagesVit(Images):
             arm("shifts of 1 pixel", [], shift=1),
             arm("LearnedDropout", [{"select": "mlp_output", **learned}]),
         ]
-        return [{**one, "task": "images_vit"} for one in arms]

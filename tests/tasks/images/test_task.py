@@ -82,7 +82,7 @@ def test_few_images_are_learned_by_heart(train, score):
 
 
 def test_its_arms_are_at_least_five_and_differ_in_one_thing():
-    arms = TASK.default_arms()
+    arms = TASK.default_arms({}, {})
     assert len(arms) >= 5 and len({arm["name"] for arm in arms}) == len(arms)
     for arm in arms:
         td.Recipe.from_data(arm["recipe"])

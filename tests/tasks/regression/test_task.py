@@ -46,7 +46,7 @@ def test_a_perceptron_fits_the_noise(train, score):
 
 
 def test_its_arms_are_at_least_five_and_share_what_they_do_not_compare():
-    arms = TASK.default_arms()
+    arms = TASK.default_arms({}, {})
     assert len(arms) >= 5 and len({arm["name"] for arm in arms}) == len(arms)
     for arm in arms:
         td.Recipe.from_data(arm["recipe"])

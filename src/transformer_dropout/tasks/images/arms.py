@@ -21,7 +21,6 @@ def arm(name: str, recipe: Rules, *, weight_decay: float = 0.01, **augment: Any)
     """Return one arm; all share model, images, length and learning rate."""
     return {
         "name": name,
-        "task": "images",
         "recipe": recipe,
         "data": {"train_images": 300, "augment": augment},
         "training": {

@@ -1,6 +1,6 @@
 """Images into classes by a multilayer perceptron."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,5 +74,5 @@ class Images:
             "accuracy": (logits.argmax(1) == targets).sum(),
         }
 
-    def default_arms(self) -> list[dict[str, Any]]:
+    def default_arms(self, model: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:
         return default_arms()

@@ -9,7 +9,7 @@ from typing import Any
 def arm(name: str, recipe: list[dict[str, Any]], **training: Any) -> dict[str, Any]:
     """Return one arm; all share model, rows, length and learning rate."""
     shared = {"steps": 1000, "batch": 32, "lr": 1e-3, "min_lr": 1e-5, "eval_every": 50, "weight_decay": 0.0}
-    return {"name": name, "task": "regression", "recipe": recipe, "training": shared | training}
+    return {"name": name, "recipe": recipe, "training": shared | training}
 
 
 def default_arms() -> list[dict[str, Any]]:

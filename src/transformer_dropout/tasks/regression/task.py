@@ -65,5 +65,5 @@ class Regression:
         variance = means["target_squared"] - means["target"] ** 2
         return {"loss": means["loss"], "r2": 1 - means["loss"] / variance}
 
-    def default_arms(self) -> list[dict[str, Any]]:
+    def default_arms(self, model: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:
         return default_arms()
