@@ -153,7 +153,7 @@ class Rule:
 
 def selects(selector: str, site: Site) -> bool:
     """Return whether a selector, a kind or a pattern on the path, selects a site."""
-    if selector in (*KINDS, "lora"):
+    if selector in (*KINDS, "input", "lora"):
         return site.kind == selector
     return fnmatchcase(site.path, selector)
 

@@ -361,7 +361,11 @@ def test_a_plain_mlp_has_hidden_units_and_a_classifier():
         nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)
     )
     sites = [(site.path, site.kind, site.access, site.width) for site in find_sites(model)]
-    assert sites == [("2", "mlp_hidden", "module", 8), ("5", "classifier", "input", 6)]
+    assert sites == [
+        ("0", "input", "input", 4),
+        ("2", "mlp_hidden", "module", 8),
+        ("5", "classifier", "input", 6),
+    ]
     x = torch.randn(3, 4)
     expected = run(model.eval(), x)
     handle = td.set_rates(model, {"mlp_hidden": 0.5, "classifier": 0.5})
@@ -369,6 +373,12 @@ def test_a_plain_mlp_has_hidden_units_and_a_classifier():
     assert not torch.equal(run(model.train(), x), expected)
     handle.remove()
     assert isinstance(model[2], nn.Dropout)
+
+
+def test_a_dropout_of_the_models_own_before_the_first_layer_is_its_place_of_the_input():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    sites = [(site.path, site.kind, site.access, site.width) for site in find_sites(model)]
+    assert sites == [("1", "input", "module", 4), ("4", "classifier", "input", 8)]
 
 
 def test_sites_given_by_hand_are_used_as_they_are():

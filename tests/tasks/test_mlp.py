@@ -19,10 +19,28 @@ def test_two_widths_make_a_linear_model():
     assert [parameter.shape for parameter in model.parameters()] == [(1, 6), (1,)]
 
 
-def test_its_hidden_units_are_places():
-    sites = find_sites(MLP((6, 5, 4, 3)))
-    kinds = [(site.kind, site.width) for site in sites if site.kind != "input"]
-    assert kinds == [("mlp_hidden", 5), ("classifier", 4)]
+def test_its_input_and_its_hidden_units_are_places():
+    kinds = [(site.kind, site.width) for site in find_sites(MLP((6, 5, 4, 3)))]
+    assert kinds == [("input", 6), ("mlp_hidden", 5), ("classifier", 4)]
+    assert [site.kind for site in find_sites(MLP((6, 1)))] == ["input"]
+
+
+def test_dropout_at_the_input_drops_the_input():
+    torch.manual_seed(0)
+    model = MLP((6, 1))
+    td.regularize_(model, td.Recipe([td.Rule("input", td.Dropout, p=0.5)]))
+    with torch.no_grad():
+        model.layers[0].weight.fill_(1.0)
+        model.layers[0].bias.zero_()
+        found = {round(value) for value in model.train()(torch.ones(200, 6))[:, 0].tolist()}
+    assert found <= {0, 2, 4, 6, 8, 10, 12} and len(found) > 3
+
+
+def test_what_follows_a_convolution_is_no_input():
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 4), torch.nn.Linear(4, 3)
+    )
+    assert "input" not in {site.kind for site in find_sites(model)}
 
 
 def test_learned_dropout_takes_each_sample_as_one_token():

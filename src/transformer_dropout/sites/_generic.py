@@ -168,13 +168,25 @@ def is_chain(model: nn.Module) -> bool:
     return fits and not attention_paths(model) and not any(attends(module) for module in model.modules())
 
 
+def has_own_weights(module: nn.Module) -> bool:
+    """Return whether a module has parameters outside its parts."""
+    return next(module.parameters(recurse=False), None) is not None
+
+
 def chain_sites(model: nn.Module) -> list[Site]:
-    """Return the sites of a chain of linear layers: the hidden units between them."""
+    """Return the sites of a chain of linear layers: their input, and the hidden units between them."""
     order = [path for path, _ in model.named_modules()]
     features = dict(linears(model))
     chain = list(features)
     drops = [path for path, _ in dropouts(model)]
     sites: list[Site] = []
+    if chain and next(path for path, part in model.named_modules() if has_own_weights(part)) == chain[0]:
+        earlier = [path for path in drops if order.index(path) < order.index(chain[0])]
+        place = (child(*earlier[-1:]) or before(chain[0]))[0]
+        sites += [
+            replace(site, width=features[chain[0]].in_features)
+            for site in site_at(model, "input", "", place, causal=False)
+        ]
     for index, (first, second) in enumerate(pairwise(chain)):
         place = after(first, second, drops, order)[0]
         if place.access != "module":

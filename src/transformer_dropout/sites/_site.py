@@ -7,7 +7,7 @@ from typing import Literal, get_args
 ModelKind = Literal[
     "embedding", "attention_weights", "attention_output", "mlp_hidden", "mlp_output", "block", "classifier"
 ]
-Kind = ModelKind | Literal["lora"]
+Kind = ModelKind | Literal["input", "lora"]
 Access = Literal["module", "rate", "output", "input", "gate", "block", "attention"]
 
 KINDS: tuple[str, ...] = get_args(ModelKind)
