@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from transformer_dropout.audit import tiny_models
 from transformer_dropout.audit.tiny_models import tiny_model
 
 
@@ -111,3 +112,81 @@ def test_the_folder_that_a_run_wrote(here, tiny, learned, tmp_path):
 
 def test_help_has_examples(here):
     assert "dropout audit gpt2" in here("audit", "--help").out
+
+
+def test_a_pipe_never_breaks_a_path(here, tmp_path, monkeypatch):
+    (tmp_path / "deep_to_audit.py").write_text(DEEP)
+    for command in ("audit", "sites"):
+        monkeypatch.setenv("COLUMNS", "30")
+        lines = here(command, "deep_to_audit:build").out.splitlines()
+        assert any(".".join(["a_rather_long_name"] * 8) in line for line in lines)
+
+
+DEEP = """
+import torch
+from torch import nn
+
+def build():
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
+    for _ in range(8):
+        model = nn.Sequential(__import__("collections").OrderedDict(a_rather_long_name=model))
+    return model, torch.ones(2, 3, 8)
+"""
+
+BROKEN = """
+import torch
+from torch import nn
+
+def raises():
+    raise OSError("no such disk\\nand more")
+
+def misfits():
+    return nn.Linear(4, 4), torch.ones(2, 5)
+
+def takes_two():
+    return nn.Bilinear(4, 4, 4), torch.ones(2, 4)
+"""
+
+
+@pytest.mark.parametrize("command", ["audit", "sites"])
+def test_a_target_that_fails_is_one_sentence(here, tmp_path, command):
+    (tmp_path / "broken_to_audit.py").write_text(BROKEN)
+    (tmp_path / "unreadable_to_audit.py").write_text("import torch\ndef build(:\n")
+    found = {name: here(command, f"broken_to_audit:{name}") for name in ("raises", "misfits", "takes_two")}
+    found["syntax"] = here(command, "unreadable_to_audit:build")
+    assert "could not be opened: OSError: no such disk" in found["raises"].err
+    assert "broken_to_audit.py:6" in found["raises"].err
+    assert "could not be opened: SyntaxError" in found["syntax"].err
+    if command == "audit":
+        assert "could not be run: RuntimeError: mat1 and mat2 shapes" in found["misfits"].err
+        assert "takes (input1, input2), and cannot be called with a tensor" in found["takes_two"].err
+    for result in found.values():
+        assert "Traceback" not in result.err + result.out
+        assert result.code in (0, 1) if "error" not in result.err else result.code == 2
+
+
+def test_a_saved_speech_model_and_a_broken_library_are_no_traceback(here, tmp_path, monkeypatch):
+    tiny_whisper().save_pretrained(tmp_path / "speech")
+    result = here("audit", tmp_path / "speech")
+    assert "Traceback" not in result.err + result.out
+    assert result.code in (0, 1, 2)
+
+    def broken(*args):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(tiny_models, "class_of", broken)
+    result = here("audit", tmp_path / "speech")
+    assert result.code == 2
+    assert "operator torchvision::nms does not exist" in result.err
+    assert "Traceback" not in result.err
+
+
+def tiny_whisper():
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "encoder_ffn_dim": 16, "vocab_size": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = WhisperConfig(**sizes, **heads, **tokens, max_source_positions=16, suppress_tokens=None)
+    config.begin_suppress_tokens = None
+    return WhisperForConditionalGeneration(config)

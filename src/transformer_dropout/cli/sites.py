@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError
-from .audit import narrow_table, open_target
+from .tables import narrow_table, table_console
+from .target import open_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ def sites(
     rates = {site.name: number(own_rate(model, site)) for site in found}
     missing = missing_kinds(model)
     plans = None if chosen is None else planned(model, chosen)
-    console = Console()
+    console = table_console()
     columns = ("path", "kind", "blocks", "reached by", "width", "rate now")
     columns = columns if plans is None else (*columns, "with the recipe")
     rows = [
