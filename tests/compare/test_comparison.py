@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from transformer_dropout.compare.cells import make_cells
-from transformer_dropout.compare.comparison import check_arms, open_comparison, run_cells
+from transformer_dropout.compare.comparison import (
+    check_arms,
+    opened_comparison,
+    prepare_data,
+    run_cells,
+)
+from transformer_dropout.compare.engines import Resources, choose_engine
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.run import run
 
@@ -16,6 +22,16 @@ ABOUT = {"command": "dropout compare a.yaml", "reference": None}
 @pytest.fixture
 def arms(tiny, learned):
     return [tiny("none"), tiny("learned", recipe=learned)]
+
+
+def opened(folder, arms, seeds, about):
+    """Open a comparison and let it go."""
+    with opened_comparison(folder, arms, seeds, about):
+        pass
+
+
+def local(folder, jobs=1):
+    return choose_engine(None, folder, Resources(jobs=jobs))
 
 
 def content(folder):
@@ -38,7 +54,7 @@ def test_arms_of_two_backends_are_refused(tiny):
 
 
 def test_a_new_comparison_is_written_down(tmp_path, arms):
-    open_comparison(tmp_path / "new", arms, [0, 1], ABOUT)
+    opened(tmp_path / "new", arms, [0, 1], ABOUT)
     written = content(tmp_path / "new")
     assert (written["arms"], written["seeds"], written["command"]) == (
         ["none", "learned"],
@@ -49,31 +65,31 @@ def test_a_new_comparison_is_written_down(tmp_path, arms):
 
 def test_seeds_and_arms_are_only_ever_added(tmp_path, arms, tiny):
     folder = tmp_path / "new"
-    open_comparison(folder, arms, [0, 1], ABOUT)
+    opened(folder, arms, [0, 1], ABOUT)
     created = content(folder)["created"]
-    open_comparison(folder, [tiny("third")], [1, 4], ABOUT)
+    opened(folder, [tiny("third")], [1, 4], ABOUT)
     assert content(folder)["arms"] == ["none", "learned", "third"]
     assert content(folder)["seeds"] == [0, 1, 4]
     assert content(folder)["created"] == created
 
 
 def test_an_arm_that_changed_is_refused_and_nothing_is_overwritten(tmp_path, arms, tiny):
-    open_comparison(tmp_path / "new", arms, [0], ABOUT)
+    opened(tmp_path / "new", arms, [0], ABOUT)
     before = (tmp_path / "new" / "comparison.json").read_bytes()
     with pytest.raises(InputError, match="in which 'none' is set up differently"):
-        open_comparison(tmp_path / "new", [tiny("none", lr=0.5)], [0, 1], ABOUT)
+        opened(tmp_path / "new", [tiny("none", lr=0.5)], [0, 1], ABOUT)
     assert (tmp_path / "new" / "comparison.json").read_bytes() == before
 
 
 def test_the_seed_of_a_config_does_not_make_it_another_arm(tmp_path, arms):
-    open_comparison(tmp_path / "new", arms, [0], ABOUT)
-    open_comparison(tmp_path / "new", [replace(arm, seed=5) for arm in arms], [0], ABOUT)
+    opened(tmp_path / "new", arms, [0], ABOUT)
+    opened(tmp_path / "new", [replace(arm, seed=5) for arm in arms], [0], ABOUT)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, arms):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="exists and is no comparison"):
-        open_comparison(tmp_path, arms, [0], ABOUT)
+        opened(tmp_path, arms, [0], ABOUT)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -91,22 +107,57 @@ def test_a_folder_of_something_else_is_refused(tmp_path, arms):
 def test_a_comparison_that_cannot_be_read_is_refused_and_kept(tmp_path, arms, text, words):
     (tmp_path / "comparison.json").write_text(text)
     with pytest.raises(InputError, match=words):
-        open_comparison(tmp_path, arms, [0], ABOUT)
+        opened(tmp_path, arms, [0], ABOUT)
     assert (tmp_path / "comparison.json").read_text() == text
+
+
+def test_a_second_comparison_at_once_is_told_so_and_a_later_one_is_not(tmp_path, arms):
+    with opened_comparison(tmp_path / "out", arms, [0], ABOUT):
+        before = content(tmp_path / "out")
+        with pytest.raises(InputError, match=r"Another comparison is going on in .*out; wait for it"):
+            opened(tmp_path / "out", arms, [0, 1], ABOUT)
+        assert content(tmp_path / "out") == before
+    opened(tmp_path / "out", arms, [0, 1], ABOUT)
+
+
+def test_arms_that_fall_together_in_separate_calls_are_refused(tmp_path, tiny):
+    opened(tmp_path / "out", [tiny("p 0.1")], [0], ABOUT)
+    with pytest.raises(InputError, match=r"an arm called 'p 0\.1', which falls together with 'P=0\.1'"):
+        opened(tmp_path / "out", [tiny("P=0.1", lr=0.1)], [0], ABOUT)
+    assert content(tmp_path / "out")["arms"] == ["p 0.1"]
+
+
+@pytest.mark.parametrize("arms", [[("a", 1.0), ("A", 1.0)], [("a", 1.0), ("a", 2.0)]])
+def test_a_refused_comparison_leaves_no_folder(tmp_path, tiny, arms):
+    with pytest.raises(InputError, match="Two arms are called"):
+        opened(tmp_path / "out", [tiny(name, lr=lr) for name, lr in arms], [0], ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_at_the_start_leaves_is_taken_up(tmp_path, arms):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".comparison.lock").touch()
+    (tmp_path / "out" / ".comparison.json.123").write_text('{"form')
+    opened(tmp_path / "out", arms, [0], ABOUT)
+    assert content(tmp_path / "out")["seeds"] == [0]
 
 
 def test_one_arm_that_crashes_leaves_the_others_alone(tmp_path, tiny):
     cells = make_cells([tiny("diverges", lr=1e30), tiny("sound")], [0], tmp_path)
-    told, counted = set(), []
+    told, counted = {}, []
     outcomes = run_cells(
-        cells, jobs=1, on_event=lambda cell, event: told.add(cell.name), on_outcome=counted.append
+        cells,
+        local(tmp_path),
+        on_event=lambda cell, event: told.setdefault(cell.name, []).append(event),
+        on_outcome=counted.append,
     )
     assert counted == outcomes
     assert {outcome.cell.config.name: outcome.status for outcome in outcomes} == {
         "diverges": "failed",
         "sound": "finished",
     }
-    assert told == {cell.name for cell in cells}
+    assert told.keys() == {cell.name for cell in cells}
+    assert told["sound, seed 0"][-1]["step"] == 20
 
 
 def test_finished_cells_need_neither_process_nor_data(tmp_path, tiny):
@@ -117,7 +168,8 @@ def test_finished_cells_need_neither_process_nor_data(tmp_path, tiny):
     for cell in cells:
         run(cell.config, cell.folder)
     text.unlink()
-    outcomes = run_cells(cells, jobs=1, on_event=pytest.fail, on_outcome=lambda outcome: None)
+    prepare_data(cells)
+    outcomes = run_cells(cells, local(tmp_path), on_event=pytest.fail, on_outcome=lambda outcome: None)
     assert [outcome.status for outcome in outcomes] == ["finished", "finished"]
 
 
@@ -125,5 +177,4 @@ def test_missing_data_are_told_before_a_process_starts(tmp_path, tiny):
     arm = tiny("a")
     arm = replace(arm, data=replace(arm.data, source=str(tmp_path / "gone.txt")))
     with pytest.raises(InputError, match="There is no file or folder"):
-        run_cells(make_cells([arm], [0], tmp_path), jobs=1, on_event=pytest.fail, on_outcome=pytest.fail)
-    assert not (tmp_path / "runs").exists()
+        prepare_data(make_cells([arm], [0], tmp_path))

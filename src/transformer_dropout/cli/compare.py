@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from ..runs.run_config import RunConfig
 
 
+OnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ENGINE",
+        help="local:N, dask:ADDRESS, slurm:PARTITION or ray; default: this machine, a run a core.",
+    ),
+]
+GpusOption = Annotated[
+    int | None,
+    typer.Option("--gpus", min=0, metavar="N", help="GPUs of a run; default: 1 where there is any."),
+]
+
+
 def compare(
     configs: Annotated[
         list[Path] | None, typer.Argument(help="Run configs, one an arm; none for the six default arms.")
@@ -39,6 +53,8 @@ def compare(
         str | None,
         typer.Option("--reference", metavar="ARM", help="Compare with this arm, not the best plain dropout."),
     ] = None,
+    on: OnOption = None,
+    gpus: GpusOption = None,
 ) -> None:
     """Train every arm with every seed, then say which regularizer won, with intervals.
 
@@ -52,9 +68,12 @@ def compare(
     - `dropout compare --task my_task.py --set training.steps=500`
     - `dropout compare --data my_texts/ --set data.tokenizer=bpe:4096 --out runs/mine`
     - `dropout compare a.yaml b.yaml --seeds 5 --steps 4000 --jobs 4 --out runs/a-b`
+    - `dropout compare --on dask:tcp://head:8786`
+    - `dropout compare --on slurm:gpu,timeout_min=600,mem_gb=16 --jobs 20`
     """
     from ..compare.cells import make_cells
-    from ..compare.comparison import check_arms, open_comparison, run_cells
+    from ..compare.comparison import check_arms, opened_comparison, prepare_data, run_cells
+    from ..compare.engines import Resources, choose_engine
 
     console = Console()
     arms = load_arms(
@@ -66,10 +85,11 @@ def compare(
             f"--reference {reference!r} is no arm; the arms are: {', '.join(a.name for a in arms)}."
         )
     about = {"command": shlex.join(["dropout", *sys.argv[1:]]), "reference": reference}
-    open_comparison(out, arms, list(range(seeds)), about)
     cells = make_cells(arms, list(range(seeds)), out)
-    with Display(console, cells) as display:
-        outcomes = run_cells(cells, jobs=jobs, on_event=display.event, on_outcome=display.outcome)
+    prepare_data(cells)
+    engine = choose_engine(on, out, Resources(jobs=jobs, gpus=gpus))
+    with opened_comparison(out, arms, list(range(seeds)), about), Display(console, cells) as display:
+        outcomes = run_cells(cells, engine, on_event=display.event, on_outcome=display.outcome)
     finish(console, out, outcomes)
 
 
@@ -115,8 +135,7 @@ class Display:
         self.console, self.bars = console, run_bars(console)
         self.total = self.bars.add_task("all runs", total=len(cells), note="")
         self.tasks = {
-            cell.folder: self.bars.add_task(cell.name, total=cell.config.training.steps, note="", start=False)
-            for cell in cells
+            cell.folder: self.bars.add_task(cell.name, total=None, note="", start=False) for cell in cells
         }
 
     def __enter__(self) -> "Display":
@@ -135,8 +154,8 @@ class Display:
             return
         task = self.tasks[cell.folder]
         self.bars.start_task(task)
-        text = note(event["loss"], event["val_loss"], event["keep"])
-        self.bars.update(task, completed=event["step"], note=text)
+        text = note(event.get("loss"), event.get("val_loss"), event.get("keep"))
+        self.bars.update(task, total=event.get("steps"), completed=event["step"], note=text)
 
     def outcome(self, outcome: "Outcome") -> None:
         """Count a run that ended."""

@@ -1,16 +1,10 @@
 """One cell of a comparison: one arm, one seed, one process, one run folder."""
 
-import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from ..runs.files import write_atomically
 from ..runs.record import read_run
 
 
@@ -23,11 +17,50 @@ class CellConfig(Protocol):
     def name(self) -> str: ...
     @property
     def seed(self) -> int: ...
-    @property
-    def training(self) -> Any: ...
     def to_yaml(self) -> str: ...
     def fingerprint(self) -> str: ...
     def slug(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenConfig:
+    """A run config as text, which travels to a machine that knows nothing of its classes.
+
+    Attributes:
+        name, seed: the config's.
+        text: its YAML.
+        digest: its fingerprint.
+        folder_name: its slug.
+    """
+
+    name: str
+    seed: int
+    text: str
+    digest: str
+    folder_name: str
+
+    def to_yaml(self) -> str:
+        """Return the config's text."""
+        return self.text
+
+    def fingerprint(self) -> str:
+        """Return the config's digest."""
+        return self.digest
+
+    def slug(self) -> str:
+        """Return the config's name as a folder name."""
+        return self.folder_name
+
+
+def written(config: CellConfig) -> WrittenConfig:
+    """Return a config as text."""
+    return WrittenConfig(
+        name=config.name,
+        seed=config.seed,
+        text=config.to_yaml(),
+        digest=config.fingerprint(),
+        folder_name=config.slug(),
+    )
 
 
 TRAINING = "transformer_dropout.runs"
@@ -90,75 +123,3 @@ def make_cells(
         for seed in seeds
         for arm in arms
     ]
-
-
-class CellRunner:
-    """Runs cells as processes, and passes a request to stop on to those that are running.
-
-    Args:
-        on_event: called with the cell and each event its process tells.
-        threads: CPU threads of a process.
-    """
-
-    def __init__(self, on_event: Callable[[Cell, dict], None], threads: int = 1) -> None:
-        self.on_event, self.threads = on_event, threads
-        self.stopping: int | None = None
-        self._running: set[subprocess.Popen] = set()
-        self._guard = threading.Lock()
-
-    def stop(self, number: int) -> None:
-        """Send a signal to every running cell and start no more."""
-        self.stopping = number
-        # No lock: a signal handler may interrupt the thread that holds it.
-        for process in list(self._running):
-            process.send_signal(number)
-
-    def __call__(self, cell: Cell) -> Outcome:
-        """Run one cell to its end, whatever that is."""
-        if cell.finished:
-            return Outcome(cell=cell, status="finished")
-        if self.stopping is not None:
-            return Outcome(cell=cell, status="stopped")
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        if read_run(cell.folder) is None:
-            write_atomically(cell.folder / "config.yaml", cell.config.to_yaml())
-        code = self._run_process(cell)
-        if cell.finished:
-            return Outcome(cell=cell, status="finished")
-        if self.stopping is not None:
-            return Outcome(cell=cell, status="stopped")
-        return Outcome(cell=cell, status="failed", reason=why(cell.folder / "log.txt", code))
-
-    def _run_process(self, cell: Cell) -> int:
-        command = [sys.executable, "-m", cell.module, str(cell.folder)]
-        command += ["--threads", str(self.threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        with (cell.folder / "log.txt").open("w", encoding="utf-8") as log:
-            # Its own session: Ctrl-C reaches it once, through `stop`.
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-                start_new_session=True,
-            )
-            with self._guard:
-                self._running.add(process)
-            if self.stopping is not None:
-                process.send_signal(self.stopping)
-            with process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    self.on_event(cell, json.loads(line))
-            with self._guard:
-                self._running.discard(process)
-        return process.returncode
-
-
-def why(log: Path, code: int) -> str:
-    """Return the last line that a failed process wrote, and where the rest is."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if code < 0:
-        return f"killed by signal {-code}; see {log}"
-    return f"{lines[-1]} ({log})" if lines else f"exit code {code}; see {log}"

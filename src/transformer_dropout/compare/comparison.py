@@ -1,38 +1,37 @@
 """A comparison: arms x seeds, run where missing, remembered in its folder."""
 
 import json
-import os
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from uuid import uuid4
 
-from joblib import Parallel, delayed
+from filelock import FileLock, Timeout
 
 from ..errors import InputError
 from ..runs.files import clear_write_errors, write_json
 from ..runs.run import check_config, prepare
 from ..runs.run_config import RunConfig
-from .cells import Cell, CellConfig, CellRunner, Outcome
+from .cells import Cell, CellConfig, Outcome, written
+from .engines import Engine
+from .progress import FolderWatch
 
 FORMAT = 1
 
 
 def check_arms(arms: list[RunConfig]) -> None:
-    """Refuse arms that cannot be told apart or do not fit, before anything is written.
+    """Refuse arms that do not fit, or that chance would tell apart, before anything is written.
 
     Raises:
         InputError: naming the arm.
     """
-    slugs: dict[str, str] = {}
+    check_names(arms)
     for arm in arms:
-        if arm.slug() in slugs:
-            raise InputError(
-                f"Two arms are called {arm.name!r} and {slugs[arm.slug()]!r}; give each its own 'name:'."
-            )
-        slugs[arm.slug()] = arm.name
         check_config(arm)
     if len({arm.training.compile for arm in arms}) > 1:
         raise InputError(
@@ -41,8 +40,36 @@ def check_arms(arms: list[RunConfig]) -> None:
         )
 
 
-def open_comparison(folder: Path, arms: Sequence[CellConfig], seeds: list[int], about: dict) -> None:
-    """Write ``comparison.json``, adding to what an earlier call of the same comparison left.
+def check_names(arms: Sequence[CellConfig]) -> None:
+    """Raise InputError when two names are one, or become one as folder names."""
+    known: dict[str, str] = {}
+    for arm in arms:
+        twin = known.setdefault(arm.slug(), arm.name)
+        if twin != arm.name or sum(other.name == twin for other in arms) > 1:
+            raise InputError(f"Two arms are called {arm.name!r} and {twin!r}; give each its own 'name:'.")
+
+
+def prepare_data(cells: Sequence[Cell]) -> None:
+    """Make the data of unfinished runs ready once, not in every run.
+
+    Raises:
+        InputError: when they are not to be had.
+    """
+    unfinished = [cell.config for cell in cells if not cell.finished]
+    for config in different_data([config for config in unfinished if isinstance(config, RunConfig)]):
+        prepare(config)
+
+
+def different_data(configs: list[RunConfig]) -> list[RunConfig]:
+    """Return one run config for each preparation of examples that they need."""
+    return list({repr((config.task, config.model, config.data)): config for config in configs}.values())
+
+
+@contextmanager
+def opened_comparison(
+    folder: Path, arms: Sequence[CellConfig], seeds: list[int], about: dict
+) -> Iterator[None]:
+    """Hold a comparison's folder for this process alone, and remember there what is compared.
 
     Args:
         folder: the comparison's folder.
@@ -51,35 +78,69 @@ def open_comparison(folder: Path, arms: Sequence[CellConfig], seeds: list[int], 
         about: further keys: the command and the reference arm.
 
     Raises:
-        InputError: when the folder holds something else, or an arm of the same name that differs.
+        InputError: when the folder holds something else, an arm of the same name that differs, or is in use;
+            nothing is written then.
     """
+    check_names(arms)
+    comparison_content(folder, arms, seeds, about)
+    with clear_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".comparison.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"Another comparison is going on in {folder}; wait for it, or choose another folder with "
+                "--out."
+            ) from None
+    try:
+        with clear_write_errors(folder):
+            write_json(folder / "comparison.json", comparison_content(folder, arms, seeds, about))
+        yield
+    finally:
+        lock.release()
+
+
+def comparison_content(
+    folder: Path, arms: Sequence[CellConfig], seeds: list[int], about: dict
+) -> dict[str, object]:
+    """Return what ``comparison.json`` is to hold: these arms and seeds, and those of earlier calls."""
     path = folder / "comparison.json"
     fingerprints = {arm.name: replace(arm, seed=0).fingerprint() for arm in arms}
+    slugs = {arm.slug(): arm.name for arm in arms}
     before: dict = {}
     if path.exists():
         before = read_comparison(path)
-        for name, fingerprint in fingerprints.items():
-            if before["fingerprints"].get(name, fingerprint) != fingerprint:
+        for name, fingerprint in before["fingerprints"].items():
+            if fingerprints.get(name, fingerprint) != fingerprint:
                 raise InputError(
                     f"{folder} holds another comparison, in which {name!r} is set up differently; choose "
                     "another folder with --out."
                 )
-    elif folder.exists() and any(folder.iterdir()):
+            # Names that differ may still be one as a folder's.
+            other = slugs.get(replace(arms[0], name=name).slug(), name)
+            if other != name:
+                raise InputError(
+                    f"{folder} holds an arm called {name!r}, which falls together with {other!r}; rename the "
+                    "arm, or choose another folder with --out."
+                )
+    elif folder.exists() and not (folder.is_dir() and all(map(is_own, folder.iterdir()))):
         raise InputError(f"{folder} exists and is no comparison; choose another folder with --out.")
     fingerprints = before.get("fingerprints", {}) | fingerprints
-    with clear_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "arms": list(fingerprints),
-                "fingerprints": fingerprints,
-                "seeds": sorted({*before.get("seeds", []), *seeds}),
-                "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
-                **about,
-            },
-        )
+    return {
+        "format": FORMAT,
+        "id": before.get("id") or uuid4().hex,
+        "arms": list(fingerprints),
+        "fingerprints": fingerprints,
+        "seeds": sorted({*before.get("seeds", []), *seeds}),
+        "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
+        **about,
+    }
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a file is what a comparison that was killed at once leaves."""
+    return path.name.startswith(".comparison.")
 
 
 def read_comparison(path: Path) -> dict:
@@ -92,7 +153,7 @@ def read_comparison(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
         newer = content["format"] > FORMAT
         sound = newer or (isinstance(content["fingerprints"], dict) and isinstance(content["seeds"], list))
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         content, newer, sound = {}, False, False
     if not sound:
         raise InputError(f"{path} is damaged; choose another folder with --out.")
@@ -104,15 +165,10 @@ def read_comparison(path: Path) -> dict:
     return content
 
 
-def different_data(configs: list[RunConfig]) -> list[RunConfig]:
-    """Return one run config for each preparation of examples that they need."""
-    return list({repr((config.task, config.model, config.data)): config for config in configs}.values())
-
-
 def run_cells(
     cells: list[Cell],
+    engine: Engine,
     *,
-    jobs: int | None = None,
     on_event: Callable[[Cell, dict], None],
     on_outcome: Callable[[Outcome], None],
 ) -> list[Outcome]:
@@ -120,31 +176,50 @@ def run_cells(
 
     Args:
         cells: what to run.
-        jobs: processes at once, one thread each; None for one a core.
-        on_event: called with a cell and each event of its process.
+        engine: where.
+        on_event: called with a cell and what its process tells, from another thread.
         on_outcome: called as each cell ends.
     """
-    unfinished = [cell.config for cell in cells if not cell.finished]
-    for config in different_data([config for config in unfinished if isinstance(config, RunConfig)]):
-        prepare(config)
-    runner = CellRunner(on_event)
-    # Threads only wait for their process; a cluster's joblib backend maps the same call.
-    parallel = Parallel(
-        n_jobs=jobs or os.cpu_count() or 1, backend="threading", return_as="generator_unordered"
-    )
+    outcomes = []
+    with passed_signals(engine), FolderWatch(cells, on_event).running() as watch:
+
+        def take(cell: Cell, outcome: Outcome) -> None:
+            watch.close(cell)
+            # An engine knows the folder by its full name, which another machine would understand.
+            outcomes.append(replace(outcome, cell=cell))
+            on_outcome(outcomes[-1])
+
+        missing = {}
+        for cell in cells:
+            if cell.finished:
+                take(cell, Outcome(cell=cell, status="finished"))
+            else:
+                missing[cell.folder.resolve()] = cell
+        if missing:
+            asked = [
+                replace(cell, folder=folder, config=written(cell.config)) for folder, cell in missing.items()
+            ]
+            for outcome in engine.run(asked):
+                take(missing[outcome.cell.folder], outcome)
+    return outcomes
+
+
+@contextmanager
+def passed_signals(engine: Engine) -> Iterator[None]:
+    """Pass Ctrl-C and a polite kill on to the engine instead of dying of them."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread is told of signals; another's caller keeps its own ways.
+        yield
+        return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        runner.stop(number)
+        engine.stop(number)
 
-    outcomes = []
     try:
         for number in before:
             signal.signal(number, stop)
-        for outcome in parallel(delayed(runner)(cell) for cell in cells):
-            outcomes.append(outcome)
-            on_outcome(outcome)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return outcomes

@@ -44,7 +44,7 @@ def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
 
 
 # What a run folder may hold before its record is written.
-OWN_NAMES = ("config.yaml", ".run.lock", "log.txt", "checkpoints", "metrics.jsonl")
+OWN_NAMES = ("config.yaml", ".run.lock", "log.txt", "progress.json", "checkpoints", "metrics.jsonl")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from ..errors import InputError
 from ..kernels.freed_memory import keep_freed_memory
 from .listener import Listener
+from .orphan import end_with_parent
 from .processes import leave
 from .run import Interrupted, choose_threads
 
@@ -37,7 +38,12 @@ def work(module: str, run_folder: Callable[[Path, Listener], Any]) -> NoReturn:
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder with its config.yaml")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument(
+        "--end-with-parent", action="store_true", help="end at once when standard input closes"
+    )
     arguments = parser.parse_args()
+    if arguments.end_with_parent:
+        end_with_parent()
     choose_threads(arguments.threads)
     keep_freed_memory()
     listener = Listener(
