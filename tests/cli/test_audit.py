@@ -190,3 +190,12 @@ def tiny_whisper():
     config = WhisperConfig(**sizes, **heads, **tokens, max_source_positions=16, suppress_tokens=None)
     config.begin_suppress_tokens = None
     return WhisperForConditionalGeneration(config)
+
+
+def test_a_page_is_written_beside_the_tables(here, tmp_path):
+    result = here("audit", "gpt2", "--html", "report.html")
+    assert "transformer.h.*.attn" in result.out
+    assert "dead-field" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    result = here("audit", "gpt2", "--html", "missing/report.html")
+    assert result.code == 2
+    assert "could not be written: No such file" in result.err

@@ -124,6 +124,14 @@ class Audit:
         return COLUMNS, rows
 
 
+def field_cells(field: ConfigField) -> tuple[str, str]:
+    """Return value and readers of a config's field, as text."""
+    value = "unset" if field.value is None else f"{field.value:.4g}"
+    if field.read_at is None:
+        return value, "cannot be told"
+    return value, "\n".join(at or "(model)" for at in field.read_at) or "nothing"
+
+
 def show_rate(rate: float | None) -> str:
     """Return a rate for a table."""
     return "-" if rate is None else f"{rate:.4g}"

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,10 +12,10 @@ from rich.markup import escape
 
 from ..errors import InputError
 from .tables import narrow_table, table_console
-from .target import open_target, what_failed
+from .target import Target, open_target, what_failed
 
 if TYPE_CHECKING:
-    from ..audit import Audit, ConfigField
+    from ..audit import Audit
 
 
 COLUMNS = ("site", "kind", "operation", "config", "ran", "measured", "train / eval")
@@ -34,6 +35,10 @@ def audit(
         typer.Option("--ignore", metavar="CODE", help="A finding to accept; repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also draw the model as a page."),
+    ] = None,
 ) -> None:
     """Run a model once in training and once in evaluation, and show every random or mask operation.
 
@@ -44,6 +49,7 @@ def audit(
 
     - `dropout audit gpt2`
     - `dropout audit llama --attention eager --json`
+    - `dropout audit bert --html report.html`
     - `dropout audit models/mine/config.json --ignore dead-field`
     - `dropout audit my_package.model:build`
     """
@@ -61,12 +67,30 @@ def audit(
         ) from error
     accepted = set(ignore or ())
     result = replace(result, findings=tuple(f for f in result.findings if f.code not in accepted))
+    if html is not None:
+        write_page(html, result, opened, target)
     if as_json:
         sys.stdout.write(result.to_json() + "\n")
     else:
         show(table_console(), target, result)
     if result.findings:
         sys.exit(1)
+
+
+def write_page(path: Path, result: "Audit", opened: Target, target: str) -> None:
+    """Write an audit as a page.
+
+    Raises:
+        InputError: when it cannot be written, or jinja2 is not installed.
+    """
+    from ..audit.page import audit_page
+
+    try:
+        path.write_text(audit_page(result, opened.model, title=target), encoding="utf-8")
+    except ModuleNotFoundError as error:
+        raise InputError(f"--html needs {error.name}: pip install 'transformer-dropout[compare]'.") from None
+    except OSError as error:
+        raise InputError(f"The page {path} could not be written: {error.strerror}.") from None
 
 
 def show(console: Console, target: str, result: "Audit") -> None:
@@ -76,6 +100,8 @@ def show(console: Console, target: str, result: "Audit") -> None:
         console.print(narrow_table(f"{target}: what ran", COLUMNS, [cells_of(row) for row in rows], fixed=2))
     else:
         console.print(f"{escape(target)}: no random or mask operation ran, in training or in evaluation.")
+    from ..audit._events import field_cells
+
     if result.fields:
         fields = [(field.name, *field_cells(field)) for field in result.fields]
         console.print(narrow_table("Fields of the config", ("field", "value", "read at"), fields))
@@ -86,14 +112,6 @@ def show(console: Console, target: str, result: "Audit") -> None:
         console.print(f"[yellow]{finding.code}[/yellow] at {place}", soft_wrap=True, highlight=False)
     if not result.findings:
         console.print("No findings.")
-
-
-def field_cells(field: "ConfigField") -> tuple[str, str]:
-    """Return value and readers of a config's field, as text."""
-    value = "unset" if field.value is None else f"{field.value:.4g}"
-    if field.read_at is None:
-        return value, "cannot be told"
-    return value, "\n".join(at or "(model)" for at in field.read_at) or "nothing"
 
 
 def cells_of(row: Sequence[str]) -> tuple[str, ...]:
