@@ -7,7 +7,9 @@ from .audit import audit as audit
 from .audit.contexts import disabled as disabled
 from .audit.contexts import mc_dropout as mc_dropout
 from .errors import InputError as InputError
+from .layers import AdversarialDropout as AdversarialDropout
 from .layers import AlphaDropout as AlphaDropout
+from .layers import AnchoredDropout as AnchoredDropout
 from .layers import ConcreteDropout as ConcreteDropout
 from .layers import DropHead as DropHead
 from .layers import DropKey as DropKey
@@ -19,7 +21,16 @@ from .layers import ImportanceDropout as ImportanceDropout
 from .layers import LayerDrop as LayerDrop
 from .layers import LearnedBlockDropout as LearnedBlockDropout
 from .layers import LearnedDropout as LearnedDropout
+from .layers import LearnedFourierDropout as LearnedFourierDropout
+from .layers import LearnedLowRankDropout as LearnedLowRankDropout
+from .layers import LearnedMarginalDropout as LearnedMarginalDropout
+from .layers import LearnedPositionwiseDropout as LearnedPositionwiseDropout
+from .layers import LearnedShuffledDropout as LearnedShuffledDropout
+from .layers import LearnedSigmoidDropout as LearnedSigmoidDropout
+from .layers import LearnedSigmoidStraightThrough as LearnedSigmoidStraightThrough
+from .layers import LearnedSoftGate as LearnedSoftGate
 from .layers import PrecomputedLearnedDropout as PrecomputedLearnedDropout
+from .layers import SparseReLU as SparseReLU
 from .layers import Standout as Standout
 from .layers import TokenDropout as TokenDropout
 from .recipe import Recipe as Recipe
@@ -44,6 +55,7 @@ from .surgery.saved_recipe import load_regularized as load_regularized
 from .surgery.saved_recipe import save_recipe as save_recipe
 from .surgery.saved_recipe import save_regularized as save_regularized
 from .surgery.speed_up import speed_up_ as speed_up_
+from .terms.layerwise import layerwise_lr_groups as layerwise_lr_groups
 from .terms.losses import rdrop_loss as rdrop_loss
 from .terms.losses import two_passes as two_passes
 from .terms.mixout import Mixout as Mixout
@@ -55,7 +67,6 @@ from .terms.penalties import L2 as L2
 from .terms.penalties import L2SP as L2SP
 from .terms.penalties import ElasticNet as ElasticNet
 from .terms.penalties import proximal_l1_ as proximal_l1_
-from .terms.weights import layerwise_lr_groups as layerwise_lr_groups
 from .terms.weights import set_weight_decay as set_weight_decay
 from .terms.weights import weight_decay_groups as weight_decay_groups
 

@@ -22,6 +22,8 @@ RATE_NAMES = [name for name in NAMES if issubclass(getattr(layers, name), layers
 NOT_ZEROS_AT_P_ONE = {"DropKey"}
 OTHER_EXPECTATION = {"AlphaDropout", "DropHead", "DropKey", "LayerDrop"}
 OTHER_SHARE_OF_ZEROS = {"AlphaDropout", "DropKey", "GaussianDropout", "LayerDrop"}
+# These draw nothing.
+DETERMINISTIC = {"LearnedSigmoidDropout", "LearnedSigmoidStraightThrough", "LearnedSoftGate", "SparseReLU"}
 # These report a penalty by default.
 PENALTY_NAMES = [
     name
@@ -177,6 +179,9 @@ def test_shape_and_dtype_stay(name, training, dtype):
 def test_the_same_seed_gives_the_same_output_and_another_seed_another(name):
     host, x = Host(name), example()
     assert torch.equal(seeded(host, x), seeded(host, x))
+    if name in DETERMINISTIC:
+        assert torch.equal(seeded(host, x), seeded(host, x, seed=8))
+        return
     # A layer that drops all or nothing does the same under many seeds, but not under all of them.
     assert any(not torch.equal(seeded(host, x), seeded(host, x, seed)) for seed in range(8, 20))
 
@@ -224,7 +229,8 @@ def test_a_compiled_layer_can_be_copied(name):
     host(x)
     twin = copy.deepcopy(host)
     assert twin.layer._compiled_call_impl is None
-    assert torch.equal(seeded(twin.eval(), x), seeded(host.eval(), x))
+    # Attention in a compiled graph and outside of it may differ in the last bit.
+    torch.testing.assert_close(seeded(twin.eval(), x), seeded(host.eval(), x))
 
 
 @pytest.mark.parametrize("name", NAMES)

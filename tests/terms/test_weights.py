@@ -411,3 +411,53 @@ def test_layers_of_real_families_are_found(family, lowest, block, tiny_family):
 def test_an_encoder_and_a_decoder_have_to_be_told_apart(tiny_family):
     with pytest.raises(td.InputError, match=r"encoder.block, decoder.block are equally long"):
         td.layerwise_lr_groups(tiny_family("t5"), 1.0, 0.5)
+
+
+class Gated(nn.Module):
+    """A matrix beside a part that asks for a group of its own, whose inner module asks for another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Linear(3, 3)
+        self.gate = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        self.gate.optimizer_options = {"weight_decay": 0.0, "lr_scale": 4.0}
+        self.gate[1].optimizer_options = {"weight_decay": 0.2}
+
+
+def test_a_module_may_ask_for_a_group_of_its_own():
+    model = Gated()
+    decayed, others, gate, inner = td.weight_decay_groups(model, 0.3)
+    assert decayed["params"] == [model.matrix.weight] and others["params"] == [model.matrix.bias]
+    assert gate == {
+        "params": [model.gate[0].weight, model.gate[0].bias],
+        "weight_decay": 0.0,
+        "decayed": False,
+        "lr_scale": 4.0,
+    }
+    assert inner["params"] == list(model.gate[1].parameters())
+    assert (inner["weight_decay"], inner["decayed"]) == (0.2, False)
+    optimizer = torch.optim.AdamW([decayed, others, gate, inner])
+    td.set_weight_decay(optimizer, 0.9)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.9, 0.0, 0.0, 0.2]
+
+
+def test_a_rate_of_its_own_reaches_the_optimizer():
+    model = Gated()
+    groups = td.weight_decay_groups(model, 0.3, lr=0.01)
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01, 0.04, 0.01]
+    sum(p.sum() for p in model.parameters()).backward()
+    before = [p.detach().clone() for p in (model.matrix.bias, model.gate[0].bias)]
+    optimizer.step()
+    moved = [
+        (b - p).mean().item() for b, p in zip(before, (model.matrix.bias, model.gate[0].bias), strict=True)
+    ]
+    assert moved == pytest.approx([0.01, 0.04], rel=1e-4)
+
+
+def test_layerwise_rates_multiply_the_rate_of_a_module():
+    model = nn.Sequential(nn.ModuleList([Gated(), Gated()]), nn.Linear(3, 3))
+    rate = rates(model, td.layerwise_lr_groups(model, 1.0, 0.5))
+    assert rate["0.1.matrix.weight"] == 0.5
+    assert rate["0.1.gate.0.weight"] == 2.0
+    assert rate["0.0.gate.0.weight"] == 1.0

@@ -24,7 +24,7 @@ PENALTIES = {
 
 
 # What a subclass may define anew.
-FORMULAS = ("keep_probability", "mask")
+FORMULAS = ("keep_probability", "mask", "penalty_of")
 
 
 def method_of(owner: object, name: str) -> object:
@@ -102,11 +102,12 @@ class LearnedDropout(DropoutLayer):
         self.width, self.heads, self.causal = width, heads, causal
         self.eval_mask, self.penalty, self.detach = eval_mask, penalty, detach
         self.has_penalty = penalty is not None
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.make_gate(bias)
         self.shift = nn.Parameter(torch.full((width,), float(shift)))
-        nn.init.normal_(self.qkv.weight, std=0.02)
-        if bias:
-            nn.init.zeros_(self.qkv.bias)
+
+    def make_gate(self, bias: bool) -> None:
+        """Make what ``gate`` computes with; a subclass with another gate makes its own."""
+        self.qkv = drawn_linear(self.width, 3 * self.width, bias)
 
     def token_gate(self) -> TokenGate | None:
         """Return this mask as a decoder computes it, where it is causal, by threshold and not watched."""
@@ -173,12 +174,17 @@ class LearnedDropout(DropoutLayer):
     ) -> tuple[Tensor, Tensor | None]:
         """Return output and penalty from the plain formulas."""
         penalty = None
-        if self.training and self.penalty is not None:
-            penalty = PENALTIES[self.penalty](real_tokens(keep_probability, padding_mask))
+        if self.training and self.has_penalty:
+            penalty = self.penalty_of(real_tokens(keep_probability, padding_mask))
         mask = self.mask(keep_probability).to(x.dtype)
         if self.observer is not None:
             self.observer(real_tokens(keep_probability, padding_mask), real_tokens(mask, padding_mask))
         return x * mask, penalty
+
+    def penalty_of(self, keep_probability: Tensor) -> Tensor:
+        """Return the penalty of the real tokens' ``M``."""
+        assert self.penalty is not None
+        return PENALTIES[self.penalty](keep_probability)
 
     def mask(self, keep_probability: Tensor) -> Tensor:
         """Return the mask of this mode: sampled in training, ``eval_mask`` in evaluation."""
@@ -197,6 +203,15 @@ def gate_by_threshold(layer: LearnedDropout, source: nn.Module | None = None) ->
     if (layer.eval_mask, layer.causal, layer.observer) != ("threshold", True, None):
         return None
     return TokenGate(layer=layer, qkv=layer.qkv, shift=layer.shift, heads=layer.heads, source=source)
+
+
+def drawn_linear(inputs: int, outputs: int, bias: bool, std: float = 0.02) -> nn.Linear:
+    """Return a linear layer with weights of N(0, std^2) and biases of 0."""
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(linear.weight, std=std)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
 
 
 def real_tokens(values: Tensor, padding_mask: Tensor | None) -> Tensor:

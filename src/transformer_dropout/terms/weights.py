@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError
 from ..schedules import Schedule
 
 Patterns = str | Iterable[str]
@@ -25,11 +25,13 @@ class Held:
         parameter: the parameter.
         names: its names in the model, the first first.
         modules: the module behind each name.
+        options: what the module around it says of its optimizer group, as ``optimizer_options``.
     """
 
     parameter: nn.Parameter
     names: list[str]
     modules: list[nn.Module]
+    options: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def current(self) -> nn.Parameter:
@@ -83,10 +85,14 @@ def trainable_parameters(model: nn.Module) -> list[Held]:
         InputError: when there is none.
     """
     found: dict[nn.Parameter, Held] = {}
+    options: dict[str, Mapping[str, float]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        around = options.get(path.rpartition(".")[0], {})
+        options[path] = getattr(module, "optimizer_options", around)
         for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
             if parameter.requires_grad:
-                held = found.setdefault(parameter, Held(parameter=parameter, names=[], modules=[]))
+                new = Held(parameter=parameter, names=[], modules=[], options=options[path])
+                held = found.setdefault(parameter, new)
                 held.names.append(name)
                 held.modules.append(module)
     if not found:
@@ -167,7 +173,12 @@ def value_at(schedule: Schedule, progress: float) -> float:
 
 
 def weight_decay_groups(
-    model: nn.Module, weight_decay: float, *, decay_embeddings: bool = True, exclude: Patterns = ()
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    decay_embeddings: bool = True,
+    exclude: Patterns = (),
+    lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into a decayed and an undecayed optimizer group.
 
@@ -175,132 +186,45 @@ def weight_decay_groups(
     has no reason to be. A parameter that has one long axis among axes of length 1, such as a class token or
     a layer scale, is one-dimensional too. A tied parameter appears once.
 
+    The parameters inside a module with ``optimizer_options``, such as the gate of ``AnchoredDropout``, have a
+    further group with these: its ``weight_decay``, and the ``lr_scale`` that multiplies the learning rate.
+
     Args:
         model: any module.
         weight_decay: decay of the first group; the second has 0.
         decay_embeddings: whether embeddings are decayed, those tied to an output layer included.
         exclude: Unix patterns of further parameter names to leave alone, for example ``"*.A_log"``.
+        lr: learning rate of the optimizer, for ``lr * lr_scale`` where a group has an ``lr_scale``. Without
+            it the loop that sets learning rates has to multiply.
 
     Raises:
-        InputError: for a negative decay, a pattern that matches nothing, or nothing trainable.
+        InputError: for a negative number, a pattern that matches nothing, or nothing trainable.
 
     Paper: Loshchilov and Hutter 2019, "Decoupled weight decay regularization".
     """
     check_not_negative("weight_decay", weight_decay)
+    check_not_negative("lr", 0.0 if lr is None else lr)
     parameters = trainable_parameters(model)
     left_alone = {held.parameter for held in matching(parameters, exclude)}
     decayed, others = [], []
+    further: dict[tuple, dict[str, Any]] = {}
     for held in parameters:
+        if held.options:
+            of_its_own = {"params": [], "weight_decay": 0.0, "decayed": False, **held.options}
+            group = further.setdefault(tuple(sorted(held.options.items())), of_its_own)
+            group["params"].append(held.parameter)
+            continue
         decays = held.is_matrix and held.parameter not in left_alone
         decays = decays and (decay_embeddings or not held.is_embedding)
         (decayed if decays else others).append(held.parameter)
+    for group in further.values():
+        if lr is not None and "lr_scale" in group:
+            group["lr"] = lr * group["lr_scale"]
     return [
         {"params": decayed, "weight_decay": weight_decay, "decayed": True},
         {"params": others, "weight_decay": 0.0, "decayed": False},
+        *further.values(),
     ]
-
-
-def layerwise_lr_groups(
-    model: nn.Module,
-    lr: float,
-    decay: float,
-    *,
-    weight_decay: float = 0.0,
-    decay_embeddings: bool = True,
-    blocks: str | None = None,
-    head: Patterns = (),
-) -> list[dict[str, Any]]:
-    """Return optimizer groups whose learning rate falls from the head down to the embeddings.
-
-    Formula: ``lr * decay^(n_blocks - block)`` for block 0 to ``n_blocks - 1``, ``lr`` for the head, and
-    ``lr * decay^(n_blocks + 1)`` for the embeddings. Outside the blocks, embeddings are what an embedding
-    module holds and what the model defines before its blocks; the head is the rest. Each part is split as by
-    `weight_decay_groups`. A group also carries its ``part`` (``embeddings``, the path of a block, or
-    ``head``) and its ``lr_scale``, for a loop that sets learning rates itself.
-
-    Args:
-        model: a model with a list of blocks.
-        lr: learning rate of the head.
-        decay: factor from a block to the one below, above 0 and at most 1; 0.65 to 0.95 are usual.
-        weight_decay: decay of the matrices.
-        decay_embeddings: whether embeddings are decayed.
-        blocks: path of the blocks, an ``nn.ModuleList`` or ``nn.Sequential``; None for the one longest
-            ``nn.ModuleList``.
-        head: Unix patterns of parameter names that belong to the head whatever the rule above says.
-
-    Raises:
-        InputError: for a number out of range, a pattern that matches nothing, or blocks that are not there
-            or not the only longest ones.
-
-    Paper: Clark et al. 2020, "ELECTRA: pre-training text encoders as discriminators rather than generators".
-    """
-    if not 0 < decay <= 1:
-        raise InputError(f"decay is {decay}; it must be above 0 and at most 1.")
-    check_not_negative("lr", lr)
-    path, n_blocks = find_blocks(model, blocks)
-    depths = parameter_depths(trainable_parameters(model), path, n_blocks, head)
-    groups = []
-    for depth in range(n_blocks + 2):
-        scale = decay ** (n_blocks + 1 - depth)
-        part = {0: "embeddings", n_blocks + 1: "head"}.get(depth, f"{path}.{depth - 1}")
-        for group in weight_decay_groups(model, weight_decay, decay_embeddings=decay_embeddings):
-            group["params"] = [p for p in group["params"] if depths[p] == depth]
-            if group["params"]:
-                groups.append(group | {"lr": lr * scale, "lr_scale": scale, "part": part})
-    return groups
-
-
-def find_blocks(model: nn.Module, path: str | None) -> tuple[str, int]:
-    """Return the path and the number of a model's blocks.
-
-    Raises:
-        InputError: when ``path`` is no list of blocks, or without it no list is longer than all others.
-    """
-    lists: dict[str, int] = {}
-    sequences: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and next(module.parameters(), None) is not None:
-            sequences[name] = len(module)
-            # A list inside a block, such as experts, holds no blocks.
-            if isinstance(module, nn.ModuleList) and not any(inside(name, outer) for outer in lists):
-                lists[name] = len(module)
-    if path is not None:
-        if path not in sequences:
-            raise InputError(
-                f"blocks is {path!r}, which is no list of blocks.{did_you_mean(path, sequences)}"
-            )
-        return path, sequences[path]
-    longest = [name for name, length in lists.items() if length == max(lists.values())]
-    if len(longest) != 1:
-        found = f"the lists {', '.join(longest)} are equally long" if longest else "there is no nn.ModuleList"
-        raise InputError(f"The blocks of the model are not clear: {found}; name theirs with blocks='PATH'.")
-    return longest[0], lists[longest[0]]
-
-
-def inside(name: str, path: str) -> bool:
-    """Say whether a dotted name lies under a path; the empty path is the model itself."""
-    return not path or name.startswith(f"{path}.")
-
-
-def parameter_depths(
-    parameters: list[Held], path: str, n_blocks: int, head: Patterns
-) -> dict[nn.Parameter, int]:
-    """Return 0 for embeddings, ``block + 1`` in a block and ``n_blocks + 1`` in the head."""
-    depths: dict[nn.Parameter, int] = {}
-    top = {held.parameter for held in matching(parameters, head)}
-    below_blocks = True
-    for held in parameters:
-        # A tied parameter lies where it is used first.
-        name = held.names[0]
-        if inside(name, path):
-            below_blocks = False
-            depth = int(name.removeprefix(path).lstrip(".").split(".")[0]) + 1
-        elif below_blocks or held.is_embedding:
-            depth = 0
-        else:
-            depth = n_blocks + 1
-        depths[held.parameter] = n_blocks + 1 if held.parameter in top else depth
-    return depths
 
 
 def decayed_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
