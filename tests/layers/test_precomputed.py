@@ -4,8 +4,9 @@ import io
 import pytest
 import torch
 
+from transformer_dropout import functional
 from transformer_dropout.errors import InputError
-from transformer_dropout.layers import PrecomputedLearnedDropout
+from transformer_dropout.layers import LearnedDropout, PrecomputedLearnedDropout, precomputed
 from transformer_dropout.layers.precomputed import MaskEmbedding
 from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.surgery.regularize import regularize_
@@ -208,3 +209,106 @@ def test_a_site_wider_than_the_embeddings_is_refused_and_the_model_stays_as_it_w
     with pytest.raises(InputError, match="as wide as the embeddings, 16, but this site is 64 wide"):
         regularize_(model, Recipe([rule]))
     assert list(model.state_dict()) == before
+
+
+def counted_products(monkeypatch, model, run):
+    """Return how many products with gate projections and attentions over the embeddings a forward makes."""
+    found = {"products": 0, "attentions": 0, "in blocks": 0}
+    gates = {block.mlp.mlp_output_dropout.qkv for block in model.blocks}
+    attention, multiply = functional.self_attention, torch.nn.functional.linear
+
+    def attend(qkv, *arguments, **words):
+        found["attentions"] += 1
+        return attention(qkv, *arguments, **words)
+
+    def product(x, weight, bias=None):
+        found["products"] += len(weight) == 3 * WIDTH * len(model.blocks)
+        return multiply(x, weight, bias)
+
+    monkeypatch.setattr(functional, "self_attention", attend)
+    monkeypatch.setattr(precomputed.F, "linear", product)
+    linear = torch.nn.Linear.forward
+    monkeypatch.setattr(
+        torch.nn.Linear,
+        "forward",
+        lambda self, x: found.update({"in blocks": found["in blocks"] + (self in gates)}) or linear(self, x),
+    )
+    run()
+    return found
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_product_and_one_attention_make_the_gates_of_all_blocks(monkeypatch, training):
+    model, _ = regularized_decoder()
+    found = counted_products(monkeypatch, model, lambda: model.train(training)(tokens()))
+    # The second attention is the one that makes the embeddings that the masks read.
+    assert found == {"products": 1, "attentions": 2, "in blocks": 0}
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gates_made_together_are_those_that_each_layer_makes_alone(detach, bias):
+    model, handle = regularized_decoder(detach=detach, bias=bias)
+    gradients = []
+    for together in (True, False):
+        model.zero_grad()
+        if not together:
+            # Something watches the projection, so that it has to be called.
+            handle.placed[0].layer.qkv.register_forward_hook(lambda *_: None)
+        torch.manual_seed(3)
+        (model(tokens(), tokens(5)) + handle.penalty()).backward()
+        assert (model.embedding.mask_embedding.gates is not None) == together
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_all_gates_are_there_before_the_first_block_runs():
+    model, _ = regularized_decoder()
+    seen = []
+    model.blocks[0].register_forward_pre_hook(
+        lambda *_: seen.append([gate.shape for gate in model.embedding.mask_embedding.gates])
+    )
+    model(tokens())
+    assert seen == [[(2, TOKENS, WIDTH)] * 3]
+
+
+def test_a_layer_whose_projection_is_replaced_computes_its_own_gate():
+    model, handle = regularized_decoder()
+    layer = handle.placed[1].layer
+
+    class Adapted(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.weight = inner, inner.weight
+            self.bias = None
+
+        def forward(self, x):
+            return 3 * self.inner(x)
+
+    plain = keep_probabilities(model.eval(), handle, tokens())
+    layer.qkv = Adapted(layer.qkv)
+    adapted = keep_probabilities(model, handle, tokens())
+    torch.testing.assert_close(adapted[0], plain[0])
+    assert not torch.allclose(adapted[1], plain[1], atol=1e-2)
+
+
+def test_padding_that_only_a_layer_is_told_of_is_not_ignored():
+    shared, x = source(), tensor(0)
+    built = layer(shared, eval_mask="mean").eval()
+    shared(x)
+    padding = torch.ones(3, TOKENS, dtype=torch.bool)
+    padding[:, :2] = False
+    ones = torch.ones(3, TOKENS, WIDTH)
+    assert not torch.allclose(built(ones, padding)[:, 2:], built(ones)[:, 2:], atol=1e-3)
+    alone = built.keep_probability(LearnedDropout.gate(built, shared.current, padding))
+    torch.testing.assert_close(built(ones, padding), alone)
+
+
+@pytest.mark.parametrize("other", [{"bias": True}, {"detach": False}])
+def test_layers_of_different_kinds_do_not_share_an_attention(other):
+    shared = source()
+    layer(shared)
+    with pytest.raises(InputError, match="a MaskEmbedding of its own"):
+        layer(shared, **other)

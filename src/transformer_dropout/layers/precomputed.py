@@ -9,17 +9,11 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import InputError
-from ..kernels.linear import FastLinear, linear
+from ..kernels.linear import FastLinear
+from ..kernels.linear import linear as fast_linear
 from ..kernels.mlp import bare
 from ._token_gate import TokenGate
-from .learned_dropout import (
-    EvalMask,
-    LearnedDropout,
-    PenaltyName,
-    check_heads,
-    drawn_linear,
-    gate_by_threshold,
-)
+from .learned_dropout import EvalMask, LearnedDropout, PenaltyName, check_heads, gate_by_threshold
 
 
 class MaskEmbedding(nn.Module):
@@ -49,8 +43,12 @@ class MaskEmbedding(nn.Module):
         super().__init__()
         check_heads(width, heads)
         self.heads, self.causal = heads, causal
-        self.qkv = drawn_linear(width, 3 * width, bias)
-        self.projection = drawn_linear(width, width, bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.projection = nn.Linear(width, width, bias=bias)
+        for linear in (self.qkv, self.projection):
+            nn.init.normal_(linear.weight, std=0.02)
+            if bias:
+                nn.init.zeros_(linear.bias)
         self.current: Tensor | None = None
         self.gates: tuple[Tensor, ...] | None = None
         self.padding_mask: Tensor | None = None
@@ -115,7 +113,7 @@ def all_gates(
     bias = None
     if projections[0].bias is not None:
         bias = torch.stack([each.bias.view(3, width) for each in projections], dim=1).flatten()
-    multiply = linear if isinstance(projections[0], FastLinear) else F.linear
+    multiply = fast_linear if isinstance(projections[0], FastLinear) else F.linear
     qkv = multiply(layers[0].mask_source(embedding), weight.view(-1, width), bias)
     mixed = functional.self_attention(qkv, number * layers[0].heads, causal=causal, padding_mask=padding_mask)
     # Each layer's part in one piece of memory, as the masks' loops read it.
