@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from drawing import chart, charts, panels
+from learned_figures import LEARNED_FIGURES, wide_weights
 from torch import Tensor, nn
 
 import transformer_dropout as td
@@ -20,7 +20,6 @@ from transformer_dropout.layers.precomputed import MaskEmbedding
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 DOCS = Path(__file__).parent
-Kind = TypeVar("Kind", bound=nn.Module)
 
 
 # Running
@@ -49,15 +48,6 @@ def points(
     """Return a function's values at equal distances."""
     places = [low + (high - low) * at / count for at in range(count + 1)]
     return [(place, float(function(place))) for place in places]
-
-
-def wide_weights(module: Kind) -> Kind:
-    """Draw matrices as large as training makes them, so that masks depend on the input."""
-    torch.manual_seed(3)
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.5)
-    return module
 
 
 # Figures
@@ -267,7 +257,7 @@ def losses() -> str:
     return charts(chart(0, curves, ("the second forward's p", "loss, nats")))
 
 
-FIGURES: dict[str, Callable[[], str]] = {
+FIGURES: dict[str, Callable[[], str]] = LEARNED_FIGURES | {
     "alpha_dropout": alpha_dropout,
     "concrete_dropout": concrete_dropout,
     "drop_head": drop_head,

@@ -30,6 +30,8 @@ class AdversarialDropout(AnchoredDropout):
     Paper: Park et al. 2018, "Adversarial dropout for supervised and semi-supervised learning".
     """
 
+    silent_in_evaluation = True
+
     def __init__(
         self,
         width: int,
