@@ -52,7 +52,7 @@ def test_a_problem_is_one_sentence_that_names_the_key(data, sentence):
 
 
 def test_a_wrong_type_names_place_key_and_value():
-    with pytest.raises(InputError, match=r"^a\.yaml:2:3: inner\.width is 'wide', but it should be"):
+    with pytest.raises(InputError, match=r"^a\.yaml:2:3: inner\.width is 'wide', but it is a whole number"):
         checked(Outer, {"name": "a", "inner": {"width": "wide"}}, {("inner", "width"): "a.yaml:2:3"})
 
 

@@ -132,3 +132,22 @@ def test_nothing_in_a_checkpoint_is_code(tmp_path):
             content = path.read_bytes()
             length = int.from_bytes(content[:8], "little")
             assert isinstance(json.loads(content[8 : 8 + length]), dict)
+
+
+def test_every_flipped_bit_of_the_state_is_noticed_or_changes_nothing(tmp_path):
+    saved = made(7)
+    place = save_checkpoint(tmp_path, saved)
+    path = place / "state.json"
+    content = path.read_bytes()
+    went_on = 0
+    for bit in range(0, 8 * len(content), 3):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            loaded = load_checkpoint(place, "run")
+        except DamagedCheckpoint:
+            continue
+        went_on += 1
+        assert (loaded.step, loaded.state) == (saved.step, saved.state)
+    assert went_on < len(content) / 10

@@ -31,7 +31,7 @@ def test_a_new_record_says_what_the_run_is(tiny, learned):
     assert record["fingerprint"] == config.fingerprint()
     assert record["config"] == config.to_data()
     assert record["versions"]["torch"] == torch.__version__
-    assert record["float32_linears"] == ("PyTorch" if torch.cuda.is_available() else "oneDNN")
+    assert record["computed_by"]["float32_linears"] == ("PyTorch" if torch.cuda.is_available() else "oneDNN")
     assert record["parameters"]["regularizer"] == 3 * 16**2 + 16
     assert record["data"]["train"]["tokens"] == len(splits.train.tokens)
     assert record["data"]["train_sha256"] != record["data"]["validation_sha256"]
@@ -68,31 +68,24 @@ def test_a_process_that_does_not_write_writes_nothing(tmp_path):
     records = Records(tmp_path, writes=False)
     records.update(status="running")
     records.append({"step": 1})
-    records.forget_after(0)
+    records.begin_with([])
     assert records.content == {"status": "running"}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_after_a_step_are_forgotten(records, tmp_path):
-    for step in (0, 10, 20):
-        records.append({"step": step, "val_loss": step / 7})
-    records.forget_after(10)
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
-        {"step": 0, "val_loss": 0.0},
-        {"step": 10, "val_loss": 10 / 7},
-    ]
-
-
-def test_a_last_line_that_a_kill_cut_short_is_forgotten(records, tmp_path):
+def test_the_rows_of_a_checkpoint_take_the_place_of_what_is_there(records, tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0}\n{"step": 10, "val_lo')
-    assert read_metrics(path) == [{"step": 0}]
-    records.forget_after(10)
-    records.append({"step": 10})
-    assert read_metrics(path) == [{"step": 0}, {"step": 10}]
+    path.write_text('{"step": 0}\n\x00damaged\n{"step": 20}\n{"step": 10, "val_lo')
+    assert read_metrics(path) == [{"step": 0}, {"step": 20}]
+    records.begin_with([{"step": 0, "val_loss": 10 / 7}, {"step": 10}])
+    records.append({"step": 20})
+    assert read_metrics(path) == [{"step": 0, "val_loss": 10 / 7}, {"step": 10}, {"step": 20}]
+    assert records.rows == read_metrics(path)
+    records.begin_with([])
+    assert read_metrics(path) == []
 
 
-@pytest.mark.parametrize("content", [None, "", '{"status": "runn', "\x00\x00"])
+@pytest.mark.parametrize("content", [None, "", '{"status": "runn', "\x00\x00", "[]", "3"])
 def test_a_record_that_cannot_be_read_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "run.json").write_text(content)

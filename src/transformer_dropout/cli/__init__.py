@@ -1,5 +1,6 @@
 """The command ``dropout``."""
 
+import errno
 import sys
 
 import typer
@@ -26,5 +27,47 @@ def main(command: typer.Typer = app) -> None:
     try:
         command()
     except InputError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/red] {escape(str(error))}")
+        say(str(error))
         sys.exit(2)
+    except OSError as error:
+        say(f"{what_failed(error)}.")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except MemoryError:
+        say("The memory of this machine does not suffice; make the model, the batch or the data smaller.")
+        sys.exit(2)
+    except Exception as error:
+        say(f"Unforeseen: {type(error).__name__}: {str(error)[:200]} (the whole is in {log_of(error)}).")
+        sys.exit(1)
+
+
+def say(sentence: str) -> None:
+    """Print one sentence on standard error, without what could steer a terminal."""
+    printable = "".join(sign if sign.isprintable() else " " for sign in sentence)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/red] {escape(printable)}")
+
+
+def what_failed(error: OSError) -> str:
+    """Return what the system refused, and of which file."""
+    reasons = {
+        errno.ENOSPC: "no space is left; make room, or choose another folder with --out",
+        errno.EACCES: "you have no permission; choose another place",
+        errno.EROFS: "it lies on a file system that cannot be written; choose another place",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+        errno.ENOTDIR: "a part of the path is a file and no folder; choose another place",
+        errno.ELOOP: "symbolic links lead in a circle; choose another place",
+        errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
+    }
+    reason = reasons.get(error.errno or 0, (error.strerror or str(error)).lower())
+    return f"{error.filename}: {reason}" if error.filename else f"The system refused: {reason}"
+
+
+def log_of(error: Exception) -> str:
+    """Write the traceback of what nobody foresaw to a file of its own; return its path."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="dropout-", suffix=".log", delete=False) as log:
+        log.write("".join(traceback.format_exception(error)))
+    return log.name

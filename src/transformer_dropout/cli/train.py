@@ -28,7 +28,7 @@ def train(
     data: DataOption = None,
     steps: StepsOption = None,
     changes: SetOption = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
 ) -> None:
     """Train one run config.
 
@@ -124,9 +124,7 @@ def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: 
     for sentence in record["notes"]:
         tell(f"note: {sentence}")
     keep = (
-        ""
-        if result["keep"] is None
-        else f", keep {result['keep']:.1%} (as evaluated {result['keep_eval']:.1%})"
+        "" if result["keep"] is None else f", keep {result['keep']:.1%}" + as_evaluated(result["keep_eval"])
     )
     metrics = record["task"]["metrics"]
     tell(", ".join(scores(result, metric["name"]) for metric in metrics) + keep)
@@ -140,3 +138,8 @@ def scores(result: dict, name: str) -> str:
     """Return one metric on each split, as text."""
     uses = [use for use in ("train", "val", "test") if result.get(f"{use}_{name}") is not None]
     return ", ".join(f"{use} {name} {result[f'{use}_{name}']:.4f}" for use in uses)
+
+
+def as_evaluated(keep: float | None) -> str:
+    """Return the kept fraction in evaluation, where a layer masks anything there."""
+    return "" if keep is None else f" (as evaluated {keep:.1%})"

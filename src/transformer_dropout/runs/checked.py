@@ -6,6 +6,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import InputError, did_you_mean
+from .strict_types import refuse_loose
 from .yaml_file import KeyPath
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ def checked(kind: type[T], data: Any, places: dict[KeyPath, str], within: KeyPat
     Raises:
         InputError: for an unknown key, naming the nearest known one, or a value of the wrong type.
     """
+    refuse_loose(kind, data, places, within)
     try:
         return TypeAdapter(strict(kind)).validate_python(data)
     except ValidationError as error:

@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill at any moment and say so when they are damaged.
 
 A checkpoint is a folder ``step-00000250`` of safetensors files and ``state.json``, which holds their
-digests. It is written under another name and moved into place, so a folder with that name is complete.
+digests and one of itself. It is written under another name and moved into place, so a folder with that name
+is complete.
 Nothing in it is code.
 """
 
@@ -49,6 +50,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of what a ``state.json`` says, whatever its spaces."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, name: str | None = None) -> Path:
     """Write a checkpoint, then remove all but the newest few.
 
@@ -68,7 +74,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, name: str | None = 
         write_tensors(path, tensors)
         digests[group] = digest(path)
     content = {"step": checkpoint.step, "run": checkpoint.run, "digests": digests, "state": checkpoint.state}
-    write_json(temporary / "state.json", content)
+    write_json(temporary / "state.json", content | {"sha256": digest_of(content)})
     flush_to_disk(temporary)
     if place.exists():
         shutil.rmtree(place)
@@ -98,6 +104,8 @@ def load_checkpoint(place: Path, run: str) -> Checkpoint:
     """
     try:
         content = json.loads((place / "state.json").read_text(encoding="utf-8"))
+        if content.pop("sha256") != digest_of(content):
+            raise DamagedCheckpoint("state.json is truncated or altered")
         if content["run"] != run:
             raise DamagedCheckpoint("it belongs to another run config")
         tensors = {}
@@ -109,7 +117,9 @@ def load_checkpoint(place: Path, run: str) -> Checkpoint:
         return Checkpoint(step=content["step"], run=run, tensors=tensors, state=content["state"])
     except OSError as error:
         raise DamagedCheckpoint(f"{Path(error.filename or place).name} cannot be read") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DamagedCheckpoint):
+            raise
         raise DamagedCheckpoint("state.json is truncated or altered") from None
 
 

@@ -1,5 +1,6 @@
 """The records of a run: ``run.json`` and ``metrics.jsonl``."""
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -46,6 +47,31 @@ def versions() -> dict[str, str]:
     }
 
 
+def computed_by(config: RunConfig) -> dict[str, Any]:
+    """Return what decides the last digits of a run: processor, threads, libraries, native loops or not."""
+    import numpy as np
+
+    return {
+        "processor": machine()["cpu"],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": machine()["device"],
+        "float32_linears": float32_linears(config),
+        "native": native_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "transformer_dropout": transformer_dropout.__version__,
+    }
+
+
+def native_version() -> str | None:
+    """Return the version of numba, whose machine code computes masks and attention; None without it."""
+    try:
+        return importlib.metadata.version("numba")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def float32_linears(config: RunConfig) -> str:
     """Return which library computes a run's linear layers in float32."""
     eager_on_a_processor = not (config.training.compile or torch.cuda.is_available())
@@ -69,8 +95,7 @@ def new_record(config: RunConfig, manifest: Mapping[str, Any], cost: Cost) -> di
         "config": config.to_data(),
         "versions": versions(),
         "machine": machine(),
-        # The order of a sum differs between the two, so the last digits of a loss do.
-        "float32_linears": float32_linears(config),
+        "computed_by": computed_by(config),
         "data": data_section(manifest),
         "parameters": {
             "total": cost.parameters,
@@ -119,6 +144,7 @@ class Records:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self.writes = folder, writes
         self.content: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
 
     def update(self, **changes: Any) -> None:
         """Change keys of ``run.json``."""
@@ -128,6 +154,7 @@ class Records:
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
+        self.rows.append(metrics)
         if self.writes:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -135,23 +162,33 @@ class Records:
                 # A checkpoint that outlives a power cut must not lack the rows before it.
                 os.fsync(file.fileno())
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of evaluations after a step, and a last line that a kill cut short."""
+    def begin_with(self, rows: list[dict[str, Any]]) -> None:
+        """Make ``metrics.jsonl`` hold these lines and no others, whatever a kill or a fault left of it."""
+        self.rows = list(rows)
         path = self.folder / "metrics.jsonl"
-        if self.writes and path.exists():
-            kept = [line for line in read_metrics(path) if line["step"] <= step]
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        if self.writes and (rows or path.exists()):
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a ``metrics.jsonl``."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return the lines of a ``metrics.jsonl`` that are whole; a kill may have cut the last one short."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [row for line in lines if line.endswith("\n") and (row := whole_row(line)) is not None]
+
+
+def whole_row(line: str) -> dict[str, Any] | None:
+    """Return one row of metrics, or None where the line is damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """Return the content of a folder's ``run.json``; None when there is none or it is unreadable."""
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from .evaluate import collapsed_masks
 from .files import clear_write_errors, write_atomically, write_tensors
 from .listener import Listener, Progress
 from .loop import CHECK_EVERY, Diverged, Training
+from .memory_limit import refuse_what_does_not_fit
 from .processes import Processes, joined_processes
 from .record import Records, new_record
 from .run_config import RunConfig
-from .run_folder import check_folder, locked
+from .run_folder import check_folder, clear_half_written, locked
 from .stop_signals import StopRequest, stop_requests
 from .task import Splits
 
@@ -86,7 +88,7 @@ def check_config(config: RunConfig) -> None:
     """
     stand_ins = sketched(config)
     if stand_ins is not None:
-        count_cost(config, stand_ins)
+        refuse_what_does_not_fit(config, count_cost(config, stand_ins))
 
 
 def prepare(config: RunConfig, cache: Path | None = None) -> Splits:
@@ -127,6 +129,7 @@ class RunInFolder:
     def to_the_end(self) -> dict[str, Any]:
         """Train from where the folder stands to the last step; return the record."""
         if self.processes.first:
+            clear_half_written(self.folder)
             write_atomically(self.folder / "config.yaml", self.config.to_yaml())
         self.restore()
         self.records.update(status="running")
@@ -141,18 +144,45 @@ class RunInFolder:
         return self.finish()
 
     def restore(self) -> None:
-        """Continue from the newest sound checkpoint, if there is one."""
+        """Continue from the newest sound checkpoint, if there is one.
+
+        Raises:
+            InputError: when the examples are not those that the run began with.
+        """
         checkpoint, refused = latest_checkpoint(self.checkpoints, self.config.fingerprint())
         for sentence in refused:
             self.listener.message(sentence)
         self.processes.wait()
-        self.records.forget_after(-1 if checkpoint is None else checkpoint.step)
         self.restored = checkpoint is not None
-        if checkpoint is not None:
-            self.training.load(checkpoint)
-            self.listener.message(f"Continuing from step {checkpoint.step}.")
-        elif refused:
-            self.listener.message("No sound checkpoint is left; starting from step 0.")
+        if checkpoint is None:
+            self.records.begin_with([])
+            if refused:
+                self.listener.message("No sound checkpoint is left; starting from step 0.")
+            return
+        self.check_same(checkpoint.state["record"])
+        self.records.begin_with(checkpoint.state["rows"])
+        self.training.load(checkpoint)
+        self.listener.message(f"Continuing from step {checkpoint.step}.")
+
+    def check_same(self, before: dict[str, Any]) -> None:
+        """Refuse other examples than a run began with, and say where other code computes from here on."""
+        now = self.records.content
+        for name in ("train_sha256", "validation_sha256", "test_sha256", "model_sha256"):
+            if before["data"].get(name) != now["data"].get(name):
+                raise InputError(
+                    f"The run in {self.folder} began with other data ({name.removesuffix('_sha256')} "
+                    "differs); put it back, or train anew in another folder with --out."
+                )
+        changed = [
+            f"{key} {was} before, {now['computed_by'].get(key)} from here on"
+            for key, was in before["computed_by"].items()
+            if now["computed_by"].get(key) != was
+        ]
+        now["notes"] = list(dict.fromkeys([*before["notes"], *now["notes"]]))
+        if changed:
+            sentence = f"Continued under other code, so last digits may differ: {'; '.join(changed)}."
+            now["notes"].append(sentence)
+            self.listener.message(sentence)
 
     def train(self, events: Any) -> None:
         """Advance to the last step, evaluating and saving on the way."""
@@ -176,7 +206,7 @@ class RunInFolder:
                 if self.metrics[name] is not None:
                     events.add_scalar(name, self.metrics[name], training.step)
         best = training.early_stopping.update(training.step, training.deciding(self.metrics))
-        checkpoint = training.checkpoint()
+        checkpoint = self.checkpoint()
         if self.processes.first:
             # The best first: a kill between the two must not leave a run that counts on a best it lacks.
             if best and self.config.training.early_stopping:
@@ -189,6 +219,12 @@ class RunInFolder:
                     self.alarmed.add(alarm)
                     self.listener.message(f"Step {training.step}: {alarm}")
         self.tell(now=True)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return everything that the rest of the run, and its two record files, can be made from again."""
+        checkpoint = self.training.checkpoint()
+        kept = {"record": self.records.content, "rows": self.records.rows}
+        return replace(checkpoint, state=checkpoint.state | kept)
 
     def tell(self, now: bool = False) -> None:
         """Report progress, a few times a second."""
@@ -213,7 +249,7 @@ class RunInFolder:
         if not any(numbers):
             return
         self.training.check_finite()
-        checkpoint = self.training.checkpoint()
+        checkpoint = self.checkpoint()
         if self.processes.first:
             save_checkpoint(self.checkpoints, checkpoint)
         raise Interrupted(max(numbers), checkpoint.step)

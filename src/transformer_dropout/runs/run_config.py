@@ -20,6 +20,7 @@ from .yaml_file import KeyPath, dump_yaml, parse_value, read_yaml
 # The version of the run config format; a file of a newer one is refused.
 FORMAT = 1
 DEFAULT_TASK = "language"
+LONGEST_NAME = 120
 
 Places = dict[KeyPath, str]
 
@@ -50,10 +51,17 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        if self.format < 0:
+            raise InputError(f"format is {self.format}; leave it out, or write {FORMAT}.")
         if self.format > FORMAT:
             raise InputError(
                 f"The run config has format {self.format}, but this version reads up to format {FORMAT}; "
                 "upgrade with: pip install --upgrade transformer-dropout"
+            )
+        if not self.name or len(self.name) > LONGEST_NAME or not self.name.isprintable():
+            raise InputError(
+                f"The name of an arm is text of 1 to {LONGEST_NAME} characters that can be printed, not "
+                f"{self.name[:20]!r}."
             )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}, but it lies between 0 and {2**32 - 1}.")

@@ -1,5 +1,6 @@
 """Who a run folder belongs to: this run, another, or nobody yet."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,15 @@ def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
         return None
     record = read_run(folder)
     if record is None:
-        others = [path.name for path in folder.iterdir() if path.name not in OWN_NAMES]
+        others = [path.name for path in folder.iterdir() if not is_own(path.name)]
         if others:
             raise InputError(
                 f"{folder} exists and is no run folder (it holds {others[0]}); choose another with --out."
+            )
+        if any((folder / "checkpoints").glob("step-*")) and not resume:
+            raise InputError(
+                f"{folder} holds a run whose run.json cannot be read; add --resume to rebuild it from its "
+                "checkpoints, or choose another folder with --out."
             )
         return None
     if record.get("fingerprint") != config.fingerprint():
@@ -43,8 +49,31 @@ def check_folder(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
     return record if record.get("status") == "finished" else None
 
 
-# What a run folder may hold before its record is written.
-OWN_NAMES = ("config.yaml", ".run.lock", "log.txt", "progress.json", "checkpoints", "metrics.jsonl")
+# What a run folder may hold, also before its record is written.
+OWN_NAMES = (
+    "config.yaml",
+    ".run.lock",
+    "log.txt",
+    "progress.json",
+    "checkpoints",
+    "metrics.jsonl",
+    "run.json",
+    "model",
+)
+# What a kill leaves of a file that was being written.
+HALF_WRITTEN = re.compile(r"\.(config\.yaml|run\.json|metrics\.jsonl|progress\.json)\.\d+")
+
+
+def is_own(name: str) -> bool:
+    """Return whether a run puts a file or folder of this name into its folder."""
+    return name in OWN_NAMES or HALF_WRITTEN.fullmatch(name) is not None
+
+
+def clear_half_written(folder: Path) -> None:
+    """Remove what a kill left of files that were being written."""
+    for path in folder.iterdir():
+        if HALF_WRITTEN.fullmatch(path.name):
+            path.unlink()
 
 
 @contextmanager

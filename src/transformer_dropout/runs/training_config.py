@@ -10,8 +10,6 @@ from .sections import NEWER
 
 # A schedule as a file says it: a number, text such as "0,0.3@0.5,0", or {linear: {start: 0.0, end: 0.1}}.
 ScheduleData = float | str | dict[str, Any]
-# Where in the training a schedule is checked.
-CHECKED_AT = [n / 20 for n in range(21)]
 # Regularizers beside the recipe and the weight decay.
 REGULARIZERS = ("l1", "l2", "elastic_net", "proximal_l1", "label_smoothing", "rdrop", "l2_sp")
 
@@ -56,11 +54,9 @@ class ElasticNetConfig:
 def check_schedule(data: ScheduleData, where: str) -> None:
     """Raise InputError for what is no schedule, or one that leaves [0, infinity)."""
     schedule = schedule_from_data(data, where)
-    for progress in CHECKED_AT:
-        if not 0 <= schedule(progress) < math.inf:
-            raise InputError(
-                f"{where} is {schedule(progress)} at progress {progress}, but it is finite and at least 0."
-            )
+    for value in schedule.bounds():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{where} becomes {value:g}, but it is finite and at least 0 all the time.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,44 @@ def _construct_int(loader: Loader, node: yaml.ScalarNode) -> int:
 Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
+# What reading YAML can end in: its own errors, and those of a tag whose value does not fit it.
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+# Keys, items and values of a file with all its aliases written out; and how deep they may lie.
+MOST_NODES, DEEPEST = 100_000, 50
+
+
+def refuse_bombs(root: yaml.Node, where: str) -> None:
+    """Refuse what would grow without bound when its aliases are written out, or lies too deep.
+
+    Raises:
+        InputError: naming the limit.
+    """
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if id(node) in open_nodes:
+            raise InputError(f"{where}: an alias stands inside what it stands for; write it out.")
+        if depth > DEEPEST:
+            raise InputError(f"{where}: lists and mappings lie more than {DEEPEST} deep in each other.")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            sizes[id(node)] = 1 + sum(size(child, depth + 1) for child in children(node))
+            open_nodes.remove(id(node))
+        if sizes[id(node)] > MOST_NODES:
+            raise InputError(f"{where}: its aliases stand for more than {MOST_NODES:,} values.")
+        return sizes[id(node)]
+
+    size(root, 0)
+
+
+def children(node: yaml.Node) -> list[yaml.Node]:
+    """Return the keys and values of a mapping, the items of a list, nothing of a scalar."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class YamlFile:
     """What a YAML file says, and where.
@@ -71,8 +109,14 @@ class YamlFile:
 def parse_value(text: str) -> Any:
     """Return the value of one YAML scalar or flow collection, as ``--set key=value`` takes it."""
     try:
+        root = yaml.compose(text, Loader)
+        if root is None:
+            return None
+        refuse_bombs(root, "--set")
         return yaml.load(text, Loader)
-    except yaml.YAMLError:
+    except InputError:
+        raise
+    except UNREADABLE:
         return text
 
 
@@ -97,12 +141,16 @@ def read_yaml(path: Path) -> YamlFile:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
     try:
         root = yaml.compose(text, Loader)
+        if root is not None:
+            refuse_bombs(root, str(path))
         data = None if root is None else yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except InputError:
+        raise
+    except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "unreadable"
-        raise InputError(f"{place}: this is not YAML ({problem}).") from None
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0] or type(error).__name__
+        raise InputError(f"{place}: this is not YAML that can be read ({problem}).") from None
     places: dict[KeyPath, str] = {}
     if root is not None:
         _collect_places(root, (), path, places)

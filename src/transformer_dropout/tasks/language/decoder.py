@@ -17,6 +17,8 @@ from ...kernels.cross_entropy import linear_cross_entropy
 from ...kernels.heads import split_heads
 from ...kernels.mlp import mlp
 
+MOST_BLOCKS, MOST_PARAMETERS = 1000, 1e12
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -40,6 +42,14 @@ class DecoderConfig:
         for name in ("width", "heads", "blocks", "context"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}, but it must be at least 1.")
+        # Before a block is built: many would take minutes even without data.
+        size = self.blocks * (12 * self.width**2 + 4 * self.width) + self.context * self.width
+        if self.blocks > MOST_BLOCKS or size > MOST_PARAMETERS:
+            raise InputError(
+                f"model.blocks {self.blocks} of model.width {self.width} and model.context {self.context} "
+                f"make {size:.1e} parameters; at most {MOST_BLOCKS:,} blocks and {MOST_PARAMETERS:.0e} of "
+                "them are built."
+            )
         if self.width % self.heads:
             raise InputError(
                 f"model.width {self.width} is not divisible by model.heads {self.heads}; "

@@ -8,21 +8,23 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from ....runs.checkpoint import digest
+
 _MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Write a folder's last file, which holds the size in bytes of each other one."""
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    text = json.dumps({**content, "files": sizes}, indent=2)
+    """Write a folder's last file, which holds the digest of each other one."""
+    digests = {file.name: digest(file) for file in sorted(folder.iterdir())}
+    text = json.dumps({**content, "files": digests}, indent=2)
     (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def is_sound(entry: Path) -> bool:
-    """Return whether an entry is there with every file of the size its manifest says."""
+    """Return whether an entry is there with every file as its manifest says, to the last bit."""
     try:
-        sizes = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all((entry / name).stat().st_size == size for name, size in sizes.items())
+        digests = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all(digest(entry / name) == expected for name, expected in digests.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # torn, or not ours
         return False
 

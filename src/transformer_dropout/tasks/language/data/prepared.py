@@ -20,7 +20,7 @@ from .gpt2_files import gpt2_fingerprint
 from .splitting import split_documents
 from .tokenization import Tokenizer, load_tokenizer, make_tokenizer, pieces, vocabulary_size
 
-_FORMAT = 1  # of the cached files; another number leaves older entries unused
+_FORMAT = 2  # of the cached files; another number leaves older entries unused
 _COUNTED_AT_ONCE = 2**22  # tokens
 
 
