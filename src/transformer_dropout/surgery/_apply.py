@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..kernels.compiled_hooks import NoticedHook
 from ..layers import DropoutLayer
 from ..sites import Site
 from ._attention import attend_with_layer, route_through_layer
@@ -161,18 +162,18 @@ class Surgery:
 
     def _hook_output(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
-        self._keep(parent.register_forward_hook(partial(on_output, child_name(site))))
+        self._keep(NoticedHook(parent, parent.register_forward_hook(partial(on_output, child_name(site)))))
 
     def _hook_input(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
-        self._keep(parent.register_forward_pre_hook(partial(on_input, child_name(site))))
+        self._keep(NoticedHook(parent, parent.register_forward_pre_hook(partial(on_input, child_name(site)))))
 
     def _compute_mlp(self, site: Site, layer: DropoutLayer, mlp: PlainMLP) -> None:
         """Let a layer compute the MLP around its site, so that it can leave out what it drops."""
         self.silence(site)
         layer.in_plain_mlp = True
         parent = self.add_child(site.path, child_name(site), layer)
-        self._keep(parent.register_forward_hook(untouched))
+        self._keep(NoticedHook(parent, parent.register_forward_hook(untouched)))
         for owner, name, value in detours(mlp, parent, child_name(site)):
             own = vars(owner).get(name)
             setattr(owner, name, value)
@@ -183,7 +184,11 @@ class Surgery:
     def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
         self.silence(site)
         parent = self.add_child(site.path, child_name(site), layer)
-        self._keep(parent.register_forward_hook(partial(on_branch, child_name(site)), with_kwargs=True))
+        self._keep(
+            NoticedHook(
+                parent, parent.register_forward_hook(partial(on_branch, child_name(site)), with_kwargs=True)
+            )
+        )
 
     def _follow_gate(self, site: Site, layer: DropoutLayer) -> None:
         parent: Any = self.add_child(site.path, child_name(site), layer)
@@ -203,7 +208,7 @@ class Surgery:
     def show_output(self, path: str, name: str, child: nn.Module) -> None:
         """Let a new child see what the module at a path returns, and leave that as it is."""
         parent = self.add_child(path, name, child)
-        self._keep(parent.register_forward_hook(partial(beside_output, name)))
+        self._keep(NoticedHook(parent, parent.register_forward_hook(partial(beside_output, name))))
 
     def _keep(self, hook: Any) -> None:
         self._ways_back.append(hook.remove)

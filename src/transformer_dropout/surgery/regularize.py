@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels.compiled_hooks import let_compiler_see_hooks
 from ..layers import Dropout, DropoutLayer, LayerDrop, RateLayer
 from ..recipe import Recipe, Rule, check_rate, selects
 from ..schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
@@ -248,8 +247,6 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
     sites = find_sites(model) if sites is None else list(sites)
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
-    if assignments:
-        let_compiler_see_hooks()
     handle = Regularization(model, recipe)
     # An encoder and a decoder embed tokens of their own.
     sources: dict[tuple[int, str | None], nn.Module] = {}

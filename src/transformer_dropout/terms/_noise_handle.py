@@ -1,9 +1,7 @@
 """What the handles of noisy training share: a strength that a schedule may move, and a way out."""
 
-from torch.utils.hooks import RemovableHandle
-
 from ..errors import InputError
-from ..kernels.compiled_hooks import let_compiler_see_hooks
+from ..kernels.compiled_hooks import NoticedHook
 from ..schedules import Schedule
 from .weights import value_at
 
@@ -16,9 +14,8 @@ class NoiseHandle:
     """
 
     def __init__(self, schedule: Schedule) -> None:
-        let_compiler_see_hooks()
         self.schedule = schedule
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[NoticedHook] = []
 
     def set_progress(self, progress: float) -> None:
         """Move the strength to its value at ``progress``, a fraction in [0, 1]."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import InputError
+from ..kernels.compiled_hooks import NoticedHook
 from ..kernels.sharded import whole
 from ..schedules import Schedule, as_schedule
 from ._noise_handle import NoiseHandle
@@ -95,8 +96,9 @@ class Mixout(NoiseHandle):
                     f"{name} is mixed already; call remove() on the handle of the first mixout_."
                 )
         self._mixed[name] = mixed = MixedWeight(inner, last, pretrained)
-        self._hooks.append(module.register_forward_pre_hook(mixed.before))
-        self._hooks.append(module.register_forward_hook(mixed.after, always_call=True))
+        before = module.register_forward_pre_hook(mixed.before)
+        after = module.register_forward_hook(mixed.after, always_call=True)
+        self._hooks += [NoticedHook(module, before), NoticedHook(module, after)]
 
     @property
     def names(self) -> list[str]:

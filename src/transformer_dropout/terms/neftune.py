@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, did_you_mean
+from ..kernels.compiled_hooks import NoticedHook
 from ..schedules import Schedule, as_schedule
 from ._noise_handle import NoiseHandle
 from .weights import check_not_negative
@@ -67,9 +68,10 @@ class Neftune(NoiseHandle):
             parameters = list(inspect.signature(module.forward).parameters)
             if "attention_mask" in parameters and any(part in tied for part in module.modules()):
                 enter = partial(self._enter, parameters.index("attention_mask"))
-                self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
-        self._hooks += [module.register_forward_hook(self._add_noise) for module in tied]
+                entered = module.register_forward_pre_hook(enter, with_kwargs=True)
+                left = module.register_forward_hook(self._leave, always_call=True)
+                self._hooks += [NoticedHook(module, entered), NoticedHook(module, left)]
+        self._hooks += [NoticedHook(m, m.register_forward_hook(self._add_noise)) for m in tied]
 
     def _enter(self, index: int, module: nn.Module, arguments: tuple, keywords: dict) -> None:
         positional = arguments[index] if index < len(arguments) else None

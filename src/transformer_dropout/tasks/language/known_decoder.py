@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from ...kernels.compiled_hooks import passes_on
 from ...kernels.linear import FastLinear
 from ...layers import DropoutLayer, TokenGate
 from ...surgery._apply import beside_output, on_branch, on_input, on_output
@@ -47,7 +48,8 @@ def known(module: nn.Module, gated: set[nn.Module]) -> bool:
         gated: the learned masks that the decoder computes by itself, and what they share.
     """
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if module.training or METHODS & vars(module).keys() or module._compiled_call_impl is not None:
+    own = {name for name, value in vars(module).items() if not passes_on(value)}
+    if module.training or METHODS & own or module._compiled_call_impl is not None:
         return False
     if not all(isinstance(hook, partial) and hook.func in HOOKS for hook in hooks):
         return False
