@@ -1,5 +1,6 @@
 """Figures written by hand beside a record are those of the record."""
 
+import json
 import re
 from pathlib import Path
 
@@ -50,3 +51,26 @@ def test_the_differences_told_of_skipped_blocks_are_those_of_the_metrics(arm):
         for measure in MEASURES.values()
     ]
     assert shown == found
+
+
+TASKS = ("images", "regression")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_figures_told_of_a_tasks_record_are_those_of_its_runs(name):
+    arms = {}
+    for file in sorted((EXPERIMENTS / name / "runs").glob("*/seed-*/run.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        arms.setdefault(found["name"], []).append(found["result"])
+    assert len(arms) >= 5 and all(len(results) == 3 for results in arms.values())
+    rows = [line.strip("| ").split(" | ") for line in words(EXPERIMENTS / name / "README.md").splitlines()]
+    (header, *_), shown = (
+        [row for row in rows if row[0] == "arm"],
+        {row[0]: row[1:] for row in rows if row[0] in arms},
+    )
+    keys = [cell.replace("validation", "val").replace(" ", "_") for cell in header[1:]]
+    keys = [key if "_" in key else f"val_{key}" for key in keys]
+    assert shown.keys() == arms.keys()
+    for arm, cells in shown.items():
+        means = [sum(result[key] for result in arms[arm]) / 3 for key in keys]
+        assert cells == [f"{mean:.3f}" for mean in means], arm

@@ -106,3 +106,14 @@ def test_units_trained_with_dropout_do_not_rely_on_others(measured):
     assert dropped["correlation"] < without["correlation"]
     cost = {name: arm["half lost"] - arm["loss"] for name, arm in (("d", dropped), ("w", without))}
     assert cost["d"] < 0.6 * cost["w"]
+
+
+def test_dropout_makes_the_network_bear_the_loss_of_what_was_dropped(measured):
+    _, found = measured("placement")
+    none, pixels, first, last, both = (arm["means"] for arm in found.values())
+    assert none["train"] < min(arm["train"] for arm in (pixels, first, last, both))
+    assert pixels["loss"] < none["loss"]
+    # Each helps against its own kind of loss most.
+    assert pixels["pixels lost"] < min(first["pixels lost"], last["pixels lost"]) < none["pixels lost"]
+    assert max(first["units lost"], last["units lost"]) < pixels["units lost"] < none["units lost"]
+    assert both["units lost"] < pixels["units lost"] and both["pixels lost"] < first["pixels lost"]

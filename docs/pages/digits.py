@@ -1,6 +1,7 @@
 """Perceptrons on few digits, trained in a second each."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformer_dropout.tasks.images.data import ImageData, ImageSplit
 TASK = Images()
 
 
+@lru_cache
 def digits(count: int = 300) -> Splits:
     """Return the digits, so many of them to train on."""
     return TASK.prepare(None, ImageData(train_images=count), None)
