@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..errors import InputError
 from ..recipe import Recipe
 from .listener import Listener, Progress
-from .record import FORMAT, Records, machine, read_run, versions
+from .record import FORMAT, Records, machine, read_metrics, read_run, versions
 from .task import Metric
 from .trial_config import TrialConfig, rules_of
 
@@ -120,10 +120,16 @@ class Trial:
         self.note(step, values)
         if first or step <= before:
             # A later row of a step is the true one, and what follows it is being done again.
-            self.records.forget_after(step - 1)
+            known = self.earlier_rows() if first else self.records.rows
+            self.records.begin_with([row for row in known if row["step"] < step])
         self.records.append(self._row)
         shown = {name: self._latest.get(name) for name in ("loss", "val_loss", "keep")}
         self.listener.progress(Progress(step=step, steps=self.steps, **shown))
+
+    def earlier_rows(self) -> list[dict[str, Any]]:
+        """Return the rows that an earlier process of this run has reported."""
+        path = self.folder / "metrics.jsonl"
+        return read_metrics(path) if path.is_file() else []
 
     def note(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Take in what is reported of a step, and return the row that it makes, without writing it."""
