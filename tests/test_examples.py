@@ -25,7 +25,8 @@ PROMISES = {
 
 
 def test_every_example_is_run_here():
-    assert {file.name for file in EXAMPLES.glob("*.py")} == PROMISES.keys()
+    # A task's file is no program; tests/tasks/test_own_task.py runs it.
+    assert {file.name for file in EXAMPLES.glob("*.py")} == {*PROMISES, "my_task.py"}
 
 
 @pytest.mark.parametrize("name", PROMISES)
