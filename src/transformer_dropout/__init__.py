@@ -22,8 +22,7 @@ def _homes() -> dict[str, str]:
 
 
 _HOMES = _homes()
-# What needs more than torch is found by its name, and not brought by a star.
-__all__ = sorted(name for name, home in _HOMES.items() if not home.startswith((".compare", ".runs")))
+__all__ = sorted(_HOMES)
 
 
 class _Package(ModuleType):
@@ -53,4 +52,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

@@ -316,13 +316,38 @@ class Gate(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-@pytest.mark.parametrize("make", [Inline, Gate, lambda: nn.Sequential(Inline(), Inline())])
-def test_what_cannot_be_read_off_is_refused_with_the_way_out(make):
-    model = make()
+def kinds_of(model, inputs=None):
+    return [(site.path, site.kind, site.access) for site in find_sites(model, inputs)]
+
+
+def test_blocks_that_mix_tokens_themselves_are_reached():
+    inside = [
+        ("attention_output", "o", "output"),
+        ("mlp_hidden", "fc2", "input"),
+        ("mlp_output", "fc2", "output"),
+    ]
+    model, x = nn.Sequential(Inline(), Inline()), torch.randn(2, 5, WIDTH)
+    assert kinds_of(model, (x,)) == [
+        *(
+            place
+            for block in "01"
+            for place in (
+                *((f"{block}.{path}", kind, access) for kind, path, access in inside),
+                (block, "block", "block"),
+            )
+        ),
+    ]
+
+
+def test_layers_side_by_side_are_no_chain():
+    assert kinds_of(Gate()) == [("down", "classifier", "input")]
+
+
+def test_a_model_that_no_run_shows_anything_in_is_refused_with_the_way_out():
     with pytest.raises(
         td.InputError, match=r"name its places yourself, td\.regularize_\(model, recipe, sites="
     ):
-        find_sites(model)
+        find_sites(nn.ReLU())
 
 
 def test_two_stacks_have_an_embedding_each():

@@ -233,5 +233,5 @@ def test_it_can_be_saved_loaded_audited_and_disabled(tmp_path):
         torch.testing.assert_close(model(input_ids=words).logits, expected)
     events = td.audit(model, {"input_ids": words}).events
     assert {event.path for event in events if event.kind == "mlp_hidden"} == {
-        f"transformer.h.{block}.mlp.act.mlp_hidden_dropout" for block in range(2)
+        f"transformer.h.{block}.mlp.c_proj.mlp_hidden_dropout" for block in range(2)
     }

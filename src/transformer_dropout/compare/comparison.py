@@ -24,17 +24,16 @@ from .progress import FolderWatch
 FORMAT = 1
 
 
-def check_arms(arms: Sequence[CellConfig]) -> None:
+def check_arms(arms: list[RunConfig]) -> None:
     """Refuse arms that do not fit, or that chance would tell apart, before anything is written.
 
     Raises:
         InputError: naming the arm.
     """
     check_names(arms)
-    configs = [arm for arm in arms if isinstance(arm, RunConfig)]
-    for config in configs:
-        check_config(config)
-    if len({config.training.compile for config in configs}) > 1:
+    for arm in arms:
+        check_config(arm)
+    if len({arm.training.compile for arm in arms}) > 1:
         raise InputError(
             "Some arms use torch.compile and some do not, and the two draw different random masks; set "
             "training.compile alike."

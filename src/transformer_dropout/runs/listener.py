@@ -9,15 +9,15 @@ class Progress:
     """Where a run stands.
 
     Attributes:
-        step, steps: optimizer steps done and to do; ``steps`` is None where nobody knows.
+        step, steps: optimizer steps done and to do.
         loss: training loss of the last step, in nats.
         val_loss: of the last evaluation, in nats.
         keep: fraction kept by the masks at the last evaluation; None without learned masks.
     """
 
     step: int
-    steps: int | None
-    loss: float | None
+    steps: int
+    loss: float
     val_loss: float | None = None
     keep: float | None = None
 

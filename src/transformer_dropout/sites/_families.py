@@ -307,3 +307,7 @@ BY_MODEL_TYPE: dict[str, Family] = {
     "t5": T5,
     "bart": BART,
 }
+
+
+def corrected(model, sites):
+    return sites

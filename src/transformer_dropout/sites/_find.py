@@ -1,43 +1,56 @@
 """From a model to its sites."""
 
+from dataclasses import replace
+from typing import Any
+
 from torch import nn
 
 from ..errors import InputError
 from ._adapters import below, inside_adapter, lora_sites
-from ._decoder import decoder_sites
+from ._decoder import decoder_sites, is_decoder
+from ._families import corrected
 from ._generic import generic_sites
-from ._hugging_face import family_of, hugging_face_sites, is_hugging_face
+from ._own_inputs import own_inputs
 from ._site import KINDS, Site
+from .observation.restore import refuse_what_cannot_be_watched
+from .reading.read import read_run
 
 
-def find_sites(model: nn.Module) -> list[Site]:
+def find_sites(model: nn.Module, inputs: Any = None) -> list[Site]:
     """Return the places of a model where a layer can act, in the order of the forward pass.
 
-    A table serves the project's decoder and the known Hugging Face families; any other model is read off
-    its structure.
+    They come from one observed training forward: what is added to a residual stream, where a softmax meets a
+    product, which rate each random operation is given. Names and the order of modules mean nothing. Where the
+    model cannot be run, its code is read instead, and `Site.found` says so. Modes, attributes, buffers and
+    the random state are put back.
+
+    Args:
+        model: any module.
+        inputs: what the model is called with: a dict of keywords, a tuple of positional arguments, or the one
+            tensor or object that it takes; None for small ones made from what the model says of itself.
 
     Raises:
-        InputError: for a model in which no place is found.
+        InputError: for a model in which no place is found, or that cannot be run with these inputs.
     """
     prefix = inside_adapter(model)
     if prefix:
-        return [below(prefix, site) for site in find_sites(model.get_submodule(prefix))]
-    sites = own_sites(model)
+        return [below(prefix, site) for site in find_sites(model.get_submodule(prefix), inputs)]
+    sites = own_sites(model, inputs)
     return sites + list(lora_sites(model, sites))
 
 
-def own_sites(model: nn.Module) -> list[Site]:
+def own_sites(model: nn.Module, inputs: Any = None) -> list[Site]:
     """Return the places of a model without those of adapters in it.
 
     Raises:
-        InputError: for a model in which no place is found.
+        InputError: as `find_sites`.
     """
-    family = family_of(model) if is_hugging_face(model) else None
-    if family is not None:
-        return hugging_face_sites(model, family)
-    # By its name, so that the training floor need not be imported from here.
-    sites = decoder_sites(model) if type(model).__name__ == "Decoder" else generic_sites(model)
-    if not sites:
+    if is_decoder(model):
+        return decoder_sites(model)
+    sites = observed_sites(model, inputs)
+    if sites is None:
+        sites = [replace(site, found="code") for site in generic_sites(model)]
+    if not any(site.access != "none" for site in sites):
         raise InputError(
             f"No place for a layer was found in a {type(model).__name__}: it has no blocks with attention "
             "and no chain of linear layers; name its places yourself, td.regularize_(model, recipe, "
@@ -46,8 +59,38 @@ def own_sites(model: nn.Module) -> list[Site]:
     return sites
 
 
-def missing_kinds(model: nn.Module) -> dict[str, str]:
+def observed_sites(model: nn.Module, inputs: Any) -> list[Site] | None:
+    """Return the sites that a run shows; None where no inputs were given and none that could be made served.
+
+    Raises:
+        InputError: when the model cannot be run with the inputs that were given.
+    """
+    if inputs is not None:
+        refuse_what_cannot_be_watched(model, "td.find_sites")
+        try:
+            return corrected(model, read_run(model, inputs))
+        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+            raise InputError(f"The model could not be run with these inputs: {first_line(error)}") from error
+    try:
+        refuse_what_cannot_be_watched(model, "td.find_sites")
+    except InputError:
+        return None
+    for candidate in own_inputs(model):
+        try:
+            return corrected(model, read_run(model, candidate))
+        # Whatever a stranger's code says of inputs that it was not made for.
+        except Exception:
+            continue
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def missing_kinds(model: nn.Module, inputs: Any = None) -> dict[str, str]:
     """Return the kinds of sites that a model has no place for, each with the reason."""
-    found = {site.kind for site in find_sites(model)}
+    found = {site.kind for site in find_sites(model, inputs)}
     nothing = f"nothing like it was found in {type(model).__name__}"
     return {kind: nothing for kind in KINDS if kind not in found}

@@ -1,4 +1,4 @@
-"""The rate at which a model itself drops at a site."""
+"""The rates at which a model itself drops at a site."""
 
 from typing import Any
 
@@ -7,12 +7,40 @@ from torch import nn
 from ._site import Site
 
 
+def holder_of(model: nn.Module, rate: str) -> tuple[Any, str]:
+    """Return the module or config that holds a rate, and the name of the attribute.
+
+    Args:
+        model: the model.
+        rate: the path of the rate, as a site has it.
+    """
+    path, _, name = rate.rpartition(".")
+    holder: Any = model
+    for part in path.split(".") if path else ():
+        holder = getattr(holder, part)
+    return holder, name
+
+
+def read_rate(model: nn.Module, rate: str) -> Any:
+    """Return the value of a rate of the model's own."""
+    holder, name = holder_of(model, rate)
+    return getattr(holder, name)
+
+
+def set_rate(model: nn.Module, rate: str, value: Any) -> None:
+    """Set a rate of the model's own."""
+    holder, name = holder_of(model, rate)
+    if name in vars(holder):
+        # Past what a config makes of a number: MPT declares its rate an int, which no rate but 0 and 1 is.
+        vars(holder)[name] = value
+    else:
+        setattr(holder, name, value)
+
+
 def own_rate(model: nn.Module, site: Site) -> float | None:
     """Return the rate of the model's own dropout at a site; None where it has none."""
-    if site.rate is not None:
-        path, _, name = site.rate.rpartition(".")
-        value: Any = getattr(model.get_submodule(path), name)
+    if site.access == "module":
+        value: Any = getattr(model.get_submodule(site.path), "p", None)
     else:
-        module: Any = model.get_submodule(site.path)
-        value = getattr(module, "p", None) if site.access == "module" else None
+        value = None if site.rate is None else read_rate(model, site.rate)
     return float(value) if isinstance(value, int | float) else None

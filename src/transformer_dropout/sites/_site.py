@@ -7,8 +7,11 @@ from typing import Literal, get_args
 ModelKind = Literal[
     "embedding", "attention_weights", "attention_output", "mlp_hidden", "mlp_output", "block", "classifier"
 ]
-Kind = ModelKind | Literal["input", "lora"]
-Access = Literal["module", "rate", "output", "input", "gate", "block", "attention"]
+# What few have: the input of a model that is nothing but an MLP, an adapter's dropout, and randomness that no
+# layer can take the place of.
+Kind = ModelKind | Literal["input", "lora", "other"]
+Access = Literal["module", "rate", "output", "input", "gate", "block", "attention", "none"]
+Found = Literal["run", "table", "code"]
 
 KINDS: tuple[str, ...] = get_args(ModelKind)
 
@@ -23,7 +26,7 @@ class Site:
         access: how it is reached. ``module`` replaces the module, ``output`` and ``input`` hook it,
             ``block`` hooks a residual block and acts on what it adds, ``gate`` follows a method that
             computes the hidden units of experts, ``attention`` goes through the function that mixes the
-            values, ``rate`` sets a number that the model's own code reads.
+            values, ``rate`` sets a number that the model's own code reads, ``none`` cannot be reached.
         block: the index of the block it lies in, None outside the blocks.
         n_blocks: how many blocks the model has.
         width: channels of the tensor there, None where the tensor has no channels (attention weights).
@@ -32,6 +35,9 @@ class Site:
             where there are no such.
         causal: whether a token at this place sees only the tokens before it.
         batch_first: whether the tensor's first dimension counts the samples, not the tokens.
+        silences: paths of further rates at which the model itself drops at this place.
+        found: how the place is known: a ``run`` showed it, a ``table`` of the family names it, or the
+            model's ``code`` was read.
     """
 
     path: str
@@ -44,6 +50,8 @@ class Site:
     owner: str | None = None
     causal: bool = True
     batch_first: bool = True
+    silences: tuple[str, ...] = ()
+    found: Found = "code"
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..kernels.compiled_hooks import NoticedHook
 from ..layers import DropoutLayer
 from ..sites import Site
+from ..sites._own_rate import holder_of, read_rate, set_rate
 from ._attention import attend_with_layer, route_through_layer
 from ._mlp import PlainMLP, detours, plain_mlp, untouched
 from ._own_rates import MARK, Read, forward_with_rates
@@ -26,6 +27,8 @@ def child_name(site: Site) -> str:
 def reader_of(site: Site) -> str:
     """Return the path of the module whose code reads the rate of a site: of an ``nn.Dropout``, the parent."""
     assert site.rate is not None
+    if site.found == "run" and site.access == "rate" and not site.rate.startswith(f"{site.path}.p"):
+        return site.path
     holder, _, name = site.rate.rpartition(".")
     return holder.rpartition(".")[0] if name == "p" else holder
 
@@ -33,7 +36,8 @@ def reader_of(site: Site) -> str:
 def buffer_name(site: Site) -> str:
     """Return the name of the reader's buffer for the rate of a site."""
     assert site.rate is not None
-    return f"{site.rate.removeprefix(f'{reader_of(site)}.').replace('.', '_')}_rate"
+    reader = reader_of(site)
+    return f"{site.rate.removeprefix(f'{reader}.' if reader else '').replace('.', '_')}_rate"
 
 
 class Surgery:
@@ -62,6 +66,7 @@ class Surgery:
         Raises:
             InputError: when the layer cannot act there.
         """
+        self.silence(site)
         if layer.computes_mlp and (mlp := plain_mlp(self.model, site)) is not None:
             self._compute_mlp(site, layer, mlp)
             return
@@ -69,10 +74,8 @@ class Surgery:
             case "module":
                 self._replace(site.path, layer)
             case "output":
-                self.silence(site)
                 self._hook_output(site, layer)
             case "input":
-                self.silence(site)
                 self._hook_input(site, layer)
             case "block":
                 self._hook_block(site, layer)
@@ -105,32 +108,31 @@ class Surgery:
                 self._ways_back.append(partial(setattr, outer, "use_nested_tensor", True))
 
     def silence(self, site: Site) -> None:
-        """Set the model's own rate at a site to 0 while a layer acts there."""
-        if site.rate is not None:
-            self.write_rate(site, 0.0)
+        """Set the model's own rates at a site to 0 while a layer acts there."""
+        first = () if site.rate is None or site.access == "rate" else (site.rate,)
+        for rate in (*first, *site.silences):
+            self._set_rate(rate, 0.0)
 
     def write_rate(self, site: Site, value: float) -> None:
         """Set a rate of the model's own; it is put back in the end."""
         assert site.rate is not None
-        path, _, name = site.rate.rpartition(".")
-        owner = self.model.get_submodule(path)
-        if site.rate not in self._rates_before:
-            self._rates_before[site.rate] = getattr(owner, name)
-            self._ways_back.append(partial(setattr, owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
+        self._set_rate(site.rate, value)
+        owner, name = holder_of(self.model, site.rate)
         for read in self._reads.get(reader_of(site), ()):
             if read.owner is owner and read.name == name:
                 read.set(value)
 
+    def _set_rate(self, rate: str, value: float) -> None:
+        if rate not in self._rates_before:
+            before = self._rates_before[rate] = read_rate(self.model, rate)
+            self._ways_back.append(partial(set_rate, self.model, rate, before))
+        set_rate(self.model, rate, value)
+
     def _follow_rate(self, site: Site) -> None:
         """Let compiled code drop at the rate of a site without reading the number."""
         assert site.rate is not None
-        path, (holder, _, name) = reader_of(site), site.rate.rpartition(".")
-        reader, owner, buffer = (
-            self.model.get_submodule(path),
-            self.model.get_submodule(holder),
-            buffer_name(site),
-        )
+        path, buffer = reader_of(site), buffer_name(site)
+        reader, (owner, name) = self.model.get_submodule(path), holder_of(self.model, site.rate)
         reference = next(reader.parameters(), next(self.model.parameters(), None))
         device = None if reference is None else reference.device
         reader.register_buffer(buffer, torch.zeros((), device=device), persistent=False)
@@ -157,7 +159,7 @@ class Surgery:
         reference = next(self.model.parameters(), None)
         if reference is not None:
             layer.to(reference.device, reference.dtype if reference.is_floating_point() else None)
-        self._ways_back.append(partial(setattr, owner, name, original))
+        self._ways_back.append(partial(put_back, owner, name, original))
         setattr(owner, name, layer.train(original.training))
 
     def _hook_output(self, site: Site, layer: DropoutLayer) -> None:
@@ -166,11 +168,11 @@ class Surgery:
 
     def _hook_input(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
-        self._keep(NoticedHook(parent, parent.register_forward_pre_hook(partial(on_input, child_name(site)))))
+        hook = parent.register_forward_pre_hook(partial(on_input, child_name(site)), with_kwargs=True)
+        self._keep(NoticedHook(parent, hook))
 
     def _compute_mlp(self, site: Site, layer: DropoutLayer, mlp: PlainMLP) -> None:
         """Let a layer compute the MLP around its site, so that it can leave out what it drops."""
-        self.silence(site)
         layer.in_plain_mlp = True
         parent = self.add_child(site.path, child_name(site), layer)
         self._keep(NoticedHook(parent, parent.register_forward_hook(untouched)))
@@ -182,7 +184,6 @@ class Surgery:
             )
 
     def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
-        self.silence(site)
         parent = self.add_child(site.path, child_name(site), layer)
         self._keep(
             NoticedHook(
@@ -231,6 +232,11 @@ class Surgery:
         self._keep(hook)
 
 
+def put_back(owner: nn.Module, name: str, original: nn.Module) -> None:
+    """Put a module back in the place of a layer, in the mode that the model has now."""
+    setattr(owner, name, original.train(getattr(owner, name).training))
+
+
 # The hooks look the child up by name, so that a deep copy of the model runs its own layers.
 def on_output(name: str, module: nn.Module, arguments: tuple, output: Any) -> Any:
     """Forward hook: the child acts on the output, or on its first part."""
@@ -240,9 +246,14 @@ def on_output(name: str, module: nn.Module, arguments: tuple, output: Any) -> An
     return (acted, *output[1:]) if isinstance(output, tuple) else acted
 
 
-def on_input(name: str, module: nn.Module, arguments: tuple) -> tuple:
-    """Forward pre-hook: the child acts on the first argument."""
-    return (getattr(module, name)(arguments[0]).reshape(arguments[0].shape), *arguments[1:])
+def on_input(name: str, module: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook: the child acts on the first argument, given by its place or by its name."""
+    if arguments:
+        acted = getattr(module, name)(arguments[0]).reshape(arguments[0].shape)
+        return (acted, *arguments[1:]), keywords
+    first = next(iter(keywords))
+    acted = getattr(module, name)(keywords[first]).reshape(keywords[first].shape)
+    return arguments, {**keywords, first: acted}
 
 
 def gate_with_layer(name: str, module: nn.Module, gate: Callable[[Tensor], Tensor], *given: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Reading a model's places off one observed run."""

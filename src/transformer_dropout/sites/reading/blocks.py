@@ -1,0 +1,142 @@
+"""Which modules are the blocks of a model: the innermost repeated ones that add to a residual stream."""
+
+import re
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from .branches import Branch
+from .graph import ModuleCall, Run
+
+LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+@dataclass(kw_only=True)
+class Block:
+    """One block of a model.
+
+    Attributes:
+        path: of its module; None where the block is no module of its own, but parts of parallel lists.
+        calls: numbers of its calls; of a block that runs again and again, every one.
+        branches: what it adds, in the order of its first call.
+    """
+
+    path: str | None
+    calls: list[int] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Stack:
+    """Blocks that run one after the other."""
+
+    blocks: list[Block] = field(default_factory=list)
+
+
+def stacks_of(run: Run, branches: list[Branch]) -> list[Stack]:
+    """Return the stacks of blocks of a run, in order."""
+    attending = [branch for branch in branches if branch.attentions]
+    chosen: dict[str, list[str]] = {}
+    virtual: list[Branch] = []
+    containers: dict[str, None] = {}
+    for branch in attending or branches:
+        unit = unit_of(run, branch, branches, bool(attending))
+        if unit is None:
+            virtual.append(branch)
+        else:
+            containers.setdefault(unit.path.rpartition(".")[0])
+            chosen.setdefault(family(run, unit), []).append(unit.path)
+    stacks = [
+        stack for names in chosen.values() if (stack := stack_of(run, names, containers, branches)).blocks
+    ]
+    taken = {id(branch) for stack in stacks for block in stack.blocks for branch in block.branches}
+    rest = [branch for branch in branches if id(branch) not in taken]
+    stacks += parallel(run, [branch for branch in virtual if id(branch) not in taken], rest)
+    return sorted(stacks, key=lambda stack: stack.blocks[0].branches[0].add)
+
+
+def unit_of(run: Run, branch: Branch, branches: list[Branch], attending: bool) -> ModuleCall | None:
+    """Return the module call that is the block around a branch; None where no module repeats there."""
+    around = [run.calls[number] for number in run.calls[run.nodes[branch.add].call].around]
+    items = [call for call in reversed(around[1:]) if repeats(run.model, call.path)]
+    if not attending or is_parallel(run, branch):
+        return items[0] if items else lone(around, branch)
+    for call in items:
+        if any(not other.attentions and call.holds(other.add) for other in branches):
+            return call
+    if items:
+        return items[0]
+    # A layer of torch's may be the whole model.
+    begin = 0 if isinstance(run.model, LAYERS) else 1
+    return next((call for call in reversed(around[begin:]) if complete(call, branches)), None)
+
+
+def lone(around: list[ModuleCall], branch: Branch) -> ModuleCall | None:
+    """Return the module around a branch that no other is like."""
+    return around[-1] if len(around) > 1 else None
+
+
+def complete(call: ModuleCall, branches: list[Branch]) -> bool:
+    """Return whether a lone module holds an attention's branch, another one, and not several of each."""
+    inside = [branch for branch in branches if call.holds(branch.add)]
+    return 1 < len(inside) < 4 and any(not branch.attentions for branch in inside)
+
+
+def is_parallel(run: Run, branch: Branch) -> bool:
+    """Return whether attention and MLP are added in one sum."""
+    end = run.nodes[branch.end]
+    mixed = [run.nodes[s].before for s in run.activations(end) if branch.inside >> s & 1]
+    with_attention = [any(b >> a.product & 1 for a in branch.attentions) for b in mixed]
+    return len(mixed) > 1 and True in with_attention and False in with_attention
+
+
+def repeats(model: nn.Module, path: str) -> bool:
+    """Return whether a module is one of several, or an item of a list."""
+    parent, _, name = path.rpartition(".")
+    around = model.get_submodule(parent)
+    if isinstance(around, nn.ModuleList | nn.ModuleDict) or name.isdigit():
+        return True
+    alike = [type(part) for part in around.children()]
+    return alike.count(type(model.get_submodule(path))) > 1
+
+
+def family(run: Run, call: ModuleCall) -> str:
+    """Return what blocks of one stack have in common: the path of their list without its numbers."""
+    parent, _, name = call.path.rpartition(".")
+    stem = "" if name.isdigit() else type(call.module).__name__
+    return f"{NUMBER.sub('*', parent)}:{stem}"
+
+
+def stack_of(run: Run, paths: list[str], containers: dict[str, None], branches: list[Branch]) -> Stack:
+    """Return the stack that some blocks belong to, with their neighbours that do not attend."""
+    units = set(paths)
+    parents = {path.rpartition(".")[0] for path in paths}
+    numbered = all(path.rpartition(".")[2].isdigit() for path in paths)
+    listed = {p for p in parents if isinstance(run.model.get_submodule(p), nn.ModuleList | nn.ModuleDict)}
+    blocks: dict[str, Block] = {}
+    for call in run.calls:
+        parent, _, name = call.path.rpartition(".")
+        neighbour = parent in listed or (parent in parents and numbered and name.isdigit())
+        if call.path not in units and not neighbour:
+            continue
+        inside = [branch for branch in branches if call.holds(branch.add)]
+        if call.path not in units and not inside:
+            continue
+        block = blocks.setdefault(call.path, Block(path=call.path, branches=inside))
+        block.calls.append(call.index)
+    return Stack(blocks=[block for block in blocks.values() if block.branches])
+
+
+def parallel(run: Run, attending: list[Branch], rest: list[Branch]) -> list[Stack]:
+    """Return the blocks of a model with parallel lists of parts: each begins with an attention."""
+    if not attending:
+        return []
+    stack = Stack()
+    begins = {branch.add for branch in attending}
+    for branch in rest:
+        if branch.add in begins:
+            stack.blocks.append(Block(path=None))
+        if stack.blocks:
+            stack.blocks[-1].branches.append(branch)
+    return [stack]

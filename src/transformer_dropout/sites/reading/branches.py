@@ -1,0 +1,215 @@
+"""Residual branches and attentions in the graph of a run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .graph import PRODUCTS, SUMS, Node, Run, bits
+
+FUSED = frozenset(
+    {"scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention", "flash_attn_func"}
+)
+SOFTMAX = frozenset({"softmax", "_softmax", "gumbel_softmax", "sparsemax"})
+# What ends a way from a softmax to a product: a router chooses, an attention mixes.
+CHOICES = frozenset({"topk", "argmax", "max", "sum", "mean", "gather", "log", "sort", "amax", "multinomial"})
+# Of what these are given the first is what they return a part of.
+CHOSEN = frozenset(
+    {"__getitem__", "gather", "index_select", "take_along_dim", "masked_select", "masked_fill"}
+)
+NONLINEAR = frozenset({"tanh", "gelu", "relu", "silu", "softmax"})
+LONGEST_WAY = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Where values are mixed.
+
+    Attributes:
+        weights: the node of the softmax; that of the fused function where one does it all.
+        product: the node of the mixed values.
+    """
+
+    weights: int
+    product: int
+
+
+@dataclass(kw_only=True)
+class Branch:
+    """What is added to a residual stream.
+
+    Attributes:
+        add: the node of the sum.
+        skip: the node that goes around.
+        end: the node of what is added.
+        inside: what was computed from the one to the other, as bits.
+        attentions: those inside.
+        joint: draws on the sum of this and another branch.
+    """
+
+    add: int
+    skip: int
+    end: int
+    inside: int
+    attentions: tuple[Attention, ...] = ()
+    joint: tuple[Any, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Tail:
+    """The end of a branch: values that hold the same tokens, from the last product of weights on.
+
+    Attributes:
+        values: their nodes, the first is the product's.
+        linear: whether the first is a product with weights, rather than a sum of several things.
+    """
+
+    values: list[int] = field(default_factory=list)
+    linear: bool = False
+
+
+def attentions_of(run: Run) -> list[Attention]:
+    """Return every attention of a run, in order."""
+    uses: dict[int, list[int]] = {}
+    for node in run.nodes:
+        for source in node.sources:
+            uses.setdefault(source, []).append(node.index)
+    found = []
+    for node in run.nodes:
+        if node.name in FUSED:
+            found.append(Attention(weights=node.index, product=node.index))
+        elif node.name in SOFTMAX and len(node.shape) > 1 and run.is_activation(node.index):
+            product = mixing_product(run, uses, node.index)
+            if product is not None:
+                found.append(Attention(weights=node.index, product=product))
+    return found
+
+
+def mixing_product(run: Run, uses: dict[int, list[int]], softmax: int) -> int | None:
+    """Return the product of a softmax with values; None where it chooses or is returned."""
+    front, seen = [softmax], {softmax}
+    for _ in range(LONGEST_WAY):
+        after: list[int] = []
+        for index in (use for node in front for use in uses.get(node, ())):
+            node = run.nodes[index]
+            if index in seen or node.name in CHOICES:
+                continue
+            seen.add(index)
+            if node.name in PRODUCTS:
+                others = [s for s in run.activations(node) if not run.depends(s, softmax)]
+                if others or len(node.operands) > 1:
+                    return index
+                continue
+            if not run.is_linear(node):
+                after.append(index)
+        front = after
+    return None
+
+
+def branches_of(run: Run, attentions: list[Attention]) -> list[Branch]:
+    """Return the residual branches of a run that hold no others, in order."""
+    found: list[Branch] = []
+    sums = 0
+    for node in run.nodes:
+        branch = branch_at(run, node, {known.add: known.skip for known in found})
+        if branch is None or branch.inside & sums:
+            continue
+        branch.attentions = tuple(a for a in attentions if branch.inside >> a.product & 1)
+        if branch.attentions or any(run.is_linear(run.nodes[index]) for index in bits(branch.inside)):
+            found.append(branch)
+            sums |= 1 << node.index
+    return found
+
+
+def branch_at(run: Run, node: Node, streams: dict[int, int]) -> Branch | None:
+    """Return the branch that a sum adds; None for another sum, or anything else.
+
+    Args:
+        run: the run.
+        node: the sum.
+        streams: what goes around, by the sums known so far: two branches may be added one after the other.
+    """
+    if node.name not in SUMS:
+        return None
+    operands = [
+        source
+        for source, shape in node.operands
+        if source is not None and shape == node.shape and run.is_activation(source)
+    ]
+    if len(operands) < 2 or len(node.shape) < 2:
+        return None
+    for skip, end in ((operands[0], operands[-1]), (operands[-1], operands[0])):
+        root = stream(run, skip)
+        for begin in (root, streams.get(root)):
+            if begin is not None and begin != end and run.depends(end, begin):
+                return Branch(add=node.index, skip=begin, end=end, inside=between(run, begin, end))
+    return None
+
+
+def stream(run: Run, index: int) -> int:
+    """Return the node that a value is, but for its scale, dtype and shape."""
+    for _ in range(LONGEST_WAY):
+        node = run.nodes[index]
+        sources = run.activations(node)
+        # By a number, or by weights of its own, but not by what is computed from tokens.
+        same = node.name in SAME or node.name in SCALES
+        if not same or len(sources) != 1:
+            return index
+        index = sources[0]
+    return index
+
+
+SCALES = frozenset({"mul", "__mul__", "__rmul__", "div", "__truediv__", "mul_"})
+SAME = frozenset(
+    {
+        *("to", "float", "half", "bfloat16", "type", "type_as", "clone", "contiguous", "view", "reshape"),
+        *("flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "__get__", "identity"),
+    }
+)
+
+
+def between(run: Run, start: int, end: int) -> int:
+    """Return the nodes from which one depends and that depend on another, as bits, without the first."""
+    found = 0
+    for index in bits(run.nodes[end].before & ~run.nodes[start].before):
+        if run.nodes[index].before >> start & 1:
+            found |= 1 << index
+    return found
+
+
+def tail_of(run: Run, end: int, inside: int, products: int = 0) -> Tail:
+    """Follow a value back to the last product of weights in it.
+
+    Args:
+        run: the run.
+        end: the value.
+        inside: the nodes to stay in, as bits.
+        products: nodes at which to stop, as bits.
+    """
+    tail = Tail(values=[end])
+    while True:
+        index = tail.values[0]
+        node = run.nodes[index]
+        if products >> index & 1 or run.is_linear(node):
+            tail.linear = run.is_linear(node) or node.name in FUSED
+            return tail
+        # Of a norm written out, what it was given.
+        sources = around_module(run, index, inside, products)
+        if len(sources) != 1:
+            given = run.activations(node)[:1] if node.name in CHOSEN else run.activations(node)
+            sources = [source for source in given if inside >> source & 1]
+        if len(sources) != 1:
+            return tail
+        tail.values.insert(0, sources[0])
+
+
+def around_module(run: Run, index: int, inside: int, products: int) -> list[int]:
+    """Return the input of the module whose output a value is, when it holds no product of weights."""
+    for call in run.calls:
+        if call.outputs[:1] != (index,) or not call.inputs:
+            continue
+        own = [run.nodes[n] for n in range(call.begin, min(call.end, index + 1))]
+        if any(run.is_linear(n) or n.drawn or n.name == "embedding" or products >> n.index & 1 for n in own):
+            continue
+        given = [n for n in call.inputs if n is not None and inside >> n & 1]
+        if len(set(given)) == 1 and given[0] != index:
+            return given[:1]
+    return []

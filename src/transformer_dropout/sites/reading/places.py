@@ -1,0 +1,203 @@
+"""From the end of a branch to the module at which a layer can act there."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import nn
+
+from .._block import calls_interface
+from .._site import Access, Kind, Site
+from ..observation.stack import is_dropout_module
+from .branches import Attention, Tail
+from .graph import ModuleCall, Run
+from .random import Draw
+
+TORCH_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A module at which a tensor passes, and the rates at which the model itself drops that tensor."""
+
+    node: int
+    path: str
+    access: Access
+    width: int | None
+    rates: tuple[str, ...] = ()
+
+    def site(self, kind: Kind, **where: object) -> Site:
+        """Return the site of this place."""
+        facts: dict = {"found": "run", **where}
+        return Site(
+            path=self.path,
+            kind=kind,
+            access=self.access,
+            width=None if kind == "attention_weights" else self.width,
+            rate=next(iter(self.rates), None),
+            silences=self.rates[1:],
+            **facts,
+        )
+
+
+class Places:
+    """Finds the modules at which the values of a run pass.
+
+    Args:
+        run: the run.
+        draws: its random operations.
+    """
+
+    def __init__(self, run: Run, draws: list[Draw]) -> None:
+        self.run, self.draws = run, draws
+        self.taken: set[int] = set()
+        self._times = Counter(call.path for call in run.calls)
+        self._returned: dict[int, list[ModuleCall]] = {}
+        for call in run.calls:
+            if call.outputs and call.outputs[0] is not None:
+                self._returned.setdefault(call.outputs[0], []).append(call)
+
+    def at(
+        self, tail: Tail, *, within: ModuleCall | None = None, outermost: bool = False, once: int = 1
+    ) -> Place | None:
+        """Return where a layer can act on one of a tail's values: the model's own dropout, else a module.
+
+        Args:
+            tail: the values.
+            within: the module call that the place must lie in, if there is one.
+            outermost: whether of several modules that return a value the outermost is named.
+            once: how often a module runs that has one place only: as often as the block.
+        """
+        own = [
+            draw for draw in self.draws if draw.acts in tail.values and not draw.whole and not draw.attention
+        ]
+        self.taken |= {draw.node for draw in own}
+        rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
+        for draw in own:
+            if draw.module is not None and self._times[draw.module] == once and draw.rate is not None:
+                return self._at_dropout(draw, rates)
+        if not own and (empty := self._empty_dropout(tail, once)) is not None:
+            return empty
+        found = None
+        # Of experts not the flattened tokens, where the same are to be had as sequences.
+        order = len(self.run.nodes[tail.values[-1]].shape) if tail.values else 0
+        whole = [value for value in tail.values if len(self.run.nodes[value].shape) == order]
+        for value in [*whole, *tail.values]:
+            calls = [call for call in self._returned.get(value, ()) if self._serves(call, within, once)]
+            if calls:
+                found = calls[0 if outermost else -1]
+                break
+        if found is None:
+            return None
+        assert found.outputs[0] is not None
+        return Place(
+            node=found.outputs[0],
+            path=found.path,
+            access="output",
+            width=width_of(found.shapes[1][0], found.module),
+            rates=rates,
+        )
+
+    def before(self, call: ModuleCall, tail: Tail, once: int = 1) -> Place | None:
+        """Return where a layer can act on what a module is given: the model's own dropout, else its input."""
+        own = [
+            draw for draw in self.draws if draw.acts in tail.values and not draw.whole and not draw.attention
+        ]
+        self.taken |= {draw.node for draw in own}
+        rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
+        for draw in own:
+            if draw.module is not None and self._times[draw.module] == once and draw.rate is not None:
+                return self._at_dropout(draw, rates)
+        if not own and (empty := self._empty_dropout(tail, once)) is not None:
+            return empty
+        if self._times[call.path] != once or call.inputs[:1] == (None,):
+            return None
+        width = width_of(call.shapes[0][0], call.module)
+        return Place(node=tail.values[-1], path=call.path, access="input", width=width, rates=rates)
+
+    def own(self, draw: Draw) -> Place:
+        """Return the place of a random operation that no tail leads to."""
+        self.taken.add(draw.node)
+        rates = () if draw.rate is None else (draw.rate,)
+        alone = draw.module is not None and draw.rate is not None and self._times[draw.module] == 1
+        # Of what is made of weights alone, as positions are, only the rate can be set.
+        if alone and not draw.whole and self.run.is_activation(draw.node):
+            return self._at_dropout(draw, rates)
+        access: Access = "none" if draw.rate is None else "rate"
+        return Place(node=draw.node, path=draw.module or draw.path, access=access, width=None, rates=rates)
+
+    def weights(self, attention: Attention) -> Place | None:
+        """Return where an attention drops its weights."""
+        run = self.run
+        own = [
+            draw
+            for draw in self.draws
+            if draw.node == attention.weights
+            or (run.depends(attention.product, draw.acts) and run.depends(draw.acts, attention.weights))
+        ]
+        self.taken |= {draw.node for draw in own}
+        path = self._reader(attention.product)
+        rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
+        module = run.model.get_submodule(path)
+        if calls_interface(module):
+            return Place(node=attention.weights, path=path, access="attention", width=None, rates=rates)
+        for draw in own:
+            if (
+                draw.module is not None
+                and draw.rate is not None
+                and self._times[draw.module] == self._times[path]
+            ):
+                return Place(node=draw.acts, path=draw.module, access="module", width=None, rates=rates[1:])
+        if rates:
+            return Place(node=attention.weights, path=path, access="rate", width=None, rates=rates)
+        tail = Tail(values=list(range(attention.weights, attention.product)))
+        return self._empty_dropout(tail, self._times[path])
+
+    def _reader(self, node: int) -> str:
+        """Return the path of the module, no dropout, whose code made a node."""
+        around = self.run.calls[self.run.nodes[node].call].around
+        calls = (self.run.calls[number] for number in reversed(around))
+        return next(
+            call.path for call in calls if not is_dropout_module(call.module) and not is_activation(call)
+        )
+
+    def _at_dropout(self, draw: Draw, rates: tuple[str, ...]) -> Place:
+        assert draw.module is not None and draw.rate is not None
+        others = tuple(rate for rate in rates if rate != draw.rate)
+        shape = self.run.nodes[draw.acts].shape
+        # In evaluation torch's layers take a fused path around their modules, unless one has a hook.
+        if isinstance(self.run.model.get_submodule(draw.module.rpartition(".")[0]), TORCH_LAYERS):
+            rates = (draw.rate, *others)
+            return Place(node=draw.acts, path=draw.module, access="output", width=shape[-1], rates=rates)
+        return Place(node=draw.acts, path=draw.module, access="module", width=shape[-1], rates=others)
+
+    def _empty_dropout(self, tail: Tail, once: int) -> Place | None:
+        """Return an ``nn.Identity`` that stands where a dropout would."""
+        for value in tail.values:
+            for call in self._returned.get(value, ()):
+                name = call.path.rpartition(".")[2].lower()
+                named = "drop" in name and "path" not in name
+                if isinstance(call.module, nn.Identity) and named and self._times[call.path] == once:
+                    width = call.shapes[1][0][-1]
+                    return Place(node=value, path=call.path, access="module", width=width)
+        return None
+
+    def _serves(self, call: ModuleCall, within: ModuleCall | None, once: int) -> bool:
+        """Return whether a hook on a module's output acts at one place only."""
+        if self._times[call.path] != once or is_dropout_module(call.module) or call.index == 0:
+            return False
+        # A list would call a layer that is put into it.
+        if isinstance(call.module, nn.Identity | nn.Sequential):
+            return False
+        return within is None or (within.index in call.around and call.index != within.index)
+
+
+def is_activation(call: ModuleCall) -> bool:
+    """Return whether a module call is a softmax of its own."""
+    return isinstance(call.module, nn.Softmax)
+
+
+def width_of(shape: tuple[int, ...], module: nn.Module) -> int | None:
+    """Return the channels of a tensor that a module is given or returns."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.modules.batchnorm._NormBase):
+        return shape[1] if len(shape) > 1 else None
+    return shape[-1] if shape else None

@@ -1,0 +1,227 @@
+"""The sites of a model, read off one observed run."""
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from .._site import Kind, Site
+from ..observation.restore import unchanged
+from .blocks import Block, Stack
+from .branches import NONLINEAR, Tail, tail_of
+from .causality import sees_later
+from .experts import gates_seen
+from .graph import Recorder, bits
+from .inside import EVERYTHING, BlockReader, is_product
+from .places import TORCH_LAYERS
+from .random import draws_of
+from .rates import told_apart
+
+
+def read_run(model: nn.Module, inputs: Any) -> list[Site]:
+    """Run a model once, forward and backward, and return its sites; it is then as it was.
+
+    Args:
+        model: the model.
+        inputs: what it is called with: a mapping, a sequence, or one tensor.
+    """
+    with unchanged(model):
+        model.train()
+        with told_apart(model) as rates, gates_seen(model) as gates:
+            run = Recorder(model).record(inputs)
+            reader = Reader(run, draws_of(run, rates), gates)
+            return reader.sites()
+
+
+class Reader(BlockReader):
+    """Names the places of a run: those inside its blocks, and what lies before and behind these."""
+
+    def sites(self) -> list[Site]:
+        """Return the sites in the order of the run."""
+        for stack in self.stacks:
+            self.read_stack(stack)
+        if self.stacks:
+            self.read_heads()
+        elif not self.attentions:
+            self.read_chain()
+        self.read_rest()
+        order = {"embedding": -1, "classifier": 1}
+        known: dict[str, Site] = {}
+        for _, site in sorted(self.found, key=lambda item: (order.get(item[1].kind, 0) == 1, item[0])):
+            known.setdefault(site.name, site)
+        return list(known.values())
+
+    def read_stack(self, stack: Stack) -> None:
+        """Name the places of a stack of blocks, and what leads to it."""
+        where: dict[str, Any] = {"n_blocks": len(stack.blocks)}
+        self.where[id(stack)] = where
+        where["causal"] = self.is_causal(stack)
+        where["owner"] = self.owner_of(stack.blocks[0])
+        where["batch_first"] = self.is_batch_first(stack)
+        self.read_embedding(stack, where)
+        for index, block in enumerate(stack.blocks):
+            self.read_block(block, {"block": index, **where})
+
+    def read_embedding(self, stack: Stack, where: dict[str, Any]) -> None:
+        """Name the place where tokens enter a stack."""
+        first = stack.blocks[0]
+        entered = first.branches[0].skip
+        if first.calls:
+            given = self.run.calls[first.calls[0]].inputs
+            entered = given[0] if given and given[0] is not None else entered
+        sums = sum(1 << branch.add for branch in self.branches)
+        shape = self.run.nodes[entered].shape
+        if self.run.nodes[entered].before & sums:
+            tail = self.looked_up(entered, sums)
+            if tail is not None:
+                self.add("embedding", self.places.at(tail, outermost=True), **where)
+            return
+        tail = tail_of(self.run, entered, EVERYTHING)
+        if (
+            self.run.nodes[tail.values[0]].name == "input"
+            and self.run.nodes[tail.values[0]].shape[-1:] == shape[-1:]
+        ):
+            # It is called with embeddings.
+            return
+        own = [d for d in self.draws if d.module and self.run.depends(entered, d.acts) and not d.attention]
+        if own and own[-1].acts not in tail.values:
+            tail.values = [own[-1].acts]
+        values = [value for value in tail.values[::-1] if self.run.nodes[value].shape[-1:] == shape[-1:]]
+        same = [value for value in values if len(self.run.nodes[value].shape) == len(shape)]
+        place = self.places.at(Tail(values=same), outermost=True)
+        call = self.run.calls[first.calls[0]] if first.calls else None
+        if (
+            place is None
+            and call is not None
+            and call.shapes[0]
+            and not isinstance(call.module, nn.Sequential)
+        ):
+            place = self.places.before(call, tail, once=len(first.calls))
+        self.add("embedding", place, **where)
+
+    def looked_up(self, entered: int, sums: int) -> Tail | None:
+        """Return the embedding among what enters a stack that has passed no other stack."""
+        for index in bits(self.run.nodes[entered].before & ~sums):
+            node = self.run.nodes[index]
+            if node.name == "embedding" and self.run.is_activation(index) and not node.before & sums:
+                return Tail(values=[index])
+        return None
+
+    def where_of(self, node: int) -> dict[str, Any]:
+        """Return what a place shares with the last stack that it lies behind; with the first before all."""
+        before = self.run.nodes[node].before
+        behind = [
+            stack
+            for stack in self.stacks
+            if any(before >> branch.add & 1 for block in stack.blocks for branch in block.branches)
+        ]
+        stacks = behind[-1:] or self.stacks[:1]
+        return self.where[id(stacks[0])] if stacks else {"causal": False}
+
+    def read_heads(self) -> None:
+        """Name what the output layers are given."""
+        sums = sum(1 << branch.add for branch in self.branches)
+        for output in self.run.outputs:
+            if output is None or not self.run.is_activation(output):
+                continue
+            tail = tail_of(self.run, output, EVERYTHING)
+            stop = self.run.nodes[tail.values[0]]
+            nonlinear = self.run.nodes[output].name in NONLINEAR
+            if not tail.linear or nonlinear or not stop.before & sums or self.in_block(stop.index):
+                continue
+            self.read_head(stop.index)
+
+    def read_head(self, linear: int) -> None:
+        """Name what one output layer is given."""
+        node = self.run.nodes[linear]
+        call = self.run.calls[node.call]
+        given = tail_of(self.run, self.run.activations(node)[0], EVERYTHING)
+        given.values = [value for value in given.values if not self.in_block(value)] or given.values[-1:]
+        place = self.places.before(call, given) if is_product(call) else None
+        if place is None:
+            backwards = Tail(values=given.values[::-1])
+            place = self.places.at(backwards)
+        self.add("classifier", place, **self.where_of(linear))
+
+    def read_chain(self) -> None:
+        """Name the places of a model without blocks, as an MLP is: what each linear layer is given."""
+        run = self.run
+        linears = [n for n in run.nodes if run.is_linear(n) and run.is_activation(n.index)]
+        chain = [n for n in linears if "conv" not in n.name and n.call and is_product(run.calls[n.call])]
+        first = [
+            node
+            for node in chain
+            if not any(run.depends(node.index, n.index) for n in linears if n is not node)
+        ]
+        for place, node in enumerate(chain):
+            kind: Kind = "input" if node in first else "mlp_hidden"
+            if node is chain[-1] and place:
+                kind = "classifier"
+            if kind == "input" and len(first) > 1:
+                continue
+            given = tail_of(run, run.activations(node)[0], EVERYTHING)
+            where = {"causal": False, "block": max(place - 1, 0), "n_blocks": max(len(chain) - 1, 1)}
+            self.add(kind, self.places.before(run.calls[node.call], given), **where)
+
+    def in_block(self, node: int) -> bool:
+        """Return whether a node ran inside a block."""
+        calls = (number for stack in self.stacks for block in stack.blocks for number in block.calls)
+        return any(self.run.calls[number].holds(node) for number in calls)
+
+    def read_rest(self) -> None:
+        """Name the places of what else drops: before the blocks, behind them, or where no layer can act."""
+        sums = sum(1 << branch.add for branch in self.branches)
+        known = {(d.path, d.module, d.rate, d.name) for d in self.draws if d.node in self.places.taken}
+        for draw in self.draws:
+            again = (draw.path, draw.module, draw.rate, draw.name) in known and self.in_block(draw.node)
+            # A block that runs again draws at the same places.
+            if draw.node in self.places.taken or again:
+                continue
+            if draw.rate is not None and "layer" in draw.rate.rpartition(".")[2]:
+                self.silence_blocks(draw.rate)
+                continue
+            behind = bool(self.run.nodes[draw.acts].before & sums) or not self.stacks
+            kind: Kind = "classifier" if behind else "embedding"
+            self.add_own(draw, kind, **self.where_of(draw.acts))
+
+    def silence_blocks(self, rate: str) -> None:
+        """Let the blocks below a module know of its rate of leaving whole blocks out."""
+        owner = rate.rpartition(".")[0]
+        for place, (node, site) in enumerate(self.found):
+            if site.kind == "block" and (not owner or site.path.startswith(f"{owner}.")):
+                rates = [known for known in (rate, site.rate, *site.silences) if known]
+                rates = list(dict.fromkeys(rates))
+                self.found[place] = node, replace(site, rate=rates[0], silences=tuple(rates[1:]))
+
+    def is_causal(self, stack: Stack) -> bool:
+        """Return whether in a stack a token sees only what came before it; True where that cannot be seen."""
+        for block in stack.blocks:
+            for branch in block.branches:
+                if branch.attentions:
+                    seen = sees_later(self.run, branch.skip, branch.end)
+                    if seen is not None:
+                        return not seen
+        return True
+
+    def owner_of(self, block: Block) -> str | None:
+        """Return the innermost module around a block that is called with tokens."""
+        if not hasattr(self.run.model, "base_model_prefix"):
+            return None
+        number = block.calls[0] if block.calls else self.run.nodes[block.branches[0].add].call
+        for index in reversed(self.run.calls[number].around):
+            call = self.run.calls[index]
+            names = forward_names(call.module)
+            if "inputs_embeds" in names or "input_ids" in names:
+                return call.path
+        return None
+
+    def is_batch_first(self, stack: Stack) -> bool:
+        """Return whether the first dimension of what enters a stack counts the samples."""
+        module = self.run.model.get_submodule(stack.blocks[0].path or "")
+        return not isinstance(module, TORCH_LAYERS) or bool(module.self_attn.batch_first)
+
+
+def forward_names(module: nn.Module) -> list[str]:
+    """Return the names of the arguments of a module's forward."""
+    return list(inspect.signature(module.forward).parameters)

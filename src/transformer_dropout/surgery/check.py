@@ -1,0 +1,247 @@
+"""`check_sites`: every place proves that it is what it is called."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..layers import Dropout, RateLayer
+from ..sites import Site, find_sites
+from ..sites._own_inputs import own_inputs
+from ..sites.observation.inputs import call
+from ..sites.observation.lineage import tensors_in
+from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
+from ..sites.reading.rates import rates_of
+from ._apply import Surgery
+
+# Where the model's own code drops, a rate of 1 would divide by what is kept.
+NEARLY_ALL = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteCheck:
+    """What was measured at one place.
+
+    Attributes:
+        site: the place.
+        problem: the sentence that says what is not as it should be; None where all is.
+    """
+
+    site: Site
+    problem: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether the place is what it is called."""
+        return self.problem is None
+
+
+class Probe(RateLayer):
+    """Keeps everything at a rate of 0 and nothing at 1, without drawing; takes note of what it sees."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__(p)
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(tuple(x.shape))
+        return x * (1 - self.p) if self.training and self.p else x
+
+
+def check_sites(
+    model: nn.Module, inputs: Any = None, *, sites: Iterable[Site] | None = None
+) -> list[SiteCheck]:
+    """Measure whether each place of a model is what it is called; the model is then as it was.
+
+    At each place a layer that drops nothing is compared with one that drops all: the output must differ
+    in training and not at all in evaluation, the tensor must be as wide as is said, and taking the layer out
+    must give every bit back. At all places of a kind together: without the attentions' outputs the attention
+    weights, and without the MLPs' outputs their hidden units, must mean nothing; without the embedding, or
+    what the output layer is given, the tokens must mean nothing.
+
+    Args:
+        model: any module that is not compiled.
+        inputs: what it is called with; None for small ones made from what it says of itself.
+        sites: the places to check; None for all that `find_sites` finds.
+
+    Returns:
+        one `SiteCheck` a place, in the order of the places; those that no layer reaches are left out.
+
+    Raises:
+        InputError: for a compiled model, or one that cannot be called with these inputs.
+    """
+    refuse_what_cannot_be_watched(model, "td.check_sites")
+    found = list(find_sites(model, inputs) if sites is None else sites)
+    inputs = usable_inputs(model) if inputs is None else inputs
+    found = [site for site in found if site.access != "none"]
+    with unchanged(model), nothing_else_drops(model):
+        measured = [SiteCheck(site=site, problem=problem_at(model, inputs, site)) for site in found]
+        together = dict(problems_of_kinds(model, inputs, found))
+    return [
+        check
+        if check.problem or check.site.kind not in together
+        else SiteCheck(site=check.site, problem=together[check.site.kind])
+        for check in measured
+    ]
+
+
+def usable_inputs(model: nn.Module) -> Any:
+    """Return the first of a model's own inputs that it takes.
+
+    Raises:
+        InputError: when it takes none.
+    """
+    for inputs in own_inputs(model):
+        try:
+            with unchanged(model), torch.no_grad():
+                call(model, inputs)
+        except Exception:  # whatever a stranger's code says of inputs that it was not made for
+            continue
+        return inputs
+    raise InputError(
+        f"No inputs are known for a {type(model).__name__}; give some: td.check_sites(model, inputs)."
+    )
+
+
+@contextmanager
+def nothing_else_drops(model: nn.Module) -> Iterator[None]:
+    """Hold every rate of the model's own at 0."""
+    before = [(held, name, held[name]) for _, held, name in rates_of(model)]
+    try:
+        for held, name, _ in before:
+            held[name] = 0.0
+        yield
+    finally:
+        for held, name, value in before:
+            held[name] = value
+
+
+@contextmanager
+def layers_at(model: nn.Module, sites: Sequence[Site], p: float) -> Iterator[list[Probe]]:
+    """Put a layer at each of some places, for the length of a ``with`` block."""
+    surgery, probes = Surgery(model), []
+    try:
+        for site in sites:
+            if site.access == "rate":
+                surgery.write_rate(site, min(p, NEARLY_ALL))
+            else:
+                probe = Dropout(p) if site.access == "attention" else Probe(p)
+                surgery.place(site, probe)
+                probes.append(probe)
+        yield probes
+    finally:
+        surgery.undo()
+
+
+def results(model: nn.Module, inputs: Any, *, training: bool, first: bool = False) -> list[Tensor]:
+    """Return the numbers that a model returns, under a fixed seed; only the logits, or what comes first."""
+    # A batch norm in training, and whatever else is remembered, begins anew each time.
+    with unchanged(model), torch.no_grad():
+        model.train(training)
+        torch.manual_seed(0)
+        output = call(model, inputs)
+    logits = getattr(output, "logits", None)
+    values = tensors_in(logits if first and isinstance(logits, Tensor) else output)
+    found = [value.clone() for value in values if value.is_floating_point()]
+    return found[:1] if first else found
+
+
+def same(ones: list[Tensor], others: list[Tensor], tolerance: float | None = None) -> bool:
+    """Return whether two lists of tensors hold the same numbers."""
+    if [one.shape for one in ones] != [other.shape for other in others]:
+        return False
+    if tolerance is None:
+        return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
+    pairs = zip(ones, others, strict=True)
+    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True) for a, b in pairs)
+
+
+def problem_at(model: nn.Module, inputs: Any, site: Site) -> str | None:
+    """Return what is not as it should be at one place, as a sentence; None where all is."""
+    place = f"{site.path} ({site.kind})"
+    keys, train, quiet = (
+        list(model.state_dict()),
+        partial(results, training=True),
+        partial(results, training=False),
+    )
+    before = train(model, inputs), quiet(model, inputs)
+    with layers_at(model, [site], 0.0) as probes:
+        nothing = train(model, inputs)
+        seen = next((shape for probe in probes for shape in getattr(probe, "seen", ())), None)
+        ran = not any(isinstance(probe, Probe) for probe in probes) or seen is not None
+    with layers_at(model, [site], 1.0):
+        everything, still = train(model, inputs), quiet(model, inputs)
+    if not ran:
+        return f"{place} did not run with these inputs."
+    if not same(nothing, before[0], 1e-4):
+        return f"A layer that drops nothing at {place} changes the output in training."
+    if same(everything, nothing):
+        return f"Dropping everything at {place} changes nothing in training."
+    if not same(still, before[1]):
+        return f"A layer at {place} changes the output in evaluation."
+    # A width is the channels' number, last or, as convolutions have it, second.
+    if (
+        seen is not None
+        and site.width is not None
+        and site.width not in (seen[-1], seen[min(1, len(seen) - 1)])
+    ):
+        return f"{place} is said to be {site.width} wide, but the tensor there is {seen[-1]} wide."
+    after = train(model, inputs), quiet(model, inputs)
+    if list(model.state_dict()) != keys or not (same(after[0], before[0]) and same(after[1], before[1])):
+        return f"With the layer at {place} taken out again, the model is not what it was."
+    return None
+
+
+def problems_of_kinds(model: nn.Module, inputs: Any, sites: list[Site]) -> Iterator[tuple[str, str]]:
+    """Yield the kinds whose places together do not do what their name says, with the sentence."""
+    of = {kind: [site for site in sites if site.kind == kind] for kind in {site.kind for site in sites}}
+    pairs = (("attention_output", "attention_weights"), ("mlp_output", "mlp_hidden"))
+    for outer, inner in pairs:
+        covered = {site.block for site in of.get(outer, ())} >= {site.block for site in of.get(inner, ())}
+        if outer in of and inner in of and covered and not shadows(model, inputs, of[outer], of[inner]):
+            yield outer, f"With everything dropped at {outer}, {inner} still changes the output."
+    others = other_tokens(inputs)
+    if others is not None and "embedding" in of and not forgets(model, inputs, others, of["embedding"]):
+        yield "embedding", "With everything dropped at embedding, the output still depends on the tokens."
+    if (
+        others is not None
+        and "classifier" in of
+        and not forgets(model, inputs, others, of["classifier"], first=True)
+    ):
+        yield "classifier", "With everything dropped at classifier, the output still depends on the tokens."
+
+
+def shadows(model: nn.Module, inputs: Any, outer: list[Site], inner: list[Site]) -> bool:
+    """Return whether with everything dropped at some places, others mean nothing."""
+    with layers_at(model, outer, 1.0):
+        nothing = results(model, inputs, training=True)
+        with layers_at(model, inner, 1.0):
+            return same(results(model, inputs, training=True), nothing, 1e-5)
+
+
+def forgets(model: nn.Module, inputs: Any, others: Any, sites: list[Site], *, first: bool = False) -> bool:
+    """Return whether with everything dropped at some places, the inputs mean nothing."""
+    with layers_at(model, sites, 1.0):
+        ones = results(model, inputs, training=True, first=first)
+        return same(ones, results(model, others, training=True, first=first), 1e-5)
+
+
+def other_tokens(inputs: Any) -> Any:
+    """Return the inputs with tokens, or images, in another order; None if that is the same."""
+    if isinstance(inputs, Tensor):
+        other = (
+            inputs.flip(0).roll(1, -1) if inputs.ndim > 1 and not inputs.is_floating_point() else inputs * 0.5
+        )
+        return None if torch.equal(other, inputs) else other
+    if isinstance(inputs, dict):
+        told = ("mask", "bbox", "position", "type", "grid")
+        changed = {k: v if any(word in k for word in told) else other_tokens(v) for k, v in inputs.items()}
+        return {k: inputs[k] if v is None else v for k, v in changed.items()}
+    if isinstance(inputs, tuple):
+        return tuple(value if (other := other_tokens(value)) is None else other for value in inputs)
+    return None
