@@ -109,5 +109,5 @@ def test_who_switches_dropout_off_or_watches_it_sees_it():
     with td.disabled(layer):
         assert torch.equal(layer(x), x)
     (event,) = td.audit(layer, x).events
-    assert event.operation == "F.dropout"
+    assert event.operation == "transformer_dropout.drawn_dropout"
     assert event.measured == pytest.approx(0.5, abs=0.1)

@@ -40,7 +40,9 @@ class DropoutOff(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "").partition(".")[0]
-        if DROPOUTS.fullmatch(name):
+        if isinstance(func, torch._ops.OpOverload) and func.namespace == "transformer_dropout":
+            args = without_rate(func, args)
+        elif DROPOUTS.fullmatch(name):
             return args[0] if args else kwargs["input"]
         if name == "native_dropout":
             x = args[0] if args else kwargs["input"]
@@ -65,6 +67,14 @@ class DropoutOff(TorchFunctionMode):
         """Say whether one number was drawn to be compared with a layer drop's rate, which is 0 now."""
         rates = vars(self.stack.module)
         return isinstance(drawn, Tensor) and drawn.numel() == 1 and any("layerdrop" in name for name in rates)
+
+
+def without_rate(func: torch._ops.OpOverload, args: tuple) -> tuple:
+    """Return the arguments of an operation of this package with a rate of 0."""
+    names = [argument.name for argument in func._schema.arguments]
+    return tuple(
+        0.0 if name in ("p", "dropout_p") else value for name, value in zip(names, args, strict=True)
+    )
 
 
 def attention_rate_position(func: Any, name: str) -> int | None:

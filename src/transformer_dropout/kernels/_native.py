@@ -40,14 +40,23 @@ def takes_native(*tensors: Tensor) -> bool:
 
 def runs_native() -> bool:
     """Say whether native code runs at all now."""
-    return not (watched() or PURE.get()) and numba_installed()
+    return not watched() and has_native()
+
+
+def has_native() -> bool:
+    """Return whether there is native code that may run, by itself or as an operation that is seen whole."""
+    return not PURE.get() and numba_installed()
+
+
+def transformed() -> bool:
+    """Return whether a program is being made of operations: compiled, or differentiated forwards."""
+    return torch.compiler.is_compiling() or forward_ad._current_level >= 0
 
 
 def watched() -> bool:
     """Say whether operations are being compiled, counted, differentiated forwards or looked at one by one."""
     return (
-        torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
+        transformed()
         or _get_current_dispatch_mode() is not None
         # A default device is a mode too, but one that looks at nothing.
         or not all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._native import DTYPES, dense, runs_native, watched
+from ._native import DTYPES, dense, has_native, transformed
+from ._operations import operation
 from .dropout import mask_numbers
 from .random import draw_key, random_bits
 
@@ -37,79 +38,152 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float = 0.0) 
     """
     tensors = (query, key, value)
     # A compiler must not look into ``dense``, so it comes second.
-    ordinary = not watched() and all(
+    ordinary = not transformed() and all(
         dense(t) and t.dtype == query.dtype and t.dtype in DTYPES for t in tensors
     )
     if not ordinary or query.shape != key.shape:
         return F.scaled_dot_product_attention(*tensors, is_causal=True, dropout_p=p)
-    if runs_native() and torch.get_num_threads() == 1:
-        # Without a rate nothing is drawn, so that other layers have the same masks wherever this runs.
-        random_key = draw_key() if p > 0 else torch.zeros(2, dtype=torch.int32)
-        return NativeAttention.apply(*tensors, p, random_key)
+    if has_native() and torch.get_num_threads() == 1:
+        return NativeAttention.apply(*tensors, p, None)
     with torch.autocast("cpu", enabled=False):
         wide = query.float(), key.float(), value.float()
         if p > 0:
-            mixed = ChunkedAttention.apply(*wide, p, draw_key())
+            mixed = ChunkedAttention.apply(*wide, p, None)
         else:
             mixed = F.scaled_dot_product_attention(*wide, is_causal=True)
         return mixed.to(query.dtype)
+
+
+def forward_flops(query: Tensor, *_: Any, out_val: Any = None) -> int:
+    """Return the FLOPs of two products, as counters have them for attention, causal or not."""
+    batch, heads, tokens, size = query.shape
+    return 4 * batch * heads * tokens**2 * size
+
+
+def backward_flops(gradient: Tensor, *_: Any, out_val: Any = None) -> int:
+    """Return the FLOPs of five products, as counters have them where the weights are made again."""
+    return 5 * forward_flops(gradient) // 2
+
+
+@operation(
+    "(Tensor query, Tensor key, Tensor value, float dropout_p) -> (Tensor, Tensor, Tensor)",
+    random=True,
+    flops=forward_flops,
+)
+def native_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> tuple[Tensor, ...]:
+    """Return the mixed values, the logarithms of the weights' sums, and the key of the mask."""
+    # Without a rate nothing is drawn, so that other layers have the same masks wherever this runs.
+    random_key = draw_key() if dropout_p > 0 else torch.zeros(2, dtype=torch.int32)
+    return *attended(query, key, value, dropout_p, random_key), random_key
+
+
+def attended(
+    query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the mixed values under a key, and the logarithms of the weights' sums."""
+    from .native import attention as native
+
+    return native.attended(query, key, value, (random_key, *mask_numbers(p)))
+
+
+@operation(
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor mixed, Tensor log_sum, "
+    "Tensor random_key, float dropout_p) -> (Tensor, Tensor, Tensor)",
+    flops=backward_flops,
+)
+def native_attention_backward(gradient: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys and values."""
+    from .native import attention as native
+
+    *saved, random_key, p = others
+    return native.gradients(gradient, *saved, (random_key, *mask_numbers(p)))
 
 
 class NativeAttention(torch.autograd.Function):
     """``causal_attention`` in native loops."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor) -> Tensor:
-        from .native import attention as native
-
-        ctx.mask = mask_numbers(p)
-        mixed, log_sum = native.attended(query, key, value, (random_key, *ctx.mask))
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor | None
+    ) -> Tensor:
+        if random_key is None:
+            mixed, log_sum, random_key = native_attention(query, key, value, p)
+        else:
+            mixed, log_sum = attended(query, key, value, p, random_key)
         ctx.save_for_backward(query, key, value, mixed, log_sum, random_key)
+        ctx.p = p
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
-        from .native import attention as native
+        return *native_attention_backward(gradient, *ctx.saved_tensors, ctx.p), None, None
 
-        query, key, value, mixed, log_sum, random_key = ctx.saved_tensors
-        mask = (random_key, *ctx.mask)
-        found = native.gradients(gradient, query, key, value, mixed, log_sum, mask)
-        return *found, None, None
+
+@operation(
+    "(Tensor query, Tensor key, Tensor value, float dropout_p) -> (Tensor, Tensor)",
+    random=True,
+    flops=forward_flops,
+)
+def chunked_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
+    """Return the mixed values, and the key of the mask."""
+    random_key = draw_key()
+    return mixed_in_chunks(query, key, value, dropout_p, random_key), random_key
+
+
+def mixed_in_chunks(query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor) -> Tensor:
+    """Return the mixed values under a key."""
+    batch, heads, tokens, size = query.shape
+    mixed = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
+    for b, part, q, k, v in chunks(query, key, value):
+        weights = causal_weights(q, k)
+        weights *= kept(weights, random_key, (b * heads + part.start) * tokens**2, p)
+        mixed[b, part] = weights @ (v * mask_numbers(p)[1])
+    return mixed
+
+
+@operation(
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor random_key, float dropout_p) "
+    "-> (Tensor, Tensor, Tensor)",
+    flops=backward_flops,
+)
+def chunked_attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, random_key: Tensor, dropout_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys and values."""
+    tokens, heads, scale = query.shape[2], query.shape[1], query.shape[3] ** -0.5
+    of_query, of_key, of_value = (torch.empty_like(tensor) for tensor in (query, key, value))
+    for b, part, q, k, v in chunks(query, key, value):
+        g = gradient[b, part] * mask_numbers(dropout_p)[1]
+        weights = causal_weights(q, k)
+        mask = kept(weights, random_key, (b * heads + part.start) * tokens**2, dropout_p)
+        of_value[b, part] = (weights * mask).mT @ g
+        of_weights = (g @ v.mT).mul_(mask)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_query[b, part] = (of_scores @ k).mul_(scale)
+        of_key[b, part] = (of_scores.mT @ q).mul_(scale)
+    return of_query, of_key, of_value
 
 
 class ChunkedAttention(torch.autograd.Function):
     """``causal_attention`` in products of a few heads at a time; the backward makes the weights again."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, p: float, random_key: Tensor | None
+    ) -> Tensor:
+        if random_key is None:
+            mixed, random_key = chunked_attention(query, key, value, p)
+        else:
+            mixed = mixed_in_chunks(query, key, value, p, random_key)
         ctx.save_for_backward(query, key, value, random_key)
         ctx.p = p
-        batch, heads, tokens, size = query.shape
-        mixed = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
-        for b, part, q, k, v in chunks(query, key, value):
-            weights = causal_weights(q, k)
-            weights *= kept(weights, random_key, (b * heads + part.start) * tokens**2, p)
-            mixed[b, part] = weights @ (v * mask_numbers(p)[1])
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
-        query, key, value, random_key = ctx.saved_tensors
-        tokens, heads, scale = query.shape[2], query.shape[1], query.shape[3] ** -0.5
-        found = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
-        of_query, of_key, of_value = found
-        for b, part, q, k, v in chunks(query, key, value):
-            g = gradient[b, part] * mask_numbers(ctx.p)[1]
-            weights = causal_weights(q, k)
-            mask = kept(weights, random_key, (b * heads + part.start) * tokens**2, ctx.p)
-            of_value[b, part] = (weights * mask).mT @ g
-            of_weights = (g @ v.mT).mul_(mask)
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            of_query[b, part] = (of_scores @ k).mul_(scale)
-            of_key[b, part] = (of_scores.mT @ q).mul_(scale)
-        return *found, None, None
+        return *chunked_attention_backward(gradient, *ctx.saved_tensors, ctx.p), None, None
 
 
 def chunks(query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._native import dense, takes_native, watched
+from ._native import dense, takes_native, transformed
+from ._operations import operation
 from .random import CHUNK, draw_key, random_bits
 
 
@@ -27,9 +28,9 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if p == 0:
         return x
-    if watched() or not dense(x):
+    if transformed() or not dense(x):
         return F.dropout(x, p)
-    return CounterDropout.apply(x, p, draw_key())
+    return CounterDropout.apply(x, p, None)
 
 
 def mask_numbers(p: float) -> tuple[int, float]:
@@ -40,19 +41,38 @@ def mask_numbers(p: float) -> tuple[int, float]:
     return min(round(p * 2**32), 2**32 - 1) - 2**31, 1 / (1 - p) if p < 1 else 0.0
 
 
+@operation("(Tensor x, float p) -> (Tensor, Tensor)", random=True)
+def drawn_dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Return ``keyed_dropout`` under a fresh key, and the key."""
+    key = draw_key()
+    return kept(x, p, key), key
+
+
+@operation("(Tensor x, float p, Tensor key) -> Tensor")
+def keyed_dropout(x: Tensor, p: float, key: Tensor) -> Tensor:
+    """Return what of a tensor is kept under a key, scaled."""
+    return kept(x, p, key)
+
+
+def kept(x: Tensor, p: float, key: Tensor) -> Tensor:
+    """Return what of a tensor is kept under a key, scaled, in a native loop or without."""
+    x = x.contiguous()
+    if takes_native(x):
+        from .native import dropout as native
+
+        return native.masked(x, key, *mask_numbers(p))
+    return masked(x, key, *mask_numbers(p))
+
+
 class CounterDropout(torch.autograd.Function):
     """``dropout`` under a key; its gradient is the same function of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, key: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, p: float, key: Tensor | None) -> Tensor:
+        y, key = drawn_dropout(x, p) if key is None else (keyed_dropout(x, p, key), key)
         ctx.save_for_backward(key)
         ctx.p = p
-        x = x.contiguous()
-        if takes_native(x):
-            from .native import dropout as native
-
-            return native.masked(x, key, *mask_numbers(p))
-        return masked(x, key, *mask_numbers(p))
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]

@@ -1,5 +1,6 @@
 """The rate of an attention kernel whose mask cannot be seen."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,9 +24,8 @@ def probe_attention(
     Returns:
         None where fewer than two values would be seen.
     """
-    visible = min(key.shape[-2], value.shape[-1])
-    rows = torch.zeros_like(value)
-    rows[..., range(visible), range(visible)] = 1
+    rows = identity_rows(value)
+    visible = min(value.shape[-2:])
     devices = [query.device] if query.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         mixed = scaled_dot_product_attention(
@@ -33,3 +33,28 @@ def probe_attention(
         )
     seen = mixed[..., :visible]
     return 1 - seen.count_nonzero().item() / seen.numel() if seen.numel() > 1 else None
+
+
+def probe_causal_attention(
+    attend: Callable[..., tuple[Tensor, ...]], query: Tensor, key: Tensor, value: Tensor, dropout_p: float
+) -> float | None:
+    """Return the fraction of attention weights that a causal kernel really drops, of those that it may see.
+
+    Args:
+        attend: the kernel, ``(query, key, value, dropout_p)`` to the mixed values and what else it keeps.
+        query, key, value: those of the call that is examined.
+        dropout_p: its rate.
+    """
+    visible = min(value.shape[-2:])
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        mixed = attend(torch.zeros_like(query), torch.zeros_like(key), identity_rows(value), dropout_p)[0]
+    seen = torch.ones_like(mixed[..., :visible]).tril().count_nonzero().item()
+    return 1 - mixed[..., :visible].tril().count_nonzero().item() / seen if seen > 1 else None
+
+
+def identity_rows(value: Tensor) -> Tensor:
+    """Return rows of the identity in place of values, as many as there are channels."""
+    rows = torch.zeros_like(value)
+    diagonal = range(min(value.shape[-2:]))
+    rows[..., diagonal, diagonal] = 1
+    return rows

@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from .attention_probe import probe_attention
+from .attention_probe import probe_attention, probe_causal_attention
 from .lineage import first_tensor
 from .random_operations import Drawn, RandomOperations
 from .rows import rows_summing_to_one
@@ -39,12 +40,13 @@ class Call:
     @property
     def name(self) -> str:
         """The bare name of the function."""
-        return getattr(self.function, "__name__", str(self.function))
+        # That of an operation ends in its overload, as dropout.default.
+        return getattr(self.function, "__name__", str(self.function)).partition(".")[0]
 
     @property
     def operation(self) -> str:
         """The name that an event shows."""
-        if self.function is None:
+        if self.function is None or isinstance(self.function, torch._ops.OpOverload):
             return self.drawn[0].name
         name = resolve_name(self.function) or self.name
         for long, short in SHORT_NAMES.items():
@@ -83,6 +85,8 @@ class Call:
             options = {name: self.kwargs[name] for name in ("scale", "enable_gqa") if name in self.kwargs}
             query, key, value = self.args[:3]
             return probe_attention(query, key, value, rate, **options)
+        if rate and self.attention and isinstance(self.function, torch._ops.OpOverload):
+            return probe_causal_attention(self.function, *self.args[:3], rate)
         after = first_tensor((result,))
         return None if self.nonzero is None or after is None else newly_zero(self.nonzero, after)
 
@@ -98,6 +102,7 @@ class Calls(TorchFunctionMode):
         super().__init__()
         self.on_call = on_call
         self.under_way: Call | None = None
+        self.reporting = False
         self._draws = RandomOperations(self.drew)
         self._entered = ExitStack()
 
@@ -118,7 +123,7 @@ class Calls(TorchFunctionMode):
             result = func(*args, **kwargs)
             if isinstance(result, Tensor):
                 # As x.T is.
-                self.on_call(this, result)
+                self.report(this, result)
             return result
         if "dropout" in this.name and (x := first_tensor((*args, *kwargs.values()))) is not None:
             # Now, since a dropout may work in place.
@@ -130,15 +135,25 @@ class Calls(TorchFunctionMode):
             result = func(*args, **kwargs)
         finally:
             self.under_way = outer
-        self.on_call(this, result)
+        self.report(this, result)
         return result
+
+    def report(self, this: Call, result: Any) -> None:
+        """Call ``on_call``, whose own random numbers are none of the model's."""
+        self.reporting = True
+        try:
+            self.on_call(this, result)
+        finally:
+            self.reporting = False
 
     def drew(self, drawn: Drawn) -> None:
         """Put a random operation down to the function that is under way."""
+        if self.reporting:
+            return
         if self.under_way is not None:
             self.under_way.drawn.append(drawn)
         else:
-            self.on_call(Call(drawn=[drawn], attention="attention" in drawn.name), None)
+            self.report(Call(drawn=[drawn], attention="attention" in drawn.name), None)
 
 
 def newly_zero(nonzero: Tensor, after: Tensor) -> float | None:

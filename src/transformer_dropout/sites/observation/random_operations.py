@@ -80,6 +80,8 @@ def describe(func: torch._ops.OpOverload, arguments: Mapping[str, Any], result: 
         mask = first
         p = arguments.get("p")
         rate = round(1 - p, 12) if isinstance(p, int | float) else None
+    elif name == "transformer_dropout.drawn_dropout":
+        rate = arguments["p"]
     elif name == "aten.native_dropout":
         mask, rate = result[1], arguments["p"]
     return Drawn(
