@@ -95,8 +95,9 @@ def native_attention_backward(gradient: Tensor, *others: Any) -> tuple[Tensor, T
     """Return the gradients of queries, keys and values."""
     from .native import attention as native
 
-    *saved, random_key, p = others
-    return native.gradients(gradient, *saved, (random_key, *mask_numbers(p)))
+    query, key, value, mixed, log_sum, random_key, p = others
+    mask = (random_key, *mask_numbers(p))
+    return native.gradients(gradient, query, key, value, mixed, log_sum, mask)
 
 
 class NativeAttention(torch.autograd.Function):

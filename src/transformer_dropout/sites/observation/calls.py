@@ -86,7 +86,8 @@ class Call:
             query, key, value = self.args[:3]
             return probe_attention(query, key, value, rate, **options)
         if rate and self.attention and isinstance(self.function, torch._ops.OpOverload):
-            return probe_causal_attention(self.function, *self.args[:3], rate)
+            query, key, value = self.args[:3]
+            return probe_causal_attention(self.function, query, key, value, rate)
         after = first_tensor((result,))
         return None if self.nonzero is None or after is None else newly_zero(self.nonzero, after)
 
