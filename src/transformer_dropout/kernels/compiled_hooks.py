@@ -76,6 +76,24 @@ def show_tally(module: nn.Module) -> bool:
     return getattr(module, TALLY, "") != ""
 
 
+def own_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """Return the forward of an instance below the one that only passes on; None for that of its class."""
+    forward = vars(module).get("forward")
+    if not passes_on(forward):
+        return forward
+    return forward.args[0] if isinstance(forward, partial) else None
+
+
+def set_own_forward(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """Give an instance a forward below the one that only passes on; None stands for that of its class."""
+    own = vars(module)
+    noticed = passes_on(own.pop("forward", None))
+    if forward is not None:
+        own["forward"] = forward
+    if noticed:
+        own["forward"] = passing_on(module)
+
+
 def passes_on(forward: Any) -> bool:
     """Return whether an instance's forward is one made here, which does nothing of its own."""
     if isinstance(forward, partial):

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as module_hooks
 
 from ._native import watched
-from .linear import FastLinear, linear, weight_gradient, working_dtype
+from .linear import is_fast_forward, linear, weight_gradient, working_dtype
 
 # Hidden units that are kept and not computed again, 2 MB in float32: so few cost more time than memory.
 KEPT = 2**19
@@ -24,7 +24,7 @@ def mlp(x: Tensor, expand: nn.Module, activation: nn.Module, projection: nn.Modu
     Shape:
         x: (..., width); the result too.
     """
-    linears = all(bare(layer, nn.Linear, FastLinear) for layer in (expand, projection))
+    linears = all(bare(layer, nn.Linear) for layer in (expand, projection))
     if watched() or not (linears and bare(activation, nn.GELU)):
         return projection(activation(expand(x)))
     layers = (expand.weight, expand.bias, projection.weight, projection.bias)
@@ -38,7 +38,7 @@ def bare(module: nn.Module, *kinds: type) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in vars(module)
+        or ("forward" in vars(module) and not is_fast_forward(module.forward))
         or module_hooks._has_any_global_hook()
     )
 

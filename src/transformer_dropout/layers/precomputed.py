@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import InputError
-from ..kernels.linear import FastLinear
+from ..kernels.linear import is_fast
 from ..kernels.linear import linear as fast_linear
 from ..kernels.mlp import bare
 from ._token_gate import TokenGate
@@ -85,11 +85,11 @@ def at_hand(projections: list[nn.Linear], x: Tensor) -> bool:
     """Return whether these are plain linear layers of one kind whose weights can be laid side by side."""
     if not projections:
         return False
-    kind, first = type(projections[0]), projections[0].weight
+    fast, first = is_fast(projections[0]), projections[0].weight
     # A weight that is sharded is of a class of its own.
     return all(
-        bare(each, nn.Linear, FastLinear)
-        and type(each) is kind
+        bare(each, nn.Linear)
+        and is_fast(each) is fast
         and type(each.weight) is type(first) is nn.Parameter
         and each.weight.device == x.device
         for each in projections
@@ -113,7 +113,7 @@ def all_gates(
     bias = None
     if projections[0].bias is not None:
         bias = torch.stack([each.bias.view(3, width) for each in projections], dim=1).flatten()
-    multiply = fast_linear if isinstance(projections[0], FastLinear) else F.linear
+    multiply = fast_linear if is_fast(projections[0]) else F.linear
     qkv = multiply(layers[0].mask_source(embedding), weight.view(-1, width), bias)
     mixed = functional.self_attention(qkv, number * layers[0].heads, causal=causal, padding_mask=padding_mask)
     # Each layer's part in one piece of memory, as the masks' loops read it.

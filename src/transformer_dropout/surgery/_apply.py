@@ -14,7 +14,7 @@ from ..layers import DropoutLayer
 from ..sites import Site
 from ..sites._own_rate import holder_of, read_rate, set_rate
 from ._attention import attend_with_layer, route_through_layer
-from ._mlp import PlainMLP, detours, plain_mlp, untouched
+from ._mlp import PlainMLP, detours, end_detour, plain_mlp, untouched
 from ._own_rates import MARK, Read, forward_with_rates
 from ._sequence import CacheSlot, Sequence, follow_sequence
 
@@ -179,9 +179,7 @@ class Surgery:
         for owner, name, value in detours(mlp, parent, child_name(site)):
             own = vars(owner).get(name)
             setattr(owner, name, value)
-            self._ways_back.append(
-                partial(delattr, owner, name) if own is None else partial(setattr, owner, name, own)
-            )
+            self._ways_back.append(partial(end_detour, owner, name, own))
 
     def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.block_products import Product, TwoProducts
-from ..kernels.linear import FastLinear, linear
+from ..kernels.linear import fast_forward, is_conv1d, is_fast, is_fast_forward, is_plain_linear, linear
 from ..sites import Site
 
 # By package and class: the first product, the activation, the second product. Between these the code of the
@@ -87,22 +87,17 @@ def plain_mlp(model: nn.Module, site: Site) -> PlainMLP | None:
 
 def sizes(module: nn.Module) -> tuple[int, int] | None:
     """Return the channels that a linear layer takes and gives; None for a LoRA layer or anything else."""
-    if "forward" in vars(module) or not (type(module) in (nn.Linear, FastLinear) or is_conv1d(module)):
+    own = "forward" in vars(module) and not is_fast_forward(module.forward)
+    if own or not is_plain_linear(module):
         return None
     outputs, inputs = product_of(module).weight.shape
     return inputs, outputs
 
 
-def is_conv1d(module: Any) -> bool:
-    """Say whether a module is GPT-2's linear layer, whose weight lies the other way round."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-
-
 def product_of(module: Any) -> Product:
     """Return weight and bias of a linear layer."""
-    if is_conv1d(module):
-        return Product(module.weight.t(), module.bias)
-    return Product(module.weight, module.bias, linear if type(module) is FastLinear else F.linear)
+    weight = module.weight.t() if is_conv1d(module) else module.weight
+    return Product(weight, module.bias, linear if is_fast(module) else F.linear)
 
 
 def detours(mlp: PlainMLP, place: nn.Module, name: str) -> Iterator[tuple[Any, str, Callable]]:
@@ -143,6 +138,21 @@ def through_layer(
 ) -> Tensor:
     """Return an MLP's result, computed by the layer that is a child of a module."""
     return getattr(place, name)(x, TwoProducts(product_of(first), activation, product_of(second)))
+
+
+def end_detour(owner: Any, name: str, before: Any) -> None:
+    """Put back what stood on an object, None for nothing; `speed_up_` may have come or gone meanwhile."""
+    if before is None or is_fast_forward(before):
+        before = partial(fast_forward, owner) if isinstance(owner, nn.Module) and is_fast(owner) else None
+    if before is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, before)
+
+
+def is_detour(forward: Any) -> bool:
+    """Return whether a forward is one of `detours`."""
+    return forward is passed_on or (isinstance(forward, partial) and forward.func is through_layer)
 
 
 def untouched(module: nn.Module, arguments: tuple, output: Any) -> None:

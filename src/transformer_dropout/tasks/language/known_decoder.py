@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ...kernels.compiled_hooks import passes_on
-from ...kernels.linear import FastLinear
+from ...kernels.linear import is_fast_forward
 from ...layers import DropoutLayer, TokenGate
 from ...surgery._apply import beside_output, on_branch, on_input, on_output
 from .decoder import MLP, Attention, Block, Decoder, Embedding
 
 OWN = (Decoder, Embedding, Block, Attention, MLP)
-PLAIN = (nn.Embedding, nn.ModuleList, nn.Linear, FastLinear)
+PLAIN = (nn.Embedding, nn.ModuleList, nn.Linear)
 HOOKS = (beside_output, on_branch, on_input, on_output)
 METHODS = {"forward", "features", "gate", "keep_probability", "mask", "mask_input"}
 
@@ -48,7 +48,7 @@ def known(module: nn.Module, gated: set[nn.Module]) -> bool:
         gated: the learned masks that the decoder computes by itself, and what they share.
     """
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    own = {name for name, value in vars(module).items() if not passes_on(value)}
+    own = {name for name, value in vars(module).items() if not (passes_on(value) or is_fast_forward(value))}
     if module.training or METHODS & own or module._compiled_call_impl is not None:
         return False
     if not all(isinstance(hook, partial) and hook.func in HOOKS for hook in hooks):
