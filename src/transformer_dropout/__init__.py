@@ -22,7 +22,8 @@ def _homes() -> dict[str, str]:
 
 
 _HOMES = _homes()
-__all__ = sorted(_HOMES)
+# What needs more than torch is found by its name, and not brought by a star.
+__all__ = sorted(name for name, home in _HOMES.items() if not home.startswith((".compare", ".runs")))
 
 
 class _Package(ModuleType):
@@ -52,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})

@@ -6,6 +6,7 @@ from . import recipes as recipes
 from .audit import audit as audit
 from .audit.contexts import disabled as disabled
 from .audit.contexts import mc_dropout as mc_dropout
+from .compare.trials import compare as compare
 from .errors import InputError as InputError
 from .layers import AdversarialDropout as AdversarialDropout
 from .layers import AlphaDropout as AlphaDropout
@@ -35,6 +36,7 @@ from .layers import Standout as Standout
 from .layers import TokenDropout as TokenDropout
 from .recipe import Recipe as Recipe
 from .recipe import Rule as Rule
+from .runs.trial import Trial as Trial
 from .schedules import Constant as Constant
 from .schedules import Cosine as Cosine
 from .schedules import Curriculum as Curriculum

@@ -1,9 +1,10 @@
 """``dropout compare``: arms x seeds, compared fairly."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,29 +33,54 @@ GpusOption = Annotated[
 ]
 
 
+ConfigsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Run configs, one an arm, or FILE.py:FUNCTION; none for the task's own arms."),
+]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each arm.")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The comparison's folder.")]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")
+]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option("--reference", metavar="ARM", help="Compare with this arm, not the best plain dropout."),
+]
+RunOption = Annotated[
+    str | None,
+    typer.Option(
+        "--run", metavar="COMMAND", help="A command with {seed}, {recipe} and {out}: your training."
+    ),
+]
+ArmsOption = Annotated[
+    Path | None,
+    typer.Option("--arms", metavar="FILE", help="A list of {name, recipe, settings} for your own training."),
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", metavar="NAME[:higher]", help="What your own training is judged by, e.g. val_f1."
+    ),
+]
+
+
 def compare(
-    configs: Annotated[
-        list[Path] | None, typer.Argument(help="Run configs, one an arm; none for the six default arms.")
-    ] = None,
+    configs: ConfigsArgument = None,
     task: TaskOption = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each arm.")] = 3,
+    seeds: SeedsOption = 3,
     model: ModelOption = None,
     lora: LoraOption = None,
     data: DataOption = None,
     steps: StepsOption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The comparison's folder.")] = Path(
-        "runs/compare"
-    ),
+    out: OutOption = Path("runs/compare"),
     changes: SetOption = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option("--reference", metavar="ARM", help="Compare with this arm, not the best plain dropout."),
-    ] = None,
+    jobs: JobsOption = None,
+    reference: ReferenceOption = None,
     on: OnOption = None,
     gpus: GpusOption = None,
+    run: RunOption = None,
+    arms: ArmsOption = None,
+    metric: MetricOption = None,
 ) -> None:
     """Train every arm with every seed, then say which regularizer won, with intervals.
 
@@ -65,32 +91,102 @@ def compare(
     - `dropout compare`
     - `dropout compare --task images`
     - `dropout compare --task causal_lm --model my_gpt2/ --data my_texts/ --lora 8`
-    - `dropout compare --task my_task.py --set training.steps=500`
     - `dropout compare --data my_texts/ --set data.tokenizer=bpe:4096 --out runs/mine`
     - `dropout compare a.yaml b.yaml --seeds 5 --steps 4000 --jobs 4 --out runs/a-b`
+    - `dropout compare finetune.py:train --arms arms.yaml --seeds 5`
+    - `dropout compare --run 'python train.py --seed {seed} --recipe {recipe} --out {out}' --arms arms.yaml`
     - `dropout compare --on dask:tcp://head:8786`
     - `dropout compare --on slurm:gpu,timeout_min=600,mem_gb=16 --jobs 20`
     """
+    from ..compare.cells import TRAINING
+
+    changed = {"data": data, "model": model, "lora": lora}
+    if run is not None or arms is not None or metric is not None or names_function(configs or []):
+        refuse_task_options({"task": task, **changed})
+        compared: list[Any] = load_trials(configs or [], run, arms, changes, steps=steps, metric=metric)
+        module = "transformer_dropout.runs.trials"
+    else:
+        compared = load_arms(configs or [], task, dotted_changes(changes, steps=steps, **changed))
+        module = TRAINING
+    about = {"command": shlex.join(["dropout", *sys.argv[1:]]), "reference": reference}
+    train(compared, list(range(seeds)), out, module, about, on=on, jobs=jobs, gpus=gpus)
+
+
+def train(
+    arms: list[Any],
+    seeds: list[int],
+    out: Path,
+    module: str,
+    about: dict,
+    *,
+    on: str | None,
+    jobs: int | None,
+    gpus: int | None,
+) -> None:
+    """Train every arm with every seed, show how it goes, and report."""
     from ..compare.cells import make_cells
     from ..compare.comparison import check_arms, opened_comparison, prepare_data, run_cells
     from ..compare.engines import Resources, choose_engine
+    from ..compare.trials import TRIALS, check_pairs
 
-    console = Console()
-    arms = load_arms(
-        configs or [], task, dotted_changes(changes, data=data, steps=steps, model=model, lora=lora)
-    )
+    console, reference = Console(), about["reference"]
     check_arms(arms)
     if reference is not None and reference not in [arm.name for arm in arms]:
         raise InputError(
             f"--reference {reference!r} is no arm; the arms are: {', '.join(a.name for a in arms)}."
         )
-    about = {"command": shlex.join(["dropout", *sys.argv[1:]]), "reference": reference}
-    cells = make_cells(arms, list(range(seeds)), out)
+    cells = make_cells(arms, seeds, out, module=module)
     prepare_data(cells)
     engine = choose_engine(on, out, Resources(jobs=jobs, gpus=gpus))
-    with opened_comparison(out, arms, list(range(seeds)), about), Display(console, cells) as display:
+    with opened_comparison(out, arms, seeds, about), Display(console, cells) as display:
         outcomes = run_cells(cells, engine, on_event=display.event, on_outcome=display.outcome)
+        if module == TRIALS:
+            check_pairs(cells)
     finish(console, out, outcomes)
+
+
+def names_function(configs: list[Path]) -> bool:
+    """Return whether the command line names a function of the user's instead of run configs."""
+    return any(re.search(r"\.py:\w+$", str(config)) for config in configs)
+
+
+def refuse_task_options(options: dict[str, Any]) -> None:
+    """Raise InputError for options that say what a task trains, where the user's own training runs."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"--{name} belongs to a task; hand it to your own training by --set NAME=VALUE, which is in "
+                "trial.settings, or fills {NAME} in a command."
+            )
+
+
+def load_trials(
+    places: list[Path],
+    run: str | None,
+    arms: Path | None,
+    changes: list[str] | None,
+    *,
+    steps: int | None,
+    metric: str | None,
+) -> list[Any]:
+    """Return the arms of the user's own training.
+
+    Raises:
+        InputError: when it is not said what to train, or with which arms.
+    """
+    from ..compare.trials import trial_configs
+    from ..runs.trial_config import load_arms as read_arms
+    from ..runs.yaml_file import parse_value
+
+    if (len(places) == 1) == (run is not None) or len(places) > 1:
+        raise InputError("Name one training: FILE.py:FUNCTION, or --run 'COMMAND'.")
+    if arms is None:
+        raise InputError("Your own training needs --arms FILE: a list of {name: ..., recipe: [...]}.")
+    settings = {key: parse_value(value) for key, value in dotted_changes(changes).items()}
+    function = None if run is not None else str(places[0])
+    return trial_configs(
+        read_arms(arms), settings=settings, steps=steps, metric=metric, function=function, command=run
+    )
 
 
 def load_arms(configs: list[Path], task: str | None, changes: dict[str, str]) -> "list[RunConfig]":

@@ -24,16 +24,17 @@ from .progress import FolderWatch
 FORMAT = 1
 
 
-def check_arms(arms: list[RunConfig]) -> None:
+def check_arms(arms: Sequence[CellConfig]) -> None:
     """Refuse arms that do not fit, or that chance would tell apart, before anything is written.
 
     Raises:
         InputError: naming the arm.
     """
     check_names(arms)
-    for arm in arms:
-        check_config(arm)
-    if len({arm.training.compile for arm in arms}) > 1:
+    configs = [arm for arm in arms if isinstance(arm, RunConfig)]
+    for config in configs:
+        check_config(config)
+    if len({config.training.compile for config in configs}) > 1:
         raise InputError(
             "Some arms use torch.compile and some do not, and the two draw different random masks; set "
             "training.compile alike."

@@ -9,15 +9,15 @@ class Progress:
     """Where a run stands.
 
     Attributes:
-        step, steps: optimizer steps done and to do.
+        step, steps: optimizer steps done and to do; ``steps`` is None where nobody knows.
         loss: training loss of the last step, in nats.
         val_loss: of the last evaluation, in nats.
         keep: fraction kept by the masks at the last evaluation; None without learned masks.
     """
 
     step: int
-    steps: int
-    loss: float
+    steps: int | None
+    loss: float | None
     val_loss: float | None = None
     keep: float | None = None
 

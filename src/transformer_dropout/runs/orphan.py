@@ -1,6 +1,7 @@
 """A process that ends when its parent does, however the parent ends."""
 
 import os
+import signal
 import sys
 import threading
 
@@ -15,6 +16,9 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.read(descriptor, 1):
             pass
+        if os.getpgrp() == os.getpid():
+            # What this process has started shares its group and ends with it.
+            os.killpg(os.getpgrp(), signal.SIGKILL)
         os._exit(1)
 
     # A user's code that reads its input must not take part in this.

@@ -6,6 +6,7 @@ what went wrong.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,10 +21,16 @@ from .processes import leave
 from .run import Interrupted, choose_threads
 
 
-def tell(**event: object) -> None:
-    """Write one event."""
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+def event_writer() -> Callable[..., None]:
+    """Take standard output for events, and let whatever else is printed go to standard error."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def tell(**event: object) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    return tell
 
 
 def work(module: str, run_folder: Callable[[Path, Listener], Any]) -> NoReturn:
@@ -46,6 +53,7 @@ def work(module: str, run_folder: Callable[[Path, Listener], Any]) -> NoReturn:
         end_with_parent()
     choose_threads(arguments.threads)
     keep_freed_memory()
+    tell = event_writer()
     listener = Listener(
         progress=lambda progress: tell(**asdict(progress)), message=lambda text: tell(message=text)
     )

@@ -35,12 +35,12 @@ def load_recipe(folder: str | Path) -> Recipe:
     """Read the recipe that was saved beside a model.
 
     Args:
-        folder: the model's folder.
+        folder: the model's folder, or the recipe's own file.
 
     Raises:
         InputError: when the folder holds none, or one that cannot be read.
     """
-    path = Path(folder) / RECIPE_FILE
+    path = Path(folder) if Path(folder).is_file() else Path(folder) / RECIPE_FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no {RECIPE_FILE}; write one with td.save_recipe(folder, recipe).")
     return Recipe.from_yaml(path)

@@ -3,8 +3,8 @@
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..progress import PROGRESS_FILE, write_progress
 from . import Resources
 from .folders import SMALL_FILES, comparison_id, own_folder
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.2
 CONNECT_SECONDS = 20
 TOPIC = "transformer-dropout-progress"
 
@@ -52,8 +52,6 @@ class Dask:
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
         """Run every cell and yield how each ended, the first to end first."""
-        from distributed import wait
-
         with self.client as client:
             topic = f"{TOPIC}-{uuid4()}"
             client.subscribe_topic(topic, self._write_progress)
@@ -72,10 +70,11 @@ class Dask:
                 for cell in cells
             }
             while pending and not self.stopping:
-                with suppress(TimeoutError):
-                    wait(list(pending), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
-                for future in [future for future in pending if future.done()]:
+                ended = [future for future in pending if future.done()]
+                for future in ended:
                     yield self._outcome(pending.pop(future), future)
+                if not ended:
+                    time.sleep(POLL_SECONDS)
             client.cancel(list(pending))
             yield from (Outcome(cell=cell, status="stopped") for cell in pending.values())
 

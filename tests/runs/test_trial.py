@@ -1,0 +1,148 @@
+"""What a training of the user's own is handed, and what becomes of what it tells."""
+
+import json
+
+import pytest
+import torch
+
+import transformer_dropout as td
+from transformer_dropout.errors import InputError
+from transformer_dropout.runs.listener import Listener
+from transformer_dropout.runs.record import read_metrics, read_run
+from transformer_dropout.runs.trial import direction
+
+RULE = {"select": "mlp_output", "layer": "Dropout", "p": 0.1}
+
+
+def rows(folder):
+    return read_metrics(folder / "metrics.jsonl")
+
+
+def test_a_trial_is_handed_what_its_arm_says(tmp_path):
+    trial = td.Trial([RULE], seed=3, folder=tmp_path / "run", settings={"lr": 0.1}, steps=7)
+    assert trial.recipe == td.Recipe.from_data([RULE])
+    assert (trial.seed, trial.folder, trial.settings, trial.steps) == (3, tmp_path / "run", {"lr": 0.1}, 7)
+    assert trial.folder.is_dir() and not trial.resumed
+    assert td.Trial("lima", folder=tmp_path / "two").recipe == td.recipes.lima()
+
+
+def test_rows_have_a_step_and_one_name_for_validation(tmp_path):
+    told = []
+    trial = td.Trial(folder=tmp_path, steps=20, listener=Listener(progress=told.append))
+    trial.report(step=0, val_loss=2.0)
+    trial.report(step=10, loss=torch.tensor(1.5, requires_grad=True))
+    trial.report(step=10, eval_loss=1.25, lr=float("nan"))
+    assert rows(tmp_path) == [
+        {"step": 0, "val_loss": 2.0},
+        {"step": 10, "loss": 1.5, "val_loss": 1.25, "lr": None},
+    ]
+    assert (told[-1].step, told[-1].steps, told[-1].loss, told[-1].val_loss) == (10, 20, 1.5, 1.25)
+
+
+def test_the_record_is_that_of_every_run(tmp_path):
+    trial = td.Trial(folder=tmp_path, name="mine", seed=4)
+    assert read_run(tmp_path)["status"] == "running"
+    trial.report(step=5, val_accuracy=0.5, val_loss=1.0)
+    trial.finish(val_accuracy=0.75)
+    record = read_run(tmp_path)
+    assert (record["status"], record["name"], record["seed"]) == ("finished", "mine", 4)
+    assert record["task"] == {
+        "name": "trial",
+        "item": "run",
+        "metrics": [
+            {"name": "accuracy", "unit": "", "better": "higher"},
+            {"name": "loss", "unit": "", "better": "lower"},
+        ],
+    }
+    assert record["result"]["val_accuracy"] == 0.75
+    assert record["result"]["val_loss"] == 1.0
+    assert record["result"]["step"] == 5
+    assert record["checks"] == {"paired_start": None, "recipe_applied": None, "repeatable": None}
+
+
+@pytest.mark.parametrize(("asked", "first"), [("val_loss", "loss"), ("loss", "loss"), ("eval_f1", "f1")])
+def test_the_metric_that_is_asked_for_decides(tmp_path, asked, first):
+    trial = td.Trial(folder=tmp_path, metric=asked)
+    trial.report(step=1, val_accuracy=0.5, val_loss=1.0, val_f1=0.5)
+    trial.finish()
+    assert read_run(tmp_path)["task"]["metrics"][0]["name"] == first
+
+
+def test_a_name_that_does_not_tell_which_way_is_better_must_be_told(tmp_path):
+    with pytest.raises(InputError, match=r"Which way is val_score better\? Say --metric val_score:lower"):
+        td.Trial(folder=tmp_path / "a").report(step=1, val_score=1)
+    trial = td.Trial(folder=tmp_path / "b", metric="val_score:higher")
+    trial.report(step=1, val_score=1)
+    assert trial.metrics["score"].better == "higher"
+    # Beside one that decides, it is recorded and not compared.
+    trial = td.Trial(folder=tmp_path / "c")
+    trial.report(step=1, val_loss=1, val_score=1)
+    assert list(trial.metrics) == ["loss"]
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("loss", "lower"),
+        ("my_loss", "lower"),
+        ("macro_f1", "higher"),
+        ("r2", "higher"),
+        ("accuracy_top5", "higher"),
+        ("perplexity", "lower"),
+        ("lossless", None),
+    ],
+)
+def test_names_that_tell_which_way_is_better(name, better):
+    assert direction(name) == better
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "words"),
+    [
+        (-1, {}, "whole numbers from 0 on"),
+        (1.5, {}, "whole numbers from 0 on"),
+        (True, {}, "whole numbers from 0 on"),
+        (1, {"val_loss": "1.0"}, "a number is needed"),
+        (1, {"val_loss": None}, "a number is needed"),
+        (1, {"val_loss": torch.ones(2)}, "a number is needed"),
+        (1, {"val_loss": float("nan")}, "val_loss was nan at step 1"),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path, step, values, words):
+    with pytest.raises(InputError, match=words):
+        td.Trial(folder=tmp_path).report(step=step, **values)
+
+
+def test_a_trial_that_reported_nothing_to_compare_does_not_finish(tmp_path):
+    trial = td.Trial(folder=tmp_path)
+    trial.report(step=1, loss=1.0)
+    with pytest.raises(InputError, match=r"no metric that begins with val_; call trial\.report"):
+        trial.finish()
+    assert read_run(tmp_path)["status"] == "running"
+    trial = td.Trial(folder=tmp_path, metric="f1")
+    trial.report(step=1, val_loss=1.0)
+    with pytest.raises(InputError, match="no val_f1"):
+        trial.finish()
+
+
+def test_a_trial_that_begins_again_takes_the_place_of_the_steps_it_repeats(tmp_path):
+    first = td.Trial(folder=tmp_path)
+    for step in (10, 20, 30):
+        first.report(step=step, val_loss=1 / step)
+    again = td.Trial(folder=tmp_path)
+    assert again.resumed
+    again.report(step=20, val_loss=7.0)
+    again.report(step=40, val_loss=3.0)
+    assert [(row["step"], row["val_loss"]) for row in rows(tmp_path)] == [(10, 0.1), (20, 7.0), (40, 3.0)]
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_a_repeated_evaluation_is_compared_to_the_last_bit(tmp_path, sure):
+    losses = iter([1.0, 1.0 if sure else 1.0 + 2**-52])
+    trial = td.Trial(folder=tmp_path)
+    trial.report(step=3, val_loss=2.0)
+    trial.finish(evaluate=lambda: {"eval_loss": next(losses)})
+    record = read_run(tmp_path)
+    assert record["checks"]["repeatable"] is sure
+    assert record["result"]["val_loss"] == 1.0
+    assert json.loads((tmp_path / "run.json").read_text()) == record
