@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..surgery.regularize import Regularization
+from .folds import batch_of, whole
 from .processes import Processes
 from .task import Batch, Task
 
@@ -68,7 +69,7 @@ class Evaluator:
             indices: which of them; shared out among the processes.
         """
         together = getattr(self.task, "evaluated_together", None)
-        count = TOGETHER if together is None else together(split)
+        count = TOGETHER if together is None else together(whole(split))
         batches = [indices[start : start + count] for start in range(0, len(indices), count)]
         sums: dict[str, Tensor] = {}
         device, size = self.processes.device, self.processes.size
@@ -76,16 +77,16 @@ class Evaluator:
             for first in range(0, len(batches), size):
                 # Sharded weights need every process in every forward, so the last round may repeat a batch.
                 mine = first + self.processes.rank
-                batch = self.task.batch(split, batches[min(mine, len(batches) - 1)]).to(device)
+                batch = batch_of(self.task, split, batches[min(mine, len(batches) - 1)]).to(device)
                 found = self.task.score(self.model, batch) | {ITEMS: torch.tensor(batch.items)}
                 for name, value in found.items() if mine < len(batches) else ():
                     sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
         # A process without a batch of its own has seen no names.
         names: list[str] = max(self.processes.gather(list(sums)), key=len)  # type: ignore[assignment]
         totals = torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names])
-        whole = dict(zip(names, self.processes.sum(totals.to(device)).tolist(), strict=True))
-        items = whole.pop(ITEMS)
-        means = {name: value / items for name, value in whole.items()}
+        means = dict(zip(names, self.processes.sum(totals.to(device)).tolist(), strict=True))
+        items = means.pop(ITEMS)
+        means = {name: value / items for name, value in means.items()}
         summarize = getattr(self.task, "summarize", None)
         return means if summarize is None else summarize(means)
 

@@ -17,6 +17,7 @@ from ..surgery.speed_up import speed_up_
 from .checkpoint import Checkpoint
 from .early_stopping import EarlyStopping
 from .evaluate import Evaluator, fixed_randomness, mask_statistics
+from .folds import batch_of, folded
 from .objective import Objective
 from .optimizer import learning_rate, make_optimizer
 from .order import batch_indices, epoch_order, fixed_probe
@@ -65,8 +66,9 @@ class Training:
     """
 
     def __init__(self, config: RunConfig, splits: Splits, processes: Processes) -> None:
-        self.config, self.splits, self.processes = config, splits, processes
-        self.task, training = config.find_task(), config.training
+        training = config.training
+        self.config, self.processes, self.task = config, processes, config.find_task()
+        self.splits = splits = folded(splits, training.folds, training.fold)
         if training.batch % processes.size:
             raise InputError(
                 f"training.batch {training.batch} cannot be shared among {processes.size} processes; "
@@ -94,7 +96,11 @@ class Training:
             task=self.task, model=self.model, processes=processes, autocast=self.autocast
         )
         self.early_stopping = EarlyStopping(training.early_stopping)
-        self.order = lru_cache(maxsize=4)(self.own_order) if hasattr(self.task, "order") else epoch_order
+        self.order = (
+            lru_cache(maxsize=4)(self.own_order)
+            if hasattr(self.task, "order") and not training.folds
+            else epoch_order
+        )
         self.step = self.items = 0
         self.loss = torch.zeros(())
         self.not_finite_at = torch.full((), -1, device=processes.device)
@@ -169,7 +175,7 @@ class Training:
         training, processes = self.config.training, self.processes
         number = self.step * training.accumulation + part
         order = batch_indices(len(self.splits.train), training.batch, number, self.config.seed, self.order)
-        batch = self.task.batch(self.splits.train, order[processes.rank :: processes.size])
+        batch = batch_of(self.task, self.splits.train, order[processes.rank :: processes.size])
         augment = getattr(self.task, "augment", None)
         if augment is None:
             return batch
@@ -220,7 +226,7 @@ class Training:
             validation, bit_equal = self.validation_scores(twice)
         if not all(map(math.isfinite, (*train.values(), *validation.values()))):
             raise Diverged(self.step)
-        probe = self.task.batch(self.splits.train, self.probe[: self.config.training.batch])
+        probe = batch_of(self.task, self.splits.train, self.probe[: self.config.training.batch])
         masks: dict[str, Any] = mask_statistics(
             self.task, self.model, self.regularization, probe.to(self.processes.device), self.step
         )

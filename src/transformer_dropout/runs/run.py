@@ -1,7 +1,8 @@
 """A run in its folder: started once, resumed as often as needed, finished once."""
 
+import signal
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..recipe import Recipe
 from .checkpoint import Checkpoint, DamagedCheckpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from .cost import count_cost, sketched
 from .evaluate import collapsed_masks
+from .event_files import event_files
 from .files import clear_write_errors, write_atomically, write_tensors
 from .listener import Listener, Progress
 from .loop import CHECK_EVERY, Diverged, Training
@@ -28,6 +30,8 @@ from .task import Splits
 # Before this share of the steps masks that keep everything are where they started, not collapsed.
 ALARM_FROM = 0.25
 SECONDS_BETWEEN_PROGRESS = 0.25
+# Whoever cannot signal a run's process, since it is on another machine, puts this file into its folder.
+STOP_FILE = "stop"
 
 
 class Interrupted(RuntimeError):
@@ -134,7 +138,7 @@ class RunInFolder:
         self.restore()
         self.records.update(status="running")
         try:
-            with self.event_files() as events:
+            with self.event_writer() as events:
                 self.train(events)
         except Diverged as error:
             self.fail(error)
@@ -142,6 +146,12 @@ class RunInFolder:
             self.records.update(status="interrupted", error=f"stopped by a signal at step {interrupted.step}")
             raise
         return self.finish()
+
+    def event_writer(self) -> AbstractContextManager[Any]:
+        """Return a TensorBoard writer as a context manager, or one that gives None."""
+        if not (self.config.training.tensorboard and self.processes.first):
+            return nullcontext()
+        return event_files(self.folder / "tensorboard", self.training.step)
 
     def restore(self) -> None:
         """Continue from the newest sound checkpoint, if there is one.
@@ -245,7 +255,7 @@ class RunInFolder:
         if self.processes.size > 1 and self.training.step % CHECK_EVERY:
             # Asking the other processes after every step would cost more than it is worth.
             return
-        numbers = self.processes.gather(self.stop.signal or 0)
+        numbers = self.processes.gather(self.stop.signal or (signal.SIGTERM if self.asked_by_file() else 0))
         if not any(numbers):
             return
         self.training.check_finite()
@@ -253,6 +263,11 @@ class RunInFolder:
         if self.processes.first:
             save_checkpoint(self.checkpoints, checkpoint)
         raise Interrupted(max(numbers), checkpoint.step)
+
+    def asked_by_file(self) -> bool:
+        """Return whether, at an evaluation, a file in the folder asks the run to end."""
+        due = self.training.step % self.config.training.eval_every == 0
+        return due and (self.folder / STOP_FILE).exists()
 
     def fail(self, error: Diverged) -> None:
         """Record that the loss was not finite, and raise."""
@@ -327,18 +342,6 @@ class RunInFolder:
                 f"The best checkpoint in {place} cannot be restored: {error}; delete {self.folder} and "
                 "train again."
             ) from None
-
-    def event_files(self) -> Any:
-        """Return a TensorBoard writer as a context manager, or one that gives None."""
-        if not (self.config.training.tensorboard and self.processes.first):
-            return nullcontext()
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise InputError(
-                "training.tensorboard needs TensorBoard; run: pip install 'transformer-dropout[tensorboard]'"
-            ) from None
-        return SummaryWriter(self.folder / "tensorboard", purge_step=self.training.step)
 
 
 def choose_threads(threads: int | None) -> None:

@@ -57,6 +57,7 @@ OWN_NAMES = (
     "progress.json",
     "checkpoints",
     "metrics.jsonl",
+    "stop",
     "run.json",
     "model",
 )

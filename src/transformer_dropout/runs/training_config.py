@@ -86,6 +86,8 @@ class TrainingConfig:
         eval_windows: validation examples of an evaluation, evenly spread; None for the whole split.
         probe_windows: training examples on which the clean training loss is measured.
         early_stopping: None to train to the last step.
+        folds, fold: for a cross-validation, in how many parts the training split is divided, and which of
+            them validates in place of the validation split; 0 for none.
         tensorboard: whether to write TensorBoard event files beside the records.
     """
 
@@ -115,6 +117,8 @@ class TrainingConfig:
     probe_windows: int = 256
     early_stopping: EarlyStoppingConfig | None = None
     tensorboard: bool = False
+    folds: int = field(default=0, metadata=NEWER)
+    fold: int = field(default=0, metadata=NEWER)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulation", "eval_every", "probe_windows"):
@@ -136,6 +140,11 @@ class TrainingConfig:
                 raise InputError(
                     f"training.{name} is {getattr(self, name)}, but it is a finite number from 0 on."
                 )
+        if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(1, self.folds):
+            raise InputError(
+                f"training.folds is {self.folds} and training.fold {self.fold}; there are 2 folds or more, "
+                "counted from 0, or folds: 0."
+            )
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"training.clip is {self.clip}, but it must be above 0; null is no clipping.")
         for name in ("beta1", "beta2"):
