@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -279,3 +280,11 @@ def alive(trial: Any) -> bool:
     except OSError:
         return False
     return owner["pid"] != os.getpid()
+
+
+def metric_name(out: Path) -> str:
+    """Return the name of the metric that decided, from any run of the search."""
+    for path in sorted((out / "trials").glob("*/*/fold-0/run.json")):
+        metrics = ((read_run(path.parent) or {}).get("task") or {}).get("metrics") or [LOSS]
+        return f"val_{metrics[0]['name']}" + ("" if metrics[0]["better"] == "lower" else ", negated")
+    return "val_loss"
