@@ -7,6 +7,7 @@ from .audit import audit as audit
 from .audit.contexts import disabled as disabled
 from .audit.contexts import mc_dropout as mc_dropout
 from .compare.trials import compare as compare
+from .compare.tuning.trials import tune as tune
 from .errors import InputError as InputError
 from .layers import AdversarialDropout as AdversarialDropout
 from .layers import AlphaDropout as AlphaDropout

@@ -98,18 +98,41 @@ def compare(
     - `dropout compare --on dask:tcp://head:8786`
     - `dropout compare --on slurm:gpu,timeout_min=600,mem_gb=16 --jobs 20`
     """
-    from ..compare.cells import TRAINING
-
-    changed = {"data": data, "model": model, "lora": lora}
-    if run is not None or arms is not None or metric is not None or names_function(configs or []):
-        refuse_task_options({"task": task, **changed})
-        compared: list[Any] = load_trials(configs or [], run, arms, changes, steps=steps, metric=metric)
-        module = "transformer_dropout.runs.trials"
-    else:
-        compared = load_arms(configs or [], task, dotted_changes(changes, steps=steps, **changed))
-        module = TRAINING
+    options = {"task": task, "data": data, "model": model, "lora": lora}
+    compared, module = chosen_arms(
+        configs, changes, steps=steps, options=options, run=run, arms=arms, metric=metric
+    )
     about = {"command": shlex.join(["dropout", *sys.argv[1:]]), "reference": reference}
     train(compared, list(range(seeds)), out, module, about, on=on, jobs=jobs, gpus=gpus)
+
+
+def chosen_arms(
+    configs: list[Path] | None,
+    changes: list[str] | None,
+    *,
+    steps: int | None,
+    options: dict[str, Any],
+    run: str | None,
+    arms: Path | None,
+    metric: str | None,
+) -> tuple[list[Any], str]:
+    """Return the arms that a command line names, and the module that runs them.
+
+    Args:
+        configs: run configs, or the place of a function.
+        changes: what stood behind each ``--set``.
+        steps: how long to train.
+        options: those that say what a task trains, by name.
+        run, arms, metric: those of a training of the user's own.
+    """
+    from ..compare.cells import TRAINING
+    from ..compare.trials import TRIALS
+
+    if run is not None or arms is not None or metric is not None or names_function(configs or []):
+        refuse_task_options(options)
+        return load_trials(configs or [], run, arms, changes, steps=steps, metric=metric), TRIALS
+    task = options.pop("task")
+    return load_arms(configs or [], task, dotted_changes(changes, steps=steps, **options)), TRAINING
 
 
 def train(

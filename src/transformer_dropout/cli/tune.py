@@ -34,6 +34,7 @@ MethodOption = Annotated[
     list[str] | None,
     typer.Option("--method", metavar="ARM", help="Search this arm only; may be repeated."),
 ]
+FolderOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The search's folder.")]
 FoldsOption = Annotated[
     int, typer.Option("--folds", min=1, help="Parts of a cross-validation, each a run of its own.")
 ]
@@ -53,9 +54,7 @@ def tune(
     lora: LoraOption = None,
     data: DataOption = None,
     steps: StepsOption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The search's folder.")] = Path(
-        "runs/tune"
-    ),
+    out: FolderOption = Path("runs/tune"),
     changes: SetOption = None,
     jobs: JobsOption = None,
     on: OnOption = None,

@@ -79,8 +79,8 @@ def explanation(about: Mapping[str, Any]) -> str:
     folds = f", each the mean of {about['folds']} folds" if about["folds"] > 1 else ""
     return (
         f"Values are {about['metric']} at the last step on validation{folds}; less is better. Every method "
-        f"had {about['trials']} trials: {about['quasi_random']} spread evenly, then Optuna's TPE. The best of "
-        "many trials is lower than its settings deserve, so compare what was chosen on fresh seeds before "
+        f"had {about['trials']} trials, {about['quasi_random']} spread evenly, then Optuna's TPE. The best "
+        "of many trials is lower than its settings deserve, so compare what was chosen on fresh seeds before "
         "you believe it. Bands are 95 % bootstrap intervals of the smoothed mean."
     )
 

@@ -190,7 +190,8 @@ def search_of(path: Path, key: str, entry: Any) -> Search:
     )
     if not numbers or set(entry) - {"low", "high", "log"}:
         raise InputError(
-            f"{path}: {key} is {{low: 0.0, high: 0.5}}, with log: true where ratios count, or a list."
+            f"{path}: {key} is {{low: 0.0, high: 0.5}}, with log: true where ratios count, or a list of "
+            "values."
         )
     low, high, log = entry["low"], entry["high"], entry.get("log", False)
     if not low < high or (log and low <= 0) or not isinstance(log, bool):

@@ -19,6 +19,7 @@ from ...runs.run_config import RunConfig
 from ..cells import TRAINING, Cell, Outcome
 from ..comparison import run_cells
 from ..engines import Engine
+from ..trials import TRIALS
 from .space import Method, Range, Search
 
 # Seeds of a comparison count from 0, so these are of no comparison.
@@ -26,8 +27,6 @@ FIRST_SEED = 10_000
 LOSS = {"name": "loss", "better": "lower"}
 # Seconds for which a trial that another machine began is taken to go on there.
 OTHERS_TRUSTED = 3600.0
-# What runs a training of the user's own.
-TRIALS = "transformer_dropout.runs.trials"
 # A trial is pruned only when so many of its method have ended.
 PRUNED_FROM = 5
 

@@ -1,0 +1,102 @@
+"""Searches from end to end: the budget, a search that goes on, folds, and a training of the user's own."""
+
+import json
+import socket
+
+import pytest
+import yaml
+
+from transformer_dropout.compare.engines import Resources, choose_engine
+from transformer_dropout.compare.tuning.space import Method, Range
+from transformer_dropout.compare.tuning.study import Budget, open_study, spread, tune
+from transformer_dropout.runs.record import read_run
+from transformer_dropout.runs.trial_config import TrialConfig
+
+RULE = {"select": "attention_output", "layer": "Dropout", "p": 0.1}
+FUNCTION = """
+def train(trial):
+    value = (trial.settings["x"] - 0.3) ** 2 + trial.recipe.rules[0].p(0.0)
+    for step in range(3):
+        trial.report(step=step, val_loss=value + 1.0 / (1 + step))
+    trial.finish(val_loss=value)
+"""
+
+
+def search(method, out, budget):
+    ended = []
+    tune(
+        [method],
+        out,
+        choose_engine("local:1", out, Resources()),
+        budget,
+        on_event=lambda cell, event: None,
+        on_trial=lambda method, trial: ended.append(trial),
+    )
+    return ended
+
+
+def test_points_that_are_spread_are_the_same_at_every_call():
+    assert spread(3, 4) == spread(3, 8)[:4]
+    assert all(0 <= at <= 1 for point in spread(3, 8) for at in point)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A method whose runs take a moment: a function of two numbers, in a file."""
+    path = tmp_path / "mine.py"
+    path.write_text(FUNCTION)
+    arm = TrialConfig(name="mine", recipe=[RULE], function=f"{path}:train")
+    return Method(arm=arm, settings={"x": Range(low=0.0, high=1.0), "recipe.*.p": Range(low=0.0, high=0.5)})
+
+
+@pytest.mark.slow
+def test_a_training_of_the_users_own_is_searched_and_the_search_goes_on(tmp_path, own):
+    out = tmp_path / "out"
+    first = search(own, out, Budget(trials=3, together=2, prune=False))
+    assert [trial.number for trial in first] == [0, 1, 2]
+    for trial in first:
+        expected = (trial.params["x"] - 0.3) ** 2 + trial.params["recipe.*.p"]
+        assert trial.value == pytest.approx(expected)
+    # A trial that a killed process left behind is run again, and none that ended is.
+    study = open_study(out, "mine", Budget(trials=5))
+    left = study.ask()
+    left.set_user_attr("process", {"host": socket.gethostname(), "pid": 2**22 - 1})
+    again = search(own, out, Budget(trials=5, together=2, prune=False))
+    assert [trial.number for trial in again] == [3, 4]
+    assert {trial.state.name for trial in study.get_trials()} == {"COMPLETE"}
+    assert search(own, out, Budget(trials=5, prune=False)) == []
+
+
+@pytest.mark.slow
+def test_folds_are_runs_whose_mean_counts(tmp_path, tiny, monkeypatch):
+    arm = tiny("a", recipe=[RULE], steps=4, eval_every=2)
+    method = Method(arm=arm, settings={"recipe.0.p": Range(low=0.0, high=0.5)})
+    out = tmp_path / "out"
+    (trial,) = search(method, out, Budget(trials=1, folds=2, together=1))
+    records = [read_run(out / "trials" / "a" / "0000" / f"fold-{fold}") for fold in range(2)]
+    losses = [record["result"]["val_loss"] for record in records]
+    assert trial.value == pytest.approx(sum(losses) / 2)
+    assert losses[0] != losses[1]
+    assert [record["config"]["training"].get("fold", 0) for record in records] == [0, 1]
+    assert {record["config"]["recipe"][0]["p"] for record in records} == {trial.params["recipe.0.p"]}
+
+
+@pytest.mark.slow
+def test_the_command_ends_in_a_page_and_configs_that_compare_takes(tmp_path, tiny, monkeypatch, capsys):
+    from transformer_dropout.cli.tune import tune as command
+
+    config = tmp_path / "arm.yaml"
+    config.write_text(tiny("arm", recipe=[RULE], steps=4, eval_every=2).to_yaml())
+    space = tmp_path / "space.yaml"
+    space.write_text("settings: {recipe.*.p: {low: 0.0, high: 0.5}}")
+    monkeypatch.setenv("COLUMNS", "200")
+    command([config], space=space, trials=3, jobs=1, out=tmp_path / "out", prune=False)
+    printed = capsys.readouterr().out
+    assert "Expected best" in (tmp_path / "out" / "tuning.md").read_text()
+    assert "dropout compare" in printed and "--seeds 5" in printed
+    content = json.loads((tmp_path / "out" / "tuning.json").read_text())
+    trials = content["methods"][0]["trials"]
+    best = min(trials, key=lambda trial: trial["value"])
+    chosen = yaml.safe_load((tmp_path / "out" / "chosen" / "arm.yaml").read_text())
+    assert chosen["recipe"][0]["p"] == best["settings"]["recipe.*.p"]
+    assert "<svg" in (tmp_path / "out" / "tuning.html").read_text()
