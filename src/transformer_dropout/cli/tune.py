@@ -76,9 +76,7 @@ def tune(
     - `dropout tune finetune.py:train --arms arms.yaml --space space.yaml --trials 30`
     """
     from ..compare.engines import Resources, choose_engine
-    from ..compare.tuning.results import found_by, write_chosen
-    from ..compare.tuning.study import Budget, open_study
-    from ..compare.tuning.study import tune as search
+    from ..compare.tuning.study import Budget
 
     options = {"task": task, "data": data, "model": model, "lora": lora}
     compared, _ = chosen_arms(
@@ -87,15 +85,25 @@ def tune(
     searched = only(searched_methods(space, compared), methods)
     engine = choose_engine(on, out, Resources(jobs=jobs, gpus=gpus))
     budget = Budget(trials=trials, folds=folds, together=jobs or 2, prune=prune)
+    show_search(searched, out, engine, budget)
+
+
+def show_search(searched: "list[Method]", out: Path, engine: Any, budget: "Budget") -> None:
+    """Search with a bar for each method, then print what was found."""
+    from ..compare.tuning.results import found_by, write_chosen
+    from ..compare.tuning.study import open_study
+    from ..compare.tuning.study import tune as search
+
     console = Console()
     with bars(console) as progress:
         tasks = {
-            method.arm.name: progress.add_task(method.arm.name, total=trials, note="") for method in searched
+            method.arm.name: progress.add_task(method.arm.name, total=budget.trials, note="")
+            for method in searched
         }
 
         def told(method: "Method", trial: Any) -> None:
-            best = "" if trial.value is None else f"last {trial.value:.4f}"
-            progress.update(tasks[method.arm.name], completed=trial.number + 1, note=best)
+            note = "" if trial.value is None else f"last {trial.value:.4f}"
+            progress.update(tasks[method.arm.name], completed=trial.number + 1, note=note)
 
         try:
             search(searched, out, engine, budget, on_event=lambda cell, event: None, on_trial=told)
