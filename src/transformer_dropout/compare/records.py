@@ -1,6 +1,5 @@
 """Reads a comparison folder: which arms and seeds there are, and what every run recorded."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,15 +7,44 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..errors import InputError, did_you_mean
+from ..runs.task import ACCURACY, LOSS, Metric
 from ..runs.training_config import REGULARIZERS
 from ..schedules import schedule_from_data
+from .record_files import ComparisonFile, RunFile, read_file, read_rows
 
-FORMAT = 1
+# Losses compare only over the same items of the same vocabulary.
+_SAME_DATA = ("train_sha256", "validation_sha256", "test_sha256", "vocabulary_size")
+_SAME_SETTINGS = ("model", "recipe", "training", "settings")
 
-# Losses in nats per token compare only over the same tokens of the same vocabulary.
-_SAME_DATA = ("train_sha256", "validation_sha256", "vocabulary_size")
-_SAME_SETTINGS = ("model", "recipe", "training")
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedTask:
+    """What runs trained, as their records say.
+
+    Args:
+        name: the task's name; ``trial`` where the training is the user's own.
+        item: what a loss is the mean over, for sentences: token, byte, sentence; empty if unknown.
+        counted: the name of the items in rows and in FLOPs, which calls bytes tokens.
+        metrics: what an evaluation gives; the first decides.
+    """
+
+    name: str
+    item: str
+    counted: str
+    metrics: tuple[Metric, ...]
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that decides."""
+        return self.metrics[0]
+
+    @property
+    def value(self) -> str:
+        """The key of the number that decides, in rows and results."""
+        return f"val_{self.metric.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +55,18 @@ class Run:
         folder: the run folder.
         name: the arm's name.
         seed: the seed of initialisation, data order and masks.
-        status: ``running``, ``finished``, ``failed``, ``interrupted`` or ``diverged``.
+        status: ``running``, ``finished``, ``failed``, ``interrupted`` or ``diverged``, or ``killed`` where
+            the record says that it is running and no process holds its lock.
+        task: what was trained.
         record: the whole of ``run.json``.
-        metrics: rows of ``metrics.jsonl``, in order of ``step``; losses in nats per token.
+        metrics: rows of ``metrics.jsonl``, in order of ``step``.
     """
 
     folder: Path
     name: str
     seed: int
     status: str
+    task: RecordedTask
     record: Mapping[str, Any]
     metrics: list[dict[str, Any]]
 
@@ -45,8 +76,9 @@ class Run:
 
     @property
     def recipe(self) -> list[dict[str, Any]]:
-        """The arm's rules, as written in its configuration."""
-        return self.section("config").get("recipe") or []
+        """The arm's rules, as written in its configuration; none where they are written in another way."""
+        recipe = self.section("config").get("recipe")
+        return [rule for rule in recipe if isinstance(rule, dict)] if isinstance(recipe, list) else []
 
     @property
     def training(self) -> Mapping[str, Any]:
@@ -57,7 +89,7 @@ class Run:
     def weight_decay(self) -> float:
         """The arm's highest weight decay over the training, 0 if its configuration names none."""
         schedule = schedule_from_data(self.training.get("weight_decay") or 0.0, "training.weight_decay")
-        return max(schedule(n / 20) for n in range(21))
+        return schedule.bounds()[1]
 
     @property
     def penalised(self) -> bool:
@@ -66,13 +98,20 @@ class Run:
 
     @property
     def usable(self) -> bool:
-        """Whether the run finished with a finite validation loss; only such runs enter statistics."""
-        return self.status == "finished" and number(self.section("result"), "val_loss") is not None
+        """Whether the run finished with a finite number that decides; only such runs enter statistics."""
+        return self.status == "finished" and number(self.section("result"), self.task.value) is not None
 
     @property
-    def val_loss(self) -> float:
-        """Validation loss at the end of the run, in nats per token."""
-        return float(self.section("result")["val_loss"])
+    def value(self) -> float:
+        """The number that decides, on validation, at the end of the run."""
+        return float(self.section("result")[self.task.value])
+
+    @property
+    def best(self) -> float:
+        """The best of all its evaluations of the number that decides."""
+        found = [number(row, self.task.value) for row in [*self.metrics, self.section("result")]]
+        known = [value for value in found if value is not None]
+        return min(known) if self.task.metric.better == "lower" else max(known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +125,11 @@ class Comparison:
         reference: the arm the others are compared with, or None to let the verdicts choose.
         command: the command line that made the folder.
         created: when, in ISO 8601.
+        task: what all runs trained.
         runs: every run of these arms and seeds that has a ``run.json``.
-        item: what a loss is the mean over: a token, or the sentence of a classifier.
+        difference: the difference that the reader wants to be able to see, in the metric's unit as recorded;
+            None for one that suits the reference's value.
+        going_on: whether a process is working on it now.
     """
 
     folder: Path
@@ -96,8 +138,25 @@ class Comparison:
     reference: str | None
     command: str
     created: str
+    task: RecordedTask
     runs: tuple[Run, ...]
-    item: str = "token"
+    difference: float | None = None
+    going_on: bool = False
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that decides."""
+        return self.task.metric
+
+    @property
+    def cells(self) -> int:
+        """How many runs were asked for."""
+        return len(self.arms) * len(self.seeds)
+
+    @property
+    def finished(self) -> int:
+        """How many runs finished."""
+        return sum(run.status == "finished" for run in self.runs)
 
     def of(self, arm: str) -> list[Run]:
         """Return the runs of one arm, in order of seed, whatever their status."""
@@ -107,9 +166,19 @@ class Comparison:
         """Return the runs of one arm that enter statistics."""
         return [run for run in self.of(arm) if run.usable]
 
-    def losses(self, arm: str) -> dict[int, float]:
-        """Return the final validation loss of each usable seed of one arm, in nats per item."""
-        return {run.seed: run.val_loss for run in self.usable(arm)}
+    def values(self, arm: str, key: str | None = None) -> dict[int, float]:
+        """Return a number of the result of each usable seed of one arm.
+
+        Args:
+            arm: the arm's name.
+            key: which number; None for the one that decides.
+        """
+        found = {run.seed: number(run.section("result"), key or self.task.value) for run in self.usable(arm)}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def best_values(self, arm: str) -> dict[int, float]:
+        """Return the best evaluation of each usable seed of one arm."""
+        return {run.seed: run.best for run in self.usable(arm)}
 
 
 def number(row: Mapping[str, Any], key: str) -> float | None:
@@ -117,7 +186,10 @@ def number(row: Mapping[str, Any], key: str) -> float | None:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of more digits than any float
+        return None
 
 
 def load_comparison(folder: Path) -> Comparison:
@@ -129,14 +201,16 @@ def load_comparison(folder: Path) -> Comparison:
     Raises:
         InputError: the folder is none, is of a newer format, or its runs cannot be compared.
     """
-    record = _read_json(folder / "comparison.json", hint="name the folder given to dropout compare --out")
-    arms, seeds = tuple(record.get("arms") or ()), tuple(record.get("seeds") or ())
-    if not arms:
-        raise InputError(f"{folder / 'comparison.json'} names no arms: run dropout compare again.")
+    record = read_file(
+        folder / "comparison.json", ComparisonFile, hint="name the folder given to dropout compare --out"
+    )
+    arms, seeds = tuple(map(one_line, record["arms"])), tuple(record["seeds"])
     reference = record.get("reference")
+    reference = None if reference is None else one_line(reference)
     if reference is not None and reference not in arms:
         raise InputError(f"The reference {reference!r} is none of the arms.{did_you_mean(reference, arms)}")
     mine = [run for run in load_runs(folder) if run.name in arms and run.seed in seeds]
+    _check_same_task(mine)
     _check_same_data(mine)
     for arm in arms:
         _check_same_settings([run for run in mine if run.name == arm])
@@ -147,8 +221,10 @@ def load_comparison(folder: Path) -> Comparison:
         reference=reference,
         command=str(record.get("command") or ""),
         created=str(record.get("created") or ""),
-        item=str(record.get("item") or "token"),
+        task=mine[0].task if mine else _unsaid(record.get("item")),
         runs=tuple(sorted(mine, key=lambda run: (arms.index(run.name), run.seed))),
+        difference=record.get("difference"),
+        going_on=_held(folder / ".comparison.lock") is True,
     )
 
 
@@ -163,7 +239,7 @@ def load_runs(folder: Path) -> list[Run]:
     """
     if not (folder / "runs").is_dir():
         raise InputError(f"{folder} has no runs: name the folder given to dropout compare --out.")
-    runs = [_load_run(path.parent) for path in sorted((folder / "runs").glob("*/seed-*/run.json"))]
+    runs = [load_run(path.parent) for path in sorted((folder / "runs").glob("*/seed-*/run.json"))]
     cells: dict[tuple[str, int], Run] = {}
     for run in runs:
         twin = cells.setdefault((run.name, run.seed), run)
@@ -174,50 +250,73 @@ def load_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def _load_run(folder: Path) -> Run:
-    record = _read_json(folder / "run.json", hint="run the arm again")
-    try:
-        name, seed, status = str(record["name"]), int(record["seed"]), str(record["status"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"{folder / 'run.json'} lacks a name, seed or status: delete {folder} and run the arm again."
-        ) from None
-    metrics = _read_metrics(folder / "metrics.jsonl")
-    return Run(folder=folder, name=name, seed=seed, status=status, record=record, metrics=metrics)
+def load_run(folder: Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        InputError: when its record is damaged or of a newer format.
+    """
+    record = read_file(folder / "run.json", RunFile, hint=f"delete {folder} and run the arm again")
+    status = record["status"]
+    return Run(
+        folder=folder,
+        name=one_line(record["name"]),
+        seed=record["seed"],
+        status="killed" if status == "running" and _held(folder / ".run.lock") is False else status,
+        task=_task(record),
+        record=record,
+        metrics=read_rows(folder / "metrics.jsonl"),
+    )
 
 
-def _read_json(path: Path, *, hint: str) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path} cannot be read: {hint}.") from None
-    except ValueError:
-        raise InputError(f"{path} is not valid JSON: {hint}.") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} is not a JSON object: {hint}.")
-    if record.get("format", FORMAT) > FORMAT:
-        raise InputError(
-            f"{path} has format {record['format']}, newer than {FORMAT}: pip install -U transformer-dropout."
-        )
-    return record
+def one_line(name: str) -> str:
+    """Return a name without line breaks or runs of blanks."""
+    return " ".join(name.split())
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def _held(path: Path) -> bool | None:
+    """Return whether a process holds a lock; None without one, as where it was copied from elsewhere."""
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows: dict[int, dict[str, Any]] = {}
-    for at, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows[int(row["step"])] = (
-                row  # a resumed run repeats the steps it lost: the later row is the true one
+        return None
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def _task(record: Mapping[str, Any]) -> RecordedTask:
+    section, data = record.get("task"), (record.get("config") or {}).get("data") or {}
+    if section is None:
+        return _unsaid("sentence" if "classes" in data else None, (record.get("data") or {}).get("tokenizer"))
+    metrics = tuple(
+        Metric(name=each["name"], unit=each.get("unit", ""), better=each.get("better", "lower"))
+        for each in section["metrics"]
+    )
+    item = section.get("item", "")
+    bytes_of = item == "token" and (record.get("data") or {}).get("tokenizer") == "bytes"
+    return RecordedTask(
+        name=section["name"], item="byte" if bytes_of else item, counted=item, metrics=metrics
+    )
+
+
+def _unsaid(item: str | None, tokenizer: str | None = None) -> RecordedTask:
+    """Return the task of a record from before records named it."""
+    if item == "sentence":
+        return RecordedTask(name="sentences", item=item, counted="token", metrics=(LOSS, ACCURACY))
+    shown = "byte" if tokenizer == "bytes" else "token"
+    return RecordedTask(name="language", item=shown, counted="token", metrics=(LOSS,))
+
+
+def _check_same_task(runs: list[Run]) -> None:
+    for first, second in pairwise(runs):
+        if first.task != second.task:
+            raise InputError(
+                f"{first.folder} and {second.folder} trained different tasks or measured different things, "
+                "so they do not compare: run both again, or into two folders."
             )
-        except (ValueError, KeyError, TypeError):
-            if at == len(lines):  # the writer was killed in the middle of its last line
-                break
-            raise InputError(f"{path}:{at} is not a row of metrics: run the arm again.") from None
-    return [rows[step] for step in sorted(rows)]
 
 
 def _check_same_data(runs: list[Run]) -> None:

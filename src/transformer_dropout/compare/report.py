@@ -1,7 +1,10 @@
 """Writes what a comparison found: a page to look at, a Markdown table, and every number as JSON."""
 
 import json
-from collections.abc import Callable, Sequence
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +13,29 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..runs.files import write_atomically
+from ..errors import InputError
+from ..runs.task import Metric
 from . import plots
+from .facts import cautions, facts, progress, unfinished
+from .headline import disagreements, headline, regime
+from .metrics import value_unit
 from .records import Comparison, Run, load_comparison, number
-from .table import cost_of, cost_table, detail_table, result_estimate, result_table
+from .table import (
+    cost_of,
+    cost_table,
+    detail_table,
+    escaped,
+    metrics_table,
+    result_estimate,
+    result_table,
+)
 from .verdicts import Judgement, failure, judge
 
 FORMAT = 1
-ENOUGH_SEEDS = 3
-NAMED = 4  # runs that one caution names
+# How often an open page looks for what is new while runs go on.
+RELOAD_SECONDS = 10
+SECONDS_BETWEEN_FIGURES = 60
+NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +49,14 @@ class Figure:
 _FIGURES: tuple[tuple[Callable[[Comparison, Judgement], str | None], str], ...] = (
     (
         plots.forest_figure,
-        "Difference to the reference over common seeds, with the plain 95 % paired t-interval. Filled: shown "
-        "after Holm's correction over all arms. Open: no difference shown.",
+        "Difference to the reference over common seeds. The intervals of all arms hold at once with 95 %, "
+        "and an arm is shown to differ exactly where its interval leaves out 0. Filled: shown. Open: no "
+        "difference shown.",
     ),
     (
-        plots.loss_figure,
-        "Mean over seeds; with up to six arms a band shows the range from the lowest to the highest seed. "
-        "Both losses are measured in evaluation mode; the first quarter of a run may lie above the picture.",
+        plots.metric_figure,
+        "Mean over seeds; with up to six arms a band shows the range over seeds. Both are measured in "
+        "evaluation mode; the first quarter of a run may lie outside the picture.",
     ),
     (
         plots.keep_figure,
@@ -47,9 +65,9 @@ _FIGURES: tuple[tuple[Callable[[Comparison, Judgement], str | None], str], ...] 
     ),
     (
         plots.cost_figure,
-        "Final validation loss with its 95 % interval over seeds. These unpaired intervals hold the spread "
-        "between seeds, so two arms may overlap here and still differ in the paired figure. Arms of nearly "
-        "equal cost are set side by side; the star is the reference.",
+        "What decides, at the end, with its 95 % interval over seeds. These unpaired intervals hold the "
+        "spread between seeds, so two arms may overlap here and still differ in the paired figure. Arms of "
+        "nearly equal cost are set side by side; the star is the reference.",
     ),
 )
 
@@ -57,27 +75,94 @@ _FIGURES: tuple[tuple[Callable[[Comparison, Judgement], str | None], str], ...] 
 def write_report(folder: Path) -> Path:
     """Write ``report.html``, ``table.md`` and ``summary.json`` into a comparison folder; return the page.
 
-    Each file is replaced in one step, so that a reader never sees half of one.
+    All three or none are written, each replaced in one step, so that a reader never sees half of one. While
+    runs go on the page reloads itself.
 
     Args:
         folder: a folder written by ``dropout compare``, finished or not.
 
     Raises:
-        InputError: the folder holds no comparison, or runs that do not compare.
+        InputError: the folder holds no comparison, runs that do not compare, or cannot be written to.
     """
-    comparison = load_comparison(folder)
-    judgement = judge(comparison)
-    page = folder / "report.html"
-    write_atomically(folder / "table.md", markdown(comparison, judgement))
-    write_atomically(
-        folder / "summary.json", json.dumps(summary(comparison, judgement), indent=1, allow_nan=False) + "\n"
-    )
-    write_atomically(page, render(comparison, judgement))
-    return page
+    return LiveReport(folder).write()
 
 
-def render(comparison: Comparison, judgement: Judgement) -> str:
+class LiveReport:
+    """Rewrites the report of a comparison while its runs go on, without taking much time from them.
+
+    Args:
+        folder: a folder written by ``dropout compare``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.figures = folder, list[Figure]()
+        self.drawn_at = -math.inf
+
+    def write(self) -> Path:
+        """Write all files as ``write_report`` does; figures are drawn anew at most once a minute."""
+        comparison = load_comparison(self.folder)
+        judgement = judge(comparison)
+        if not comparison.going_on or time.monotonic() - self.drawn_at > SECONDS_BETWEEN_FIGURES:
+            self.figures, self.drawn_at = draw(comparison, judgement), time.monotonic()
+        numbers = json.dumps(summary(comparison, judgement), indent=1, allow_nan=False)
+        texts = {"table.md": markdown(comparison, judgement), "summary.json": numbers + "\n"}
+        write_all(self.folder, texts | {"report.html": render(comparison, judgement, self.figures)})
+        return self.folder / "report.html"
+
+
+def draw(comparison: Comparison, judgement: Judgement) -> list[Figure]:
+    """Return the figures that there is something to see in."""
+    drawn = [(figure(comparison, judgement), caption) for figure, caption in _FIGURES]
+    return [Figure(svg=Markup(svg), caption=caption) for svg, caption in drawn if svg is not None]
+
+
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files into a folder, all or none.
+
+    Raises:
+        InputError: when there is no room or no permission.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as place:
+            for name, text in texts.items():
+                (Path(place) / name).write_text(text, encoding="utf-8")
+            for name in texts:
+                (Path(place) / name).replace(folder / name)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"The report cannot be written to {folder}: {reason}.") from None
+
+
+def render(comparison: Comparison, judgement: Judgement, figures: Sequence[Figure]) -> str:
     """Return the page: one self-contained HTML text without scripts."""
+    answer = headline(comparison, judgement)
+    return page(
+        "report.html.jinja",
+        title=answer,
+        reload=RELOAD_SECONDS if comparison.going_on else None,
+        comparison=comparison,
+        judgement=judgement,
+        headline=answer,
+        regime=regime(comparison),
+        progress=progress(comparison),
+        results=result_table(comparison, judgement),
+        note=result_note(comparison),
+        others=metrics_table(comparison, judgement),
+        others_note=others_note(comparison),
+        costs=cost_table(comparison),
+        details=detail_table(comparison, judgement),
+        figures=figures,
+        cautions=cautions(comparison),
+        alarms={arm: found for arm in comparison.arms if (found := _alarms(comparison, arm))},
+        notes=sorted({(run.name, note) for run in comparison.runs for note in run.record.get("notes") or ()}),
+        unfinished=unfinished(comparison),
+        facts=facts(comparison),
+        recipes={arm: _settings(comparison, arm) for arm in comparison.arms},
+    )
+
+
+def page(template: str, **content: Any) -> str:
+    """Return a page from one of the templates beside this file; every text in it is escaped."""
     environment = Environment(
         loader=PackageLoader("transformer_dropout.compare", "."),
         autoescape=True,
@@ -85,144 +170,122 @@ def render(comparison: Comparison, judgement: Judgement) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = [(draw(comparison, judgement), caption) for draw, caption in _FIGURES]
-    return environment.get_template("report.html.jinja").render(
-        comparison=comparison,
-        judgement=judgement,
-        results=result_table(comparison, judgement),
-        costs=cost_table(comparison),
-        details=detail_table(judgement),
-        figures=[Figure(svg=Markup(svg), caption=caption) for svg, caption in drawn if svg is not None],
-        cautions=cautions(comparison),
-        alarms={arm: found for arm in comparison.arms if (found := _alarms(comparison, arm))},
-        notes=sorted(
-            {(run.name, str(note)) for run in comparison.runs for note in run.record.get("notes") or ()}
-        ),
-        unfinished=[(run, failure(run)) for run in comparison.runs if not run.usable],
-        facts=facts(comparison),
-        recipes={arm: _settings(comparison, arm) for arm in comparison.arms},
-    )
+    return environment.get_template(template).render(**content)
 
 
 def markdown(comparison: Comparison, judgement: Judgement) -> str:
-    """Return headline, regime and both tables as GitHub Markdown."""
-    parts = (
-        f"**{judgement.headline}**\n",
-        f"{judgement.regime.text}\n",
-        f"Reference: {judgement.reference.name}, because {judgement.reference.why}.\n",
+    """Return headline, regime and all tables as GitHub Markdown."""
+    reference, others = judgement.reference, metrics_table(comparison, judgement)
+    parts = [
+        f"**{escaped(headline(comparison, judgement))}**\n",
+        f"{escaped(regime(comparison).text)}\n",
+        f"Reference: {escaped(reference.name)}, because {escaped(reference.why)}.\n",
+        *([] if comparison.finished == comparison.cells else [f"{progress(comparison)}\n"]),
         result_table(comparison, judgement).markdown(),
-        f"Losses in nats a {comparison.item}, mean over seeds ± half the 95 % t-interval; difference: arm "
-        "minus reference, paired by seed, with its 95 % t-interval; verdict: Holm-adjusted p below 0.05.\n",
+        f"{result_note(comparison)}\n",
+        *([] if others is None else [others.markdown(), f"{others_note(comparison)}\n"]),
         cost_table(comparison).markdown(),
-    )
+    ]
     return "\n".join(parts)
 
 
+def result_note(comparison: Comparison) -> str:
+    """Return what stands below the table of results."""
+    metric = comparison.metric
+    return (
+        f"{_measured(metric, comparison.task.item)}, mean over seeds ± half the 95 % t-interval, at the last "
+        "step or the restored one. A difference is arm minus reference, paired by seed, in a moderated "
+        "t-test; the intervals of a column hold for all its arms at once with 95 %, and the verdict is "
+        "whether 0 lies outside. Best: each run's best evaluation on validation, a choice that flatters. "
+        "More seeds: so many further ones show a true difference of that size with a chance of 80 %, as far "
+        "as the variance is known."
+    )
+
+
+def others_note(comparison: Comparison) -> str:
+    """Return what stands below the table of the metrics that do not decide."""
+    said = "; ".join(_measured(metric, comparison.task.item) for metric in comparison.task.metrics)
+    text = (
+        f"{said}. The intervals of a column hold for all its arms at once with 95 %; no verdict reads them."
+    )
+    size = _test_size(comparison.runs)
+    shares = [metric for metric in comparison.task.metrics if metric.unit == "share"]
+    if not size or not shares:
+        return text
+    key = f"test_{shares[0].name}"
+    values = [value for arm in comparison.arms for value in comparison.values(arm, key).values()]
+    if not values:
+        return text
+    share = sum(values) / len(values)
+    width = 100 * NORMAL_95 * (max(0.0, share * (1 - share)) / size) ** 0.5
+    return (
+        f"{text} They hold the spread between seeds. The {size:,.0f} {comparison.task.item or 'example'}s of "
+        f"the test split are the same for all; other ones would move every {shares[0].name} by about "
+        f"± {width:.1f} points."
+    )
+
+
 def summary(comparison: Comparison, judgement: Judgement) -> dict[str, Any]:
-    """Return every number of the report as plain data; losses in nats per token, None where there is none."""
+    """Return every number of the report as plain data, in units as recorded; None where there is none."""
     return {
         "format": FORMAT,
         "command": comparison.command,
         "created": comparison.created,
         "seeds": list(comparison.seeds),
-        "headline": judgement.headline,
+        "task": asdict(comparison.task),
+        "going_on": comparison.going_on,
+        "progress": progress(comparison),
+        "headline": headline(comparison, judgement),
+        "disagreements": disagreements(comparison, judgement),
         "reference": asdict(judgement.reference),
-        "regime": asdict(judgement.regime),
+        "regime": asdict(regime(comparison)),
+        "difference_to_show": judgement.to_show,
         "cautions": cautions(comparison),
         "arms": [_arm_summary(comparison, judgement, arm) for arm in comparison.arms],
         "facts": facts(comparison),
     }
 
 
-def cautions(comparison: Comparison) -> list[str]:
-    """Return what a careful reader should know before believing the verdicts."""
-    finished = [run for run in comparison.runs if run.usable]
-    found = []
-    if len(comparison.seeds) < ENOUGH_SEEDS:
-        found.append(
-            f"{len(comparison.seeds)} seeds are few: take every verdict as provisional below {ENOUGH_SEEDS}."
-        )
-    uneven = [run for run in finished if run.section("result").get("evaluation_bit_equal") is False]
-    if uneven:
-        found.append(f"Two evaluations of the same weights differed in {_cells(uneven)}.")
-    restored = [run for run in finished if run.section("result").get("restored_step") is not None]
-    if restored:
-        found.append(
-            f"{_cells(restored)} went back to an earlier step chosen by validation loss: "
-            "that minimum flatters the arm."
-        )
-    hot = [run for run in finished if _stays_hot(run)]
-    if hot:
-        found.append(f"The learning rate ends above a fifth of its peak in {_cells(hot)}.")
-    for section, key in (
-        ("versions", "torch"),
-        ("machine", "device"),
-        ("machine", "cpu"),
-        ("machine", "threads"),
-    ):
-        values = _distinct(finished, section, key)
-        if len(values) > 1:
-            found.append(
-                f"The runs differ in {section} {key} ({', '.join(values)}), "
-                "which changes random masks and time."
-            )
-    return found
-
-
-def facts(comparison: Comparison) -> dict[str, str]:
-    """Return how the comparison was measured, one line each."""
-    runs = [run for run in comparison.runs if run.usable] or list(comparison.runs)
-    checks = [run.section("result").get("evaluation_bit_equal") for run in runs]
-    lines = {
-        "data": _joined(runs, "data", ("source", "tokenizer")),
-        "vocabulary": ", ".join(_distinct(runs, "data", "vocabulary_size")),
-        "training split": _split(runs, "train"),
-        "validation split": _split(runs, "validation"),
-        "seeds": ", ".join(map(str, comparison.seeds)),
-        "pairing": "arms of one seed share initialisation, data order and evaluation windows",
-        "evaluation": (
-            f"{_windows(runs)}, in evaluation mode, {_when(runs)}; "
-            f"two passes were bit-equal in {checks.count(True)} of {len(checks)} runs"
-        ),
-        "training loss": "in evaluation mode, on a fixed part of the training split",
-        "statistics": "paired t-test over common seeds, Holm's correction over the arms, level 0.05",
-        "versions": _joined(runs, "versions", ("python", "torch", "transformer_dropout")),
-        "machine": _joined(runs, "machine", ("cpu", "device", "threads", "platform")),
-        "command": comparison.command,
-        "created": comparison.created,
-    }
-    return {name: text for name, text in lines.items() if text}
-
-
-def _windows(runs: Sequence[Run]) -> str:
-    limits = sorted({str(run.training["eval_windows"]) for run in runs if run.training.get("eval_windows")})
-    return f"{' or '.join(limits)} windows of the validation split" if limits else "whole validation split"
-
-
-def _when(runs: Sequence[Run]) -> str:
-    if any(run.section("result").get("restored_step") is not None for run in runs):
-        return "at the final step, or at the restored one where a run went back"
-    return "at the final step, never the minimum over training"
-
-
 def _arm_summary(comparison: Comparison, judgement: Judgement, arm: str) -> dict[str, Any]:
     verdict = judgement.verdicts[arm]
-    results = {
-        key: result_estimate(comparison, arm, key) for key in ("train_loss", "val_loss", "keep", "keep_eval")
-    }
+    names = [f"{use}_{metric.name}" for metric in comparison.task.metrics for use in ("train", "val", "test")]
+    results = {key: result_estimate(comparison, arm, key) for key in (*names, "keep", "keep_eval")}
+    more = verdict.more_seeds
     return {
         "arm": arm,
         "verdict": verdict.kind,
         "text": verdict.text,
         "difference": asdict(verdict.difference) if verdict.difference else None,
+        "difference_at_best": asdict(verdict.at_best) if verdict.at_best else None,
+        "more_seeds": None if more is None or more == float("inf") else more,
         **{key: asdict(estimate) if estimate else None for key, estimate in results.items()},
-        "val_loss_by_seed": {str(seed): loss for seed, loss in comparison.losses(arm).items()},
+        f"{comparison.task.value}_by_seed": _by_seed(comparison.values(arm)),
+        f"best_{comparison.task.value}_by_seed": _by_seed(comparison.best_values(arm)),
         "cost": asdict(cost_of(comparison, arm)),
         "unfinished": {str(run.seed): failure(run) for run in comparison.of(arm) if not run.usable},
         "alarms": {
             str(run.seed): run.record["alarms"] for run in comparison.of(arm) if run.record.get("alarms")
         },
     }
+
+
+def _by_seed(values: Mapping[int, float]) -> dict[str, float]:
+    return {str(seed): value for seed, value in values.items()}
+
+
+def _measured(metric: Metric, item: str) -> str:
+    unit = value_unit(metric, item)
+    name = metric.name[:1].upper() + metric.name[1:]
+    return f"{name} in {unit}" if unit else name
+
+
+def _test_size(runs: Sequence[Run]) -> float | None:
+    for run in runs:
+        sizes = run.section("data").get("test") or {}
+        for key in (f"{run.task.item}s", "documents"):
+            if number(sizes, key):
+                return number(sizes, key)
+    return None
 
 
 def _alarms(comparison: Comparison, arm: str) -> list[str]:
@@ -233,40 +296,12 @@ def _alarms(comparison: Comparison, arm: str) -> list[str]:
 
 def _settings(comparison: Comparison, arm: str) -> str:
     """The arm's recipe and training settings as YAML, or a word where it was never run."""
-    config = next((run.section("config") for run in comparison.of(arm)), None)
-    if config is None:
-        return "not run"
-    shown = {key: config[key] for key in ("recipe", "training", "model") if key in config}
+    run = next(iter(comparison.of(arm)), None)
+    return "not run" if run is None else settings_text(run)
+
+
+def settings_text(run: Run) -> str:
+    """Return a run's recipe and settings as YAML."""
+    config = run.section("config")
+    shown = {key: config[key] for key in ("recipe", "settings", "training", "model") if key in config}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-
-
-def _stays_hot(run: Run) -> bool:
-    peak, end = number(run.training, "lr"), number(run.metrics[-1], "lr") if run.metrics else None
-    return peak is not None and end is not None and end > 0.2 * peak
-
-
-def _cells(runs: Sequence[Run]) -> str:
-    named = ", ".join(f"{run.name} seed {run.seed}" for run in runs[:NAMED])
-    return named if len(runs) <= NAMED else f"{named} and {len(runs) - NAMED} more runs"
-
-
-def _distinct(runs: Sequence[Run], section: str, key: str) -> list[str]:
-    return sorted(
-        {str(run.section(section)[key]) for run in runs if run.section(section).get(key) is not None}
-    )
-
-
-def _joined(runs: Sequence[Run], section: str, keys: Sequence[str]) -> str:
-    found = {key: " / ".join(_distinct(runs, section, key)) for key in keys}
-    return ", ".join(f"{key.replace('_', '-')} {text}" for key, text in found.items() if text)
-
-
-def _split(runs: Sequence[Run], split: str) -> str:
-    """Size and hash of one split; a comparison has only one, so the first run that tells speaks for all."""
-    data = next((run.section("data") for run in runs if run.section("data").get(split)), {})
-    sizes = data.get(split) or {}
-    parts = [
-        f"{sizes[key]:,} {key}" for key in ("tokens", "bytes", "documents") if isinstance(sizes.get(key), int)
-    ]
-    parts += [f"sha256 {data[f'{split}_sha256']}"] if data.get(f"{split}_sha256") else []
-    return ", ".join(parts)

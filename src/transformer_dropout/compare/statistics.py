@@ -1,8 +1,7 @@
-"""Paired statistics over seeds: pure functions from losses to intervals and p values.
+"""Statistics over seeds: pure functions from one number a seed to means, intervals and paired differences.
 
-The displayed interval of a difference is the plain 95 % paired t-interval. Whether a difference is *shown* is
-decided by its p value after Holm's correction over all arms compared, so an interval may exclude zero while
-the verdict is "no difference shown".
+The interval of a difference is the one that its verdict reads: the intervals of all arms hold at once with
+95 %, and a difference is shown exactly where its interval leaves out 0.
 """
 
 import math
@@ -13,16 +12,18 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
+from .moderation import moderated_tests
+
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds, with its t-interval where at least two seeds vary.
+    """A mean over seeds, with its interval where at least two seeds vary.
 
     Args:
         n: number of seeds.
-        mean: their mean, in nats per token.
+        mean: their mean, in the metric's unit.
         low: lower end of the interval, or None without one.
         high: upper end of the interval, or None without one.
     """
@@ -37,24 +38,41 @@ class Estimate:
         """Half the interval's width, the number after ``±``."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
+    @property
+    def without_zero(self) -> bool:
+        """Whether there is an interval and 0 lies outside."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def times(self, factor: float) -> "Estimate":
+        """Return the estimate in another unit; a negative factor turns it round."""
+        ends = [None if end is None else factor * end for end in (self.low, self.high)]
+        low, high = ends if factor >= 0 else reversed(ends)
+        return replace(self, mean=factor * self.mean, low=low, high=high)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Arm minus reference over the seeds both have; negative is better for a loss.
+    """Arm minus reference over the seeds both have.
 
     Args:
-        estimate: mean difference with the plain 95 % paired t-interval.
+        estimate: mean difference with its interval, one of those that hold for all arms at once with 95 %.
         differences: one per common seed, in order of seed.
-        p: two-sided p value of the paired t-test; None if it cannot be computed.
-        holm_p: p after Holm's correction over the arms compared; the verdict reads this one.
+        p: two-sided p value of the moderated paired t-test of this arm alone; None if it cannot be computed.
+        adjusted_p: p times the number of arms compared; below 0.05 where the interval leaves out 0.
+        standard_error: of the mean, with the moderated variance; None without a test.
+        df: degrees of freedom of the test, those of the shared prior included; None without a test.
+        arms: how many arms the adjustment is over.
         sign_flip_p: exact two-sided sign-flip permutation p value, as a second opinion.
         sign_flip_floor: the smallest value ``sign_flip_p`` could take with this many seeds.
     """
 
     estimate: Estimate
     differences: tuple[float, ...]
-    p: float | None
-    holm_p: float | None
+    p: float | None = None
+    adjusted_p: float | None = None
+    standard_error: float | None = None
+    df: float | None = None
+    arms: int = 0
     sign_flip_p: float
     sign_flip_floor: float
 
@@ -80,66 +98,56 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(n=n, mean=mean, low=float(interval.low), high=float(interval.high))
 
 
-def paired_difference(arm: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
-    """Return arm minus reference over their common seeds, before any correction; None without a common seed.
-
-    Equal losses at every seed give the interval [0, 0] and p = 1. A non-zero difference that is the same at
-    every seed gives no interval and no p: the seeds did not vary what they should, and t would be infinite.
-
-    Args:
-        arm: loss by seed.
-        reference: loss by seed.
-    """
-    seeds = sorted(arm.keys() & reference.keys())
-    if not seeds:
-        return None
-    gaps = np.array([arm[seed] - reference[seed] for seed in seeds])
-    estimate, p = mean_interval(gaps.tolist()), None
-    if len(seeds) >= 2 and not _constant(gaps):
-        p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
-    elif len(seeds) >= 2 and not np.any(gaps):
-        p = 1.0
-    else:
-        estimate = replace(estimate, low=None, high=None)
-    return Difference(
-        estimate=estimate,
-        differences=tuple(gaps.tolist()),
-        p=p,
-        holm_p=p,
-        sign_flip_p=sign_flip_p(gaps.tolist()),
-        sign_flip_floor=sign_flip_floor(len(seeds)),
-    )
-
-
 def differences_to(
     reference: Mapping[int, float], arms: Mapping[str, Mapping[int, float]]
 ) -> dict[str, Difference]:
-    """Return each arm's difference to the reference, Holm-adjusted over the arms that have a p value.
+    """Return each arm's difference to the reference, tested together with those of all other arms.
+
+    Equal numbers at every seed give the interval [0, 0] and p = 1. A non-zero difference that is the same at
+    every seed gives no interval and no p: the seeds did not vary what they should, and t would be infinite.
 
     Args:
-        reference: the reference's loss by seed.
-        arms: for every other arm, its loss by seed; arms without a common seed are left out of the answer.
+        reference: the reference's number by seed.
+        arms: for every other arm, its number by seed; arms without a common seed are left out of the answer.
     """
-    raw = {name: paired_difference(losses, reference) for name, losses in arms.items()}
-    found = {name: difference for name, difference in raw.items() if difference is not None}
-    tested = {name: difference.p for name, difference in found.items() if difference.p is not None}
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return {name: replace(difference, holm_p=adjusted.get(name)) for name, difference in found.items()}
+    gaps = {name: _gaps(values, reference) for name, values in arms.items()}
+    found = {name: _untested(gap) for name, gap in gaps.items() if len(gap)}
+    tested = [name for name in found if len(gaps[name]) >= 2 and not _constant(gaps[name])]
+    if not tested:
+        return found
+    chosen = [gaps[name] for name in tested]
+    tests = moderated_tests(
+        [gap.mean() for gap in chosen], [gap.var(ddof=1) for gap in chosen], [len(gap) for gap in chosen]
+    )
+    for at, name in enumerate(tested):
+        mean, half = float(chosen[at].mean()), float(tests.half_width[at])
+        found[name] = replace(
+            found[name],
+            estimate=Estimate(n=len(chosen[at]), mean=mean, low=mean - half, high=mean + half),
+            p=float(tests.p[at]),
+            adjusted_p=float(tests.adjusted_p[at]),
+            standard_error=float(tests.standard_error[at]),
+            df=float(tests.df[at]),
+            arms=len(tested),
+        )
+    return found
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p values: ``max over j <= i of min(1, (m - j) * p_(j))``, j from 0.
+def _gaps(arm: Mapping[int, float], reference: Mapping[int, float]) -> np.ndarray:
+    return np.array([arm[seed] - reference[seed] for seed in sorted(arm.keys() & reference.keys())])
 
-    They keep the chance of any false verdict over all arms below the level, and never exceed Bonferroni's.
 
-    Args:
-        p_values: raw p values, in any order; the answer has the same order.
-    """
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
-    return adjusted.tolist()
+def _untested(gaps: np.ndarray) -> Difference:
+    equal = len(gaps) >= 2 and not np.any(gaps)
+    ends = 0.0 if equal else None
+    return Difference(
+        estimate=Estimate(n=len(gaps), mean=float(gaps.mean()), low=ends, high=ends),
+        differences=tuple(gaps.tolist()),
+        p=1.0 if equal else None,
+        adjusted_p=1.0 if equal else None,
+        sign_flip_p=sign_flip_p(gaps.tolist()),
+        sign_flip_floor=sign_flip_floor(len(gaps)),
+    )
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -167,18 +175,22 @@ def sign_flip_floor(n: int) -> float:
 
 
 def difference_text(estimate: Estimate, *, flip: bool = False) -> str:
-    """Return ``-0.004 [-0.030, 0.020]``: a difference in nats with its interval, if it has one.
+    """Return ``-0.004 [-0.030, 0.020]``: a difference with its interval, if it has one.
+
+    An interval without 0 is written with as many decimals as show that.
 
     Args:
         estimate: the difference.
         flip: write the improvement (reference minus arm) instead.
     """
-    sign, digits = (-1.0 if flip else 1.0), decimals(estimate.half_width)
-    mean = f"{_zero(sign * estimate.mean, digits):.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return mean
-    low, high = sorted((sign * estimate.low, sign * estimate.high))
-    return f"{mean} [{_zero(low, digits):.{digits}f}, {_zero(high, digits):.{digits}f}]"
+    shown = estimate.times(-1.0) if flip else estimate
+    digits = decimals(shown.half_width)
+    if shown.low is None or shown.high is None:
+        return f"{_zero(shown.mean, digits):.{digits}f}"
+    if shown.without_zero:
+        digits = max(digits, math.ceil(-math.log10(min(abs(shown.low), abs(shown.high)))))
+    mean, low, high = (f"{_zero(value, digits):.{digits}f}" for value in (shown.mean, shown.low, shown.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def decimals(half_width: float | None) -> int:

@@ -1,12 +1,17 @@
-"""The tables of a comparison: losses, differences and masks in one, what they cost in the other."""
+"""The tables of a comparison: the metric that decides, all others, and what it cost."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from ..runs.task import Metric
+from .metrics import difference_unit, factor, scaled, value_unit
+from .moderation import MOST_SEEDS
 from .records import Comparison, Run, number
-from .statistics import Estimate, decimals, difference_text, mean_interval
-from .verdicts import Judgement
+from .statistics import Difference, Estimate, decimals, difference_text, mean_interval
+from .verdicts import Judgement, differences
 
 NOTHING = "–"
 _PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
@@ -27,7 +32,17 @@ class Table:
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown, numbers to the right."""
         lines = [self.columns, ("---", *("---:" for _ in self.columns[1:])), *self.rows]
-        return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
+        return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines) + "\n"
+
+    def without_empty(self) -> "Table":
+        """Return the table without columns that have nothing in any row."""
+        kept = [0] + [
+            at for at in range(1, len(self.columns)) if any(row[at] != NOTHING for row in self.rows)
+        ]
+        return Table(
+            columns=tuple(self.columns[at] for at in kept),
+            rows=tuple(tuple(row[at] for at in kept) for row in self.rows),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +56,7 @@ class Cost:
         wall_seconds: seconds a run took, evaluation included.
         step_seconds: seconds a step, the median over a run.
         peak_memory_bytes: the largest peak of any run.
-        inference_flops: floating-point operations for one token at inference.
+        inference_flops: floating-point operations for one item at inference.
     """
 
     parameters: float | None
@@ -66,52 +81,83 @@ def cost_of(comparison: Comparison, arm: str) -> Cost:
         wall_seconds=_mean(number(run.section("result"), "wall_seconds") for run in runs),
         step_seconds=_mean(map(_step_seconds, runs)),
         peak_memory_bytes=max(peaks, default=None),
-        inference_flops=_mean(number(run.section("flops"), "inference_per_token") for run in runs),
+        inference_flops=_mean(
+            number(run.section("flops"), f"inference_per_{run.task.counted}") for run in runs
+        ),
     )
 
 
 def result_estimate(comparison: Comparison, arm: str, key: str) -> Estimate | None:
     """Return mean and interval over seeds of one number of the result, such as ``val_loss``, or None."""
-    found = [number(run.section("result"), key) for run in comparison.usable(arm)]
-    known = [value for value in found if value is not None]
-    return mean_interval(known) if known else None
+    values = list(comparison.values(arm, key).values())
+    return mean_interval(values) if values else None
 
 
 def result_table(comparison: Comparison, judgement: Judgement) -> Table:
-    """Return one row per arm: losses, difference to the reference, kept fraction, size and verdict."""
-    costs = {arm: cost_of(comparison, arm) for arm in comparison.arms}
-    size_unit, size_scale = unit([cost.parameters for cost in costs.values()])
+    """Return one row per arm: the metric that decides, at the end and at the best, and the verdict."""
+    metric, name = comparison.metric, comparison.metric.name
     rows = []
     for arm in comparison.arms:
         verdict = judgement.verdicts[arm]
-        difference = verdict.difference
+        best = list(comparison.best_values(arm).values())
         rows.append(
             (
                 arm,
                 _seeds(comparison, arm),
-                _loss(result_estimate(comparison, arm, "train_loss"), with_interval=False),
-                _loss(result_estimate(comparison, arm, "val_loss")),
-                difference_text(difference.estimate) if difference else NOTHING,
-                _keep(comparison, arm),
-                _scaled(costs[arm].parameters, size_scale, 2),
+                _value(metric, result_estimate(comparison, arm, f"train_{name}"), with_interval=False),
+                _value(metric, result_estimate(comparison, arm, comparison.task.value)),
+                _difference(metric, verdict.difference),
                 verdict.kind,
+                _value(metric, mean_interval(best) if best else None, with_interval=False),
+                _difference(metric, verdict.at_best),
+                _more(verdict.more_seeds),
+                _keep(comparison, arm),
             )
         )
+    unit, gap = _heading(value_unit(metric, "")), _heading(difference_unit(metric))
+    shown = NOTHING if judgement.to_show is None else f"{factor(metric) * judgement.to_show:g}{gap}"
     columns = (
         "arm",
         "seeds",
-        "train loss",
-        "val loss ± 95 %",
-        "difference [95 %]",
-        "keep % / evaluated",
-        f"size, {size_unit}".rstrip(", "),
+        f"train {name}{unit}",
+        f"val {name}{unit} ± 95 %",
+        f"difference{gap} [95 %]",
         "verdict",
+        f"best val {name}{unit}",
+        f"difference at best{gap} [95 %]",
+        f"more seeds to show {shown}",
+        "keep % / evaluated",
     )
-    return Table(columns=columns, rows=tuple(rows))
+    return Table(columns=columns, rows=tuple(rows)).without_empty()
+
+
+def metrics_table(comparison: Comparison, judgement: Judgement) -> Table | None:
+    """Return one row per arm: every metric on the test split, and those on validation that do not decide.
+
+    Each difference stands beside its metric, tested over all arms. None where there is no such number.
+    """
+    reference, columns, cells = judgement.reference.name, ["arm"], []
+    for use, split in (("test", "test"), ("val", "val")):
+        for metric in comparison.task.metrics:
+            key = f"{use}_{metric.name}"
+            estimates = {arm: result_estimate(comparison, arm, key) for arm in comparison.arms}
+            if key == comparison.task.value or not any(estimates.values()):
+                continue
+            found = differences(comparison, reference, partial(comparison.values, key=key))
+            columns += [
+                f"{split} {metric.name}{_heading(value_unit(metric, ''))} ± 95 %",
+                f"difference{_heading(difference_unit(metric))} [95 %]",
+            ]
+            cells.append([_value(metric, estimate) for estimate in estimates.values()])
+            cells.append([_difference(metric, found.get(arm)) for arm in comparison.arms])
+    if not cells:
+        return None
+    return Table(columns=tuple(columns), rows=tuple(zip(comparison.arms, *cells, strict=True)))
 
 
 def cost_table(comparison: Comparison) -> Table:
-    """Return one row per arm: validation loss beside training cost three ways, size and inference cost."""
+    """Return one row per arm: the metric that decides beside training cost three ways, size and inference."""
+    metric = comparison.metric
     costs = {arm: cost_of(comparison, arm) for arm in comparison.arms}
     train_unit, train_scale = unit([cost.training_flops for cost in costs.values()])
     size_unit, size_scale = unit([cost.parameters for cost in costs.values()])
@@ -119,7 +165,7 @@ def cost_table(comparison: Comparison) -> Table:
     rows = tuple(
         (
             arm,
-            _loss(result_estimate(comparison, arm, "val_loss"), with_interval=False),
+            _value(metric, result_estimate(comparison, arm, comparison.task.value), with_interval=False),
             _scaled(cost.steps, 1.0, 0),
             _scaled(cost.training_flops, train_scale, 2),
             _scaled(cost.wall_seconds, 1.0, 1),
@@ -132,36 +178,39 @@ def cost_table(comparison: Comparison) -> Table:
     )
     columns = (
         "arm",
-        "val loss, nats",
+        f"val {metric.name}{_heading(value_unit(metric, ''))}",
         "steps",
         f"training, {train_unit}FLOP",
         "run, s",
         "step, ms",
         "peak memory, MB",
         f"parameters, {size_unit}".rstrip(", "),
-        f"inference, {infer_unit}FLOP/token",
+        f"inference, {infer_unit}FLOP/{_flops_item(comparison) or 'item'}",
     )
-    return Table(columns=columns, rows=rows)
+    return Table(columns=columns, rows=rows).without_empty()
 
 
-def detail_table(judgement: Judgement) -> Table:
-    """Return every p value: the paired t-test's, Holm's, and the exact sign-flip test's with its floor."""
+def detail_table(comparison: Comparison, judgement: Judgement) -> Table:
+    """Return every p value: of the moderated test, adjusted or not, and of the sign-flip test."""
     rows = []
+    metric = comparison.metric
     for arm, verdict in judgement.verdicts.items():
         difference = verdict.difference
         if difference is None:
             continue
-        each = ", ".join(f"{value:+.4f}" for value in difference.differences)
-        ps = (difference.p, difference.holm_p, difference.sign_flip_p, difference.sign_flip_floor)
+        each = ", ".join(f"{factor(metric) * value:+.4f}" for value in difference.differences)
+        ps = (difference.p, difference.adjusted_p, difference.sign_flip_p, difference.sign_flip_floor)
+        df = NOTHING if difference.df is None else f"{difference.df:.1f}"
         rows.append(
-            (arm, str(difference.estimate.n), each, *(NOTHING if p is None else f"{p:.3g}" for p in ps))
+            (arm, str(difference.estimate.n), each, df, *(NOTHING if p is None else f"{p:.3g}" for p in ps))
         )
     columns = (
         "arm",
         "pairs",
-        "difference at each seed, nats",
-        "t-test p",
-        "Holm p",
+        f"difference at each seed{_heading(difference_unit(metric))}",
+        "degrees of freedom",
+        "p",
+        "adjusted p",
         "sign-flip p",
         "its floor",
     )
@@ -179,14 +228,30 @@ def _seeds(comparison: Comparison, arm: str) -> str:
     return str(finished) if finished == wanted else f"{finished} of {wanted}"
 
 
-def _loss(estimate: Estimate | None, *, with_interval: bool = True) -> str:
+def _value(metric: Metric, estimate: Estimate | None, *, with_interval: bool = True) -> str:
     if estimate is None:
         return NOTHING
-    half = estimate.half_width
+    shown = scaled(metric, estimate)
+    half = shown.half_width
     if half is None or not with_interval:
-        return f"{estimate.mean:.3f}"
+        return f"{shown.mean:.3f}"
     digits = decimals(half)
-    return f"{estimate.mean:.{digits}f} ± {half:.{digits}f}"
+    return f"{shown.mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def _difference(metric: Metric, difference: Difference | None) -> str:
+    return NOTHING if difference is None else difference_text(scaled(metric, difference.estimate))
+
+
+def _more(seeds: int | float | None) -> str:
+    if seeds is None:
+        return NOTHING
+    return f"> {MOST_SEEDS:,}" if math.isinf(seeds) else str(seeds)
+
+
+def _heading(unit: str) -> str:
+    """Units of losses are told below the table, those of shares in its head."""
+    return f" {unit}" if unit in ("%", "points") else ""
 
 
 def _keep(comparison: Comparison, arm: str) -> str:
@@ -197,14 +262,21 @@ def _keep(comparison: Comparison, arm: str) -> str:
 
 
 def _training_flops(run: Run) -> float | None:
-    per_token, tokens = number(run.section("flops"), "training_per_token"), _last(run, "tokens")
-    return None if per_token is None or tokens is None else per_token * tokens
+    item = run.task.counted
+    each, items = number(run.section("flops"), f"training_per_{item}"), _last(run, f"{item}s")
+    return None if each is None or items is None else each * items
+
+
+def _flops_item(comparison: Comparison) -> str:
+    """What FLOPs are counted by; older records of sentences count them by the token."""
+    task = comparison.task
+    return "byte" if (task.counted, task.item) == ("token", "byte") else task.counted
 
 
 def _step_seconds(run: Run) -> float | None:
     """The median is not moved by the first steps, which compile and warm up."""
-    known = sorted(seconds for row in run.metrics if (seconds := number(row, "step_seconds")) is not None)
-    return known[len(known) // 2] if known else None
+    known = [seconds for row in run.metrics if (seconds := number(row, "step_seconds")) is not None]
+    return statistics.median(known) if known else None
 
 
 def _last(run: Run, key: str) -> float | None:
@@ -220,6 +292,9 @@ def _scaled(value: float | None, scale: float, digits: int) -> str:
     return NOTHING if value is None else f"{value / scale:,.{digits}f}"
 
 
-def _cell(text: str) -> str:
-    """A name must neither end its cell nor become a tag."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+def escaped(text: str) -> str:
+    """Return text for Markdown in which a name neither ends its cell nor becomes a tag, link or emphasis."""
+    shown = " ".join(text.split())
+    for mark in ("\\", "|", "*", "`"):
+        shown = shown.replace(mark, f"\\{mark}")
+    return shown.replace("<", "&lt;").replace("](", "]\\(")
