@@ -36,8 +36,14 @@ class Folder:
         arms: Mapping[str, Mapping[str, Any]] = FOUR_ARMS,
         seeds: tuple[int, ...] = (1, 2, 3, 4, 5),
         reference: str | None = None,
+        task: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write ``comparison.json`` and one finished run per arm and seed."""
+        """Write ``comparison.json`` and one finished run per arm and seed.
+
+        Args:
+            task: the section ``task`` of the records, whose metrics are then measured; None for a loss alone,
+                in records from before there was such a section.
+        """
         record = {"format": 1, "arms": list(arms), "seeds": list(seeds), "reference": reference}
         record |= {"command": "dropout compare arms.yaml --out OUT", "created": "2025-01-02T03:04:05Z"}
         self.path.mkdir(parents=True, exist_ok=True)
@@ -45,21 +51,31 @@ class Folder:
         (self.path / "runs").mkdir(exist_ok=True)
         for number, (name, settings) in enumerate(arms.items()):
             for seed in seeds:
-                self.run(name, seed, number, settings)
+                self.run(name, seed, number, settings, task)
         return self.path
 
     def cell(self, name: str, seed: int) -> Path:
         slug = "".join(c if c.isalnum() else "-" for c in name)
         return self.path / "runs" / slug / f"seed-{seed}"
 
-    def run(self, name: str, seed: int, number: int, settings: Mapping[str, Any]) -> None:
+    def run(
+        self,
+        name: str,
+        seed: int,
+        number: int,
+        settings: Mapping[str, Any],
+        task: Mapping[str, Any] | None,
+    ) -> None:
         cell = self.cell(name, seed)
         cell.mkdir(parents=True)
         shift = np.random.default_rng(seed).normal(0, 0.05)
         noise = np.random.default_rng([seed, number]).normal(0, self.noise)
         rows = metric_rows(2.4 + settings["effect"] + shift + noise, settings)
+        record = run_record(name, seed, settings, rows[-1])
+        if task is not None:
+            measure(task, rows, record)
         (cell / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (cell / "run.json").write_text(json.dumps(run_record(name, seed, settings, rows[-1])))
+        (cell / "run.json").write_text(json.dumps(record))
 
     def change(self, name: str, seed: int, /, **changes: Any) -> None:
         """Overwrite top-level keys of one ``run.json``."""
@@ -130,6 +146,35 @@ def run_record(name: str, seed: int, settings: Mapping[str, Any], last: Mapping[
         "result": result
         | {"wall_seconds": 131.0 + seed, "evaluation_bit_equal": True, "restored_step": None},
     }
+
+
+def measure(task: Mapping[str, Any], rows: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Write every metric of a task: a loss as it is, anything else as 1 less a fifth of the loss."""
+    for row in rows:
+        losses = {use: row.pop(f"{use}_loss") for use in ("train", "val")}
+        row[f"{task['item']}s"] = row.pop("tokens")
+        for metric in task["metrics"]:
+            for use, loss in losses.items():
+                row[f"{use}_{metric['name']}"] = loss if metric["name"] == "loss" else 1 - loss / 5
+    result, last = record["result"], rows[-1]
+    for metric in task["metrics"]:
+        name = metric["name"]
+        result |= {f"{use}_{name}": last[f"{use}_{name}"] for use in ("train", "val")}
+        result[f"test_{name}"] = last[f"val_{name}"]
+    record["task"] = dict(task)
+    record["flops"] = {f"training_per_{task['item']}": 1e6, f"inference_per_{task['item']}": 3e5}
+    for split in ("train", "validation"):
+        record["data"][split] = {f"{task['item']}s": 1000}
+    record["data"]["test"] = {f"{task['item']}s": 1110, "sha256": "c" * 64}
+    record["data"].pop("tokenizer"), record["data"].pop("vocabulary_size")
+
+
+@pytest.fixture
+def accuracy_task() -> dict[str, Any]:
+    """A task on images that an accuracy decides and that has a loss beside."""
+    accuracy = {"name": "accuracy", "unit": "share", "better": "higher"}
+    loss = {"name": "loss", "unit": "nats", "better": "lower"}
+    return {"name": "images", "item": "image", "metrics": [accuracy, loss]}
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from transformer_dropout.compare.plots import (
     curve,
     forest_figure,
     keep_figure,
-    loss_figure,
-    styles,
+    metric_figure,
 )
 from transformer_dropout.compare.records import load_comparison
+from transformer_dropout.compare.svg import styles
 from transformer_dropout.compare.verdicts import judge
 
-FIGURES = (loss_figure, keep_figure, forest_figure, cost_figure)
+FIGURES = (metric_figure, keep_figure, forest_figure, cost_figure)
 
 
 def draw(figure, comparison):
@@ -54,7 +54,7 @@ def test_titles_say_what_is_seen(folder):
 def test_the_forest_labels_both_sides_and_every_interval(folder):
     found = words(draw(forest_figure, load_comparison(folder.write())))
     assert {"← better", "worse →"} <= set(found)
-    assert sum(text.startswith("Holm p") for text in found) == 3
+    assert sum(text.startswith("p ") for text in found) == 3
 
 
 def test_figures_without_data_are_left_out(folder, arm_of):
@@ -73,7 +73,7 @@ def test_twelve_arms_with_awkward_names_and_one_seed_can_be_drawn(folder, arm_of
         svg = draw(figure, comparison)
         ElementTree.fromstring(svg)
         assert any("$x$ <b> & co" in text for text in words(svg)) or figure is keep_figure
-    assert "_hidden" in words(draw(loss_figure, comparison))
+    assert "_hidden" in words(draw(metric_figure, comparison))
 
 
 def test_styles_differ_and_the_reference_is_ink():
@@ -101,10 +101,30 @@ def test_drawing_leaves_matplotlibs_settings_alone(folder):
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    draw(loss_figure, load_comparison(folder.write(seeds=(1, 2))))
+    draw(metric_figure, load_comparison(folder.write(seeds=(1, 2))))
     assert dict(mpl.rcParams) == before
 
 
 def test_the_forest_says_when_nothing_is_shown(folder):
     comparison = load_comparison(folder.write(seeds=(1,)))
     assert "No arm is shown to differ from dropout p=0.1" in words(draw(forest_figure, comparison))
+
+
+def test_where_higher_is_better_the_sides_change_and_shares_are_percent(folder, accuracy_task):
+    comparison = load_comparison(folder.write(task=accuracy_task))
+    forest = words(draw(forest_figure, comparison))
+    assert {"← worse", "better →"} <= set(forest)
+    assert "validation accuracy minus that of dropout p=0.1, points" in forest
+    # The best stands on top, which is the last row.
+    names = [text for text in forest if text in ("none", "learned")]
+    assert names == ["none", "learned"]
+    assert any(text.endswith("%") for text in words(draw(metric_figure, comparison)))
+    title = ElementTree.fromstring(draw(cost_figure, comparison)).get("aria-label")
+    assert title == "Validation accuracy against what training cost: higher and further left is better"
+
+
+def test_runs_that_count_no_passes_are_drawn_over_steps(folder):
+    path = folder.write(seeds=(1, 2))
+    for metrics in path.glob("runs/*/*/metrics.jsonl"):
+        metrics.write_text(metrics.read_text().replace('"epochs"', '"unknown"'))
+    assert "step" in words(draw(metric_figure, load_comparison(path)))

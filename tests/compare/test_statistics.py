@@ -13,15 +13,12 @@ from transformer_dropout.compare.statistics import (
     decimals,
     difference_text,
     differences_to,
-    holm,
     mean_interval,
     p_text,
-    paired_difference,
     sign_flip_floor,
     sign_flip_p,
 )
 
-p_values = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12)
 losses = st.floats(0.5, 11.0)
 
 
@@ -38,75 +35,74 @@ def test_one_value_has_no_interval_and_equal_values_have_one_of_no_width():
     assert mean_interval([2.5, 2.5, 2.5]).half_width == 0.0
 
 
-def test_paired_difference_equals_scipys_paired_test():
+def alone(arm, reference):
+    """Return the difference of the only arm there is."""
+    return differences_to(reference, {"arm": arm}).get("arm")
+
+
+def test_one_difference_is_scipys_plain_paired_test():
     rng = np.random.default_rng(0)
     arm, reference = rng.normal(2.4, 0.1, 6), rng.normal(2.5, 0.1, 6)
     expected = stats.ttest_rel(arm, reference)
     interval = expected.confidence_interval(0.95)
-    found = paired_difference(dict(enumerate(arm)), dict(enumerate(reference)))
-    assert found is not None
-    assert found.p == pytest.approx(expected.pvalue)
+    found = alone(dict(enumerate(arm)), dict(enumerate(reference)))
+    assert found.p == found.adjusted_p == pytest.approx(expected.pvalue)
     assert (found.estimate.low, found.estimate.high) == pytest.approx((interval.low, interval.high))
     assert found.estimate.mean == pytest.approx((arm - reference).mean())
+    assert (found.df, found.arms) == (5, 1)
 
 
 def test_only_common_seeds_are_paired():
-    found = paired_difference({1: 2.0, 2: 2.1, 9: 7.0}, {2: 2.2, 1: 2.3, 5: 0.0})
-    assert found is not None
+    found = alone({1: 2.0, 2: 2.1, 9: 7.0}, {2: 2.2, 1: 2.3, 5: 0.0})
     assert found.differences == pytest.approx((-0.3, -0.1))
-    assert paired_difference({1: 2.0}, {2: 2.0}) is None
+    assert alone({1: 2.0}, {2: 2.0}) is None
 
 
 def test_one_common_seed_has_a_difference_but_no_interval():
-    found = paired_difference({1: 2.0}, {1: 2.5})
-    assert found is not None
+    found = alone({1: 2.0}, {1: 2.5})
     assert (found.estimate.mean, found.estimate.low, found.p, found.constant) == (-0.5, None, None, False)
 
 
 def test_identical_arms_are_no_different_with_certainty():
-    found = paired_difference({1: 2.0, 2: 2.1}, {1: 2.0, 2: 2.1})
-    assert found is not None
+    found = alone({1: 2.0, 2: 2.1}, {1: 2.0, 2: 2.1})
     assert (found.estimate.low, found.estimate.high, found.p, found.constant) == (0.0, 0.0, 1.0, False)
 
 
 @pytest.mark.parametrize("shift", [0.1, -1e-3, 3.0])
 def test_the_same_difference_at_every_seed_gives_no_interval_instead_of_nan(shift):
     reference = {seed: 2.4 + 0.1 * seed for seed in range(5)}
-    found = paired_difference({seed: loss + shift for seed, loss in reference.items()}, reference)
-    assert found is not None
-    assert (found.estimate.low, found.p, found.holm_p, found.constant) == (None, None, None, True)
+    found = alone({seed: loss + shift for seed, loss in reference.items()}, reference)
+    assert (found.estimate.low, found.p, found.adjusted_p, found.constant) == (None, None, None, True)
     assert found.estimate.mean == pytest.approx(shift)
 
 
-@given(st.lists(st.tuples(losses, losses), min_size=1, max_size=8))
-def test_a_paired_difference_is_never_nan(pairs):
-    found = paired_difference(
-        {at: pair[0] for at, pair in enumerate(pairs)}, {at: pair[1] for at, pair in enumerate(pairs)}
-    )
-    assert found is not None
-    for value in (found.estimate.mean, found.estimate.low, found.estimate.high, found.p, found.sign_flip_p):
-        assert value is None or math.isfinite(value)
-    assert found.sign_flip_floor - 1e-12 <= found.sign_flip_p <= 1.0
+@given(st.lists(st.lists(losses, min_size=4, max_size=4), min_size=2, max_size=6))
+def test_a_difference_is_never_nan_and_its_interval_is_its_verdict(table):
+    arms = {str(at): dict(enumerate(row)) for at, row in enumerate(table)}
+    for found in differences_to(arms.pop("0"), arms).values():
+        estimate = found.estimate
+        for value in (estimate.mean, estimate.low, estimate.high, found.p, found.sign_flip_p):
+            assert value is None or math.isfinite(value)
+        assert found.sign_flip_floor - 1e-12 <= found.sign_flip_p <= 1.0
+        if estimate.low is not None and not 0.0499999 < found.adjusted_p < 0.0500001:
+            assert estimate.without_zero == (found.adjusted_p < 0.05)
 
 
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
+@given(st.floats(-3.0, 3.0), st.floats(1e-12, 4.0), st.booleans())
+def test_what_is_printed_leaves_out_zero_exactly_where_the_interval_does(mean, half, flip):
+    estimate = Estimate(n=3, mean=mean, low=mean - half, high=mean + half)
+    low, high = map(float, difference_text(estimate, flip=flip).split("[")[1].rstrip("]").split(", "))
+    assert (low > 0 or high < 0) == estimate.without_zero
 
 
-@given(p_values)
-def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p):
-    adjusted = holm(p)
-    assert all(raw <= after <= 1.0 for raw, after in zip(p, adjusted, strict=True))
-    assert all(
-        after <= min(1.0, len(p) * raw) or raw > min(p) for raw, after in zip(p, adjusted, strict=True)
-    )
-    assert min(adjusted) == min(1.0, len(p) * min(p))
-    in_order = [adjusted[at] for at in np.argsort(p, kind="stable")]
-    assert in_order == sorted(in_order)
+def test_an_estimate_in_another_unit():
+    estimate = Estimate(n=3, mean=-0.02, low=-0.03, high=0.01)
+    assert estimate.times(100) == Estimate(n=3, mean=-2.0, low=-3.0, high=1.0)
+    assert estimate.times(-1) == Estimate(n=3, mean=0.02, low=-0.01, high=0.03)
+    assert estimate.times(-1).without_zero is False
 
 
-def test_differences_are_adjusted_over_the_arms_that_have_a_p_value():
+def test_arms_are_tested_together_where_they_have_a_test():
     reference = {1: 2.0, 2: 2.2, 3: 2.1}
     arms = {
         "a": {1: 1.9, 2: 2.05, 3: 1.98},
@@ -117,10 +113,12 @@ def test_differences_are_adjusted_over_the_arms_that_have_a_p_value():
     }
     found = differences_to(reference, arms)
     assert set(found) == {"a", "b", "shifted", "one"}
-    assert found["a"].p is not None
-    assert found["a"].holm_p == pytest.approx(2 * found["a"].p)
-    assert found["shifted"].holm_p is None
-    assert found["one"].holm_p is None
+    assert found["a"].adjusted_p == pytest.approx(2 * found["a"].p)
+    assert (found["a"].arms, found["shifted"].arms) == (2, 0)
+    assert found["shifted"].adjusted_p is None
+    assert found["one"].adjusted_p is None
+    # Shared with the noisier arm, the quiet one's variance is more than its own.
+    assert found["a"].standard_error > np.std(found["a"].differences, ddof=1) / math.sqrt(3)
 
 
 @pytest.mark.parametrize(("n", "floor"), [(1, 1.0), (2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
@@ -144,6 +142,8 @@ def test_texts():
     assert difference_text(estimate) == "-0.004 [-0.030, 0.022]"
     assert difference_text(estimate, flip=True) == "0.004 [-0.022, 0.030]"
     assert difference_text(Estimate(n=1, mean=-0.00001, low=None, high=None)) == "0.000"
+    barely = Estimate(n=3, mean=0.3, low=4e-4, high=0.6)
+    assert difference_text(barely) == "0.3000 [0.0004, 0.6000]"
     assert difference_text(Estimate(n=3, mean=2e-3, low=1.5e-3, high=2.5e-3)) == "0.00200 [0.00150, 0.00250]"
     assert [decimals(width) for width in (None, 0.0, 0.3, 0.02, 0.002, 1e-9, 1e-30)] == [3, 3, 3, 3, 4, 6, 3]
     assert [p_text(p) for p in (1e-9, 0.013, 0.0063, 0.3, 1.0)] == [

@@ -16,7 +16,8 @@ def value_unit(metric: Metric, item: str) -> str:
     """Return the unit of a value as it is shown: ``nats a token``, ``%``, or nothing."""
     if metric.unit == "share":
         return "%"
-    return f"{metric.unit} a {item}" if metric.unit in _PER_ITEM and item else metric.unit
+    article = "an" if item[:1].lower() in "aeiou" else "a"
+    return f"{metric.unit} {article} {item}" if metric.unit in _PER_ITEM and item else metric.unit
 
 
 def difference_unit(metric: Metric) -> str:

@@ -1,0 +1,88 @@
+"""The report of one run: its numbers, rates and masks over time, whether it is finished or not."""
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from transformer_dropout.compare.records import load_run
+from transformer_dropout.compare.run_plots import keep_figure, metric_figure, planned_rates, rate_figure
+from transformer_dropout.compare.run_report import run_sentence, run_table, write_run_report
+from transformer_dropout.errors import InputError
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture
+def learned(folder):
+    """The folder of one run with masks."""
+    folder.write(seeds=(1,))
+    return folder.cell("learned", 1)
+
+
+def test_the_page_of_one_run(learned):
+    page = write_run_report(learned).read_text()
+    assert "learned, seed 1: validation loss 2.3" in page
+    assert "nats a token at the end" in page
+    assert page.count("<figure>") == 2  # the loss and the learning rate; masks are recorded by site only
+    assert "select: mlp_output" in page
+    assert "http-equiv" not in page
+    assert "finished, step 2,000 of 2,000." in page
+
+
+def test_a_run_that_is_going_on_reloads_and_a_killed_one_says_so(folder, learned):
+    folder.change("learned", 1, status="running", result=None)
+    with FileLock(learned / ".run.lock"):
+        assert 'http-equiv="refresh"' in write_run_report(learned).read_text()
+    page = write_run_report(learned).read_text()
+    assert "killed: its process is gone" in page
+    assert "http-equiv" not in page
+
+
+def test_every_metric_has_a_row_and_its_best(folder, accuracy_task):
+    folder.write(seeds=(1,), task=accuracy_task)
+    run = load_run(folder.cell("none", 1))
+    table = run_table(run)
+    assert [row[0] for row in table.rows] == ["accuracy, %", "loss, nats an image"]
+    best = max(row["val_accuracy"] for row in run.metrics)
+    assert table.rows[0][4] == f"{100 * best:.4f}"
+    assert run_sentence(run).startswith("validation accuracy 4")
+    assert metric_figure(run, run.task.metric) is not None
+
+
+def test_rates_are_those_recorded_else_those_planned(learned):
+    run = load_run(learned)
+    rule = {"select": "block", "layer": "Dropout", "p": {"linear": {"start": 0.2, "end": 0.0}}}
+    rule["depth"] = {"linear": {"start": 0.0, "end": 1.0}}
+    record = json.loads((learned / "run.json").read_text())
+    record["config"]["recipe"] = [rule, {"select": "embedding", "layer": "LearnedDropout", "heads": 2}]
+    (learned / "run.json").write_text(json.dumps(record))
+    rates = planned_rates(load_run(learned))
+    assert list(rates) == ["Dropout, block, depth factor 0", "Dropout, block, depth factor 1"]
+    assert rates["Dropout, block, depth factor 1"][0] == (0, 0.2)
+    assert rates["Dropout, block, depth factor 1"][10] == (1000, pytest.approx(0.1))
+    assert {value for _, value in rates["Dropout, block, depth factor 0"]} == {0.0}
+    rows = [row | {"rate_by_site": {"h.0": 0.3}} for row in run.metrics]
+    (learned / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = rate_figure(load_run(learned))
+    assert "h.0" in figure
+    assert "depth factor" not in figure
+
+
+def test_masks_are_drawn_by_layer():
+    run = load_run(EXPERIMENTS / "default" / "runs" / "learneddropout" / "seed-0")
+    figure = keep_figure(run)
+    assert all(site in figure for site in run.metrics[-1]["keep_by_site"])
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"run.json cannot be read"):
+        write_run_report(tmp_path)
+
+
+@pytest.mark.parametrize("rows", ["", '{"step": 5}\n'])
+def test_a_run_that_measured_nothing_yet_has_a_page(folder, learned, rows):
+    folder.change("learned", 1, status="running", result=None)
+    (learned / "metrics.jsonl").write_text(rows)
+    assert "running" in write_run_report(learned).read_text()
