@@ -13,6 +13,7 @@ from .verdicts import Judgement, Kind, differences, interval_text, kind_of
 FEW_PASSES = 16  # below this many passes over the data there is little overfitting to regularize
 
 _NAMED = 4  # a headline that names more arms is not read
+_CHANGED = 2  # and one that tells more changes neither
 _GROUPS: dict[str, tuple[Kind, ...]] = {
     "shown better": ("better",),
     "shown worse": ("worse",),
@@ -84,7 +85,7 @@ def disagreements(comparison: Comparison, judgement: Judgement) -> list[str]:
             # Of the reference against no regularizer the other direction is told already.
             if arm != reference and _disagree(metric, last, at_best[arm], judgement.to_show)
         }
-        if len(changed) > _NAMED:
+        if len(changed) > _CHANGED:
             told.append(f"against {base}, {len(changed)} arms")
         elif changed:
             arms = [f"{_listed([arm])} {_change(metric, *pair)}" for arm, pair in changed.items()]
