@@ -29,8 +29,15 @@ from ..surgery.saved_recipe import (
 )
 from ._handle import by_kind, check_trained, has_penalty, untouched_randomness
 from ._trainer_callbacks import GapStopping, RegularizationCallback
+from ._trial_callback import TrialCallback, regularized_trainers
 
-__all__ = ["GapStopping", "RegularizationCallback", "RegularizedTrainerMixin"]
+__all__ = [
+    "GapStopping",
+    "RegularizationCallback",
+    "RegularizedTrainerMixin",
+    "TrialCallback",
+    "regularized_trainers",
+]
 
 # What a mixin's methods find by `super()`; at run time the Trainer comes from the subclass's other base.
 Base = Trainer if TYPE_CHECKING else object

@@ -23,6 +23,7 @@ from ._handle import (
     has_penalty,
     untouched_randomness,
 )
+from ._lightning_trial import TrialCallback as TrialCallback
 
 
 class RegularizationCallback(Callback):

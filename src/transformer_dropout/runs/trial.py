@@ -18,6 +18,9 @@ from .trial_config import TrialConfig, rules_of
 LOWER = {"loss", "nll", "perplexity", "ppl", "error", "mse", "mae", "rmse", "wer", "cer", "bpb", "bpc"}
 HIGHER = {"accuracy", "acc", "f1", "r2", "auc", "auroc", "bleu", "precision", "recall", "mcc", "map"}
 
+# What Trainers report beside metrics: how fast they were, which is another thing every time.
+SPEEDS = ("runtime", "per_second")
+
 
 class Diverged(InputError):
     """A value that the comparison needs is not finite."""
@@ -135,7 +138,7 @@ class Trial:
         """Take in what is reported of a step, and return the row that it makes, without writing it."""
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise InputError(f"trial.report(step={step!r}): steps are whole numbers from 0 on.")
-        row = {clear_name(name): as_number(name, value) for name, value in values.items()}
+        row = numbers(values)
         for name, value in row.items():
             if name.startswith("val_"):
                 self._take_metric(name, value, step)
@@ -180,10 +183,7 @@ class Trial:
         step = self.step if self._row else self.steps or 0
         repeatable = None
         if evaluate is not None:
-            first, second = (
-                {clear_name(name): as_number(name, value) for name, value in evaluate().items()}
-                for _ in range(2)
-            )
+            first, second = numbers(evaluate()), numbers(evaluate())
             repeatable = first == second
             values = first | values
         if values:
@@ -229,6 +229,15 @@ def new_trial_record(config: TrialConfig) -> dict[str, Any]:
         "notes": [],
         "error": None,
         "result": None,
+    }
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is reported, by its names in the records, without how fast it was."""
+    return {
+        clear_name(name): as_number(name, value)
+        for name, value in values.items()
+        if not name.endswith(SPEEDS)
     }
 
 
