@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
@@ -67,9 +69,23 @@ def joined_processes() -> Iterator[Processes]:
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo")
-    yield Processes(rank=dist.get_rank(), size=size, device=device)
+    try:
+        yield Processes(rank=dist.get_rank(), size=size, device=device)
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        raise InputError(
+            "Another process of this run has ended, and this one cannot go on without it; what was saved is "
+            "kept: continue with the same torchrun command and --resume."
+        ) from None
     # One that leaves early takes its half of the connections down under the others.
     dist.barrier()
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Return whether an error says that the connection to another process is gone."""
+    words = str(error).lower()
+    return isinstance(error, dist.DistError) or "closed by peer" in words or "reset by peer" in words
 
 
 def leave(code: int) -> NoReturn:
