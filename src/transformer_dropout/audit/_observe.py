@@ -14,7 +14,7 @@ from ..sites.observation.calls import Call, Calls, newly_zero
 from ..sites.observation.host_random import HostRandomWatch
 from ..sites.observation.inputs import call
 from ..sites.observation.lineage import Lineage, first_tensor, tensors_in
-from ..sites.observation.rows import rows_summing_to_one
+from ..sites.observation.rows import has_numbers, rows_summing_to_one
 from ..sites.observation.stack import ModuleStack, drops
 from ._configured import configured_rate
 from ._events import Event
@@ -169,12 +169,24 @@ class Observer:
         for number, (event, trace) in enumerate(zip(self.events, self.traces, strict=True)):
             kind = kind_of(trace, number, self.lineage)
             configured = configured_rate(trace.module, kind, event.resolved)
+            if (
+                configured
+                and event.resolved is None
+                and self.holder(event.path, configured[0]) in self.called
+            ):
+                # The rate of a dropout that ran by itself is not this operation's.
+                configured = None
             self.events[number] = replace(
                 event,
                 kind=kind,
                 configured=None if configured is None else configured[1],
                 source=None if configured is None else f"{event.path}.{configured[0]}".lstrip("."),
             )
+
+    def holder(self, path: str, attribute: str) -> str | None:
+        """Return the path of the child that holds a rate, None where the module itself holds it."""
+        child = attribute.rpartition(".")[0]
+        return f"{path}.{child}".lstrip(".") if child else None
 
     def enter(self, path: str, inputs: tuple) -> int:
         """Take note that a module begins; return the number of the event that comes next."""
@@ -225,7 +237,7 @@ class Observer:
 
 def fingerprint(x: Tensor) -> Fingerprint:
     """Return two sums of a tensor, to tell whether another is the same."""
-    if not x.numel() or x.device.type == "meta":
+    if not x.numel() or not has_numbers(x):
         return 0.0, 0.0
     flat = x.detach().double().flatten().nan_to_num()
     return flat.sum().item(), flat.square().sum().item()

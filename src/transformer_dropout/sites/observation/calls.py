@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from .attention_probe import probe_attention, probe_causal_attention
 from .lineage import first_tensor
 from .random_operations import Drawn, RandomOperations
-from .rows import rows_summing_to_one
+from .rows import has_numbers, rows_summing_to_one
 
 SHORT_NAMES = {"torch.nn.functional.": "F.", "torch.Tensor.": "Tensor."}
 
@@ -159,7 +159,7 @@ class Calls(TorchFunctionMode):
 
 def newly_zero(nonzero: Tensor, after: Tensor) -> float | None:
     """Return the fraction of the entries that were not zero and are now."""
-    if nonzero.shape != after.shape or nonzero.device.type == "meta":
+    if nonzero.shape != after.shape or not has_numbers(after):
         return None
     total = nonzero.count_nonzero().item()
     return (nonzero & (after.detach() == 0)).count_nonzero().item() / total if total > 1 else None

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .rows import has_numbers
+
 # Arguments of an operation that draws nothing when they have this value.
 IDLE_ARGUMENTS = {"dropout_p": 0, "dropout": 0, "train": False, "training": False}
 
@@ -95,6 +97,6 @@ def describe(func: torch._ops.OpOverload, arguments: Mapping[str, Any], result: 
 
 def fraction_of_zeros(mask: Tensor) -> float | None:
     """Return the fraction of zeros in a 0/1 mask, None for a mask whose values do not exist."""
-    if mask.device.type == "meta":
+    if not has_numbers(mask):
         return None
     return 1 - mask.count_nonzero().item() / mask.numel()

@@ -1,6 +1,12 @@
-"""How attention weights are told from other tensors."""
+"""What the numbers of a tensor say, where it has any to look at."""
 
+import torch
 from torch import Tensor
+
+
+def has_numbers(x: Tensor) -> bool:
+    """Return whether a tensor's numbers can be looked at, as those of a meta tensor or inside vmap cannot."""
+    return x.device.type != "meta" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def rows_summing_to_one(x: Tensor) -> float | None:
@@ -8,7 +14,7 @@ def rows_summing_to_one(x: Tensor) -> float | None:
 
     Those are not negative, and no row sums to more than 1; less it may, where a sink took the rest.
     """
-    if x.ndim < 3 or x.shape[-1] < 2 or not x.is_floating_point() or x.device.type == "meta" or not x.numel():
+    if x.ndim < 3 or x.shape[-1] < 2 or not x.is_floating_point() or not has_numbers(x) or not x.numel():
         return None
     sums = x.detach().float().sum(-1)
     if bool((x.detach() < 0).any()) or bool((sums > 1.02).any()):
