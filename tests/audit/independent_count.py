@@ -1,9 +1,9 @@
 """Whether the audit sees what an independent count sees.
 
 ``python tests/audit/independent_count.py [TYPE ...]`` runs model types of transformers that build small from
-their config in training, with all dropout fields at 0.37, and counts every random kernel by the module that was
-running, in a dispatch mode and hooks that share no code with the package. Without arguments these are all types
-that no code of the package names, and those that agree are written to ``agreed_types.txt`` beside this file.
+their config in training, with all dropout fields at 0.37, and counts every random kernel by the module that
+was running, in a dispatch mode and hooks that share no code with the package. Without arguments these are all
+types that no code of the package names, and those that agree are written to ``agreed_types.txt`` beside it.
 """
 
 import re

@@ -62,6 +62,13 @@ def build():
 def model_only():
     return build()[0]
 
+class Strange(nn.Module):
+    def forward(self, something):
+        return something["nowhere"]
+
+def unknown():
+    return Strange()
+
 def nothing():
     return None
 """
@@ -73,7 +80,8 @@ def test_a_function_of_the_user(here, tmp_path):
     assert result.code == 0
     assert "0.3" in result.out
     assert "returned a NoneType" in here("audit", "mine_to_audit:nothing").err
-    assert "return (model, inputs)" in here("audit", "mine_to_audit:model_only").err
+    assert "0.3" in here("audit", "mine_to_audit:model_only").out
+    assert "returns (model, inputs)" in here("audit", "mine_to_audit:unknown").err
     assert "no function" in here("audit", "mine_to_audit:missing").err
 
 
@@ -168,8 +176,8 @@ def test_a_target_that_fails_is_one_sentence(here, tmp_path, command):
 def test_a_saved_speech_model_and_a_broken_library_are_no_traceback(here, tmp_path, monkeypatch):
     tiny_whisper().save_pretrained(tmp_path / "speech")
     result = here("audit", tmp_path / "speech")
-    assert "Traceback" not in result.err + result.out
-    assert result.code in (0, 1, 2)
+    assert result.code in (0, 1)
+    assert "model.encoder.layers" in result.out
 
     def broken(*args):
         raise RuntimeError("operator torchvision::nms does not exist")
@@ -187,7 +195,9 @@ def tiny_whisper():
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "encoder_ffn_dim": 16, "vocab_size": 64}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    config = WhisperConfig(**sizes, **heads, **tokens, max_source_positions=16, suppress_tokens=None)
+    config = WhisperConfig(
+        **sizes, **heads, **tokens, max_source_positions=16, dropout=0.1, suppress_tokens=None
+    )
     config.begin_suppress_tokens = None
     return WhisperForConditionalGeneration(config)
 

@@ -67,18 +67,18 @@ def opened(target: str, attention: str | None) -> Target:
 
 def build_tiny(source: str | Path, attention: str | None) -> Target:
     """Build a tiny model of a family or a config."""
-    from ..audit.tiny_models import tiny_inputs, tiny_model
+    from ..audit.tiny_models import tiny_model
 
     def rebuild(fields: Mapping[str, float]) -> "nn.Module":
         return tiny_model(source, attention=attention, **fields)
 
     model = rebuild({})
-    return Target(model=model, inputs=tiny_inputs(model), rebuild=rebuild)
+    return Target(model=model, inputs=inputs_for(model), rebuild=rebuild)
 
 
 def open_folder(folder: Path, attention: str | None) -> Target:
     """Load a saved model: one that `dropout train` wrote, or one of Hugging Face."""
-    from ..audit.tiny_models import read_config, saved_model, tiny_inputs
+    from ..audit.tiny_models import read_config, saved_model
     from ..tasks.language.saved_model import MODEL_TYPE, load_model
 
     folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
@@ -91,7 +91,24 @@ def open_folder(folder: Path, attention: str | None) -> Target:
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
         return build_tiny(folder / "config.json", attention)
     model = saved_model(folder, attention=attention)
-    return Target(model=model, inputs=tiny_inputs(model))
+    return Target(model=model, inputs=inputs_for(model))
+
+
+def inputs_for(model: "nn.Module") -> Any:
+    """Return inputs made from what a model says of itself.
+
+    Raises:
+        InputError: when it takes none of them.
+    """
+    from ..surgery.check import usable_inputs
+
+    try:
+        return usable_inputs(model)
+    except InputError:
+        raise InputError(
+            f"No inputs are known for a {type(model).__name__}; name a function, module:function, that "
+            "returns (model, inputs)."
+        ) from None
 
 
 def call_function(target: str) -> Target:
@@ -101,8 +118,6 @@ def call_function(target: str) -> Target:
         InputError: when there is no such function, or it returns something else.
     """
     from torch import nn
-
-    from ..audit.tiny_models import tiny_inputs
 
     module_name, _, function_name = target.partition(":")
     # As `python -m` does: modules beside the user come first.
@@ -118,4 +133,4 @@ def call_function(target: str) -> Target:
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{target} returned a {type(model).__name__}; return a model, or (model, inputs).")
-    return Target(model=model, inputs=tiny_inputs(model) if inputs is None else inputs)
+    return Target(model=model, inputs=inputs_for(model) if inputs is None else inputs)
