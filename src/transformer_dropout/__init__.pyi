@@ -50,6 +50,8 @@ from .schedules import Piecewise as Piecewise
 from .schedules import parse_schedule as parse_schedule
 from .sites import Site as Site
 from .sites import find_sites as find_sites
+from .surgery.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
+from .surgery.mixture_of_experts import mixture_of_experts_ as mixture_of_experts_
 from .surgery.regularize import Regularization as Regularization
 from .surgery.regularize import regularize_ as regularize_
 from .surgery.regularize import set_rates as set_rates
@@ -58,6 +60,13 @@ from .surgery.saved_recipe import load_regularized as load_regularized
 from .surgery.saved_recipe import save_recipe as save_recipe
 from .surgery.saved_recipe import save_regularized as save_regularized
 from .surgery.speed_up import speed_up_ as speed_up_
+from .terms.averaging import EMA as EMA
+from .terms.consistency import adversarial_dropout_loss as adversarial_dropout_loss
+from .terms.consistency import anchored_passes as anchored_passes
+from .terms.consistency import tail_passes as tail_passes
+from .terms.held_out import HeldOutGates as HeldOutGates
+from .terms.held_out import gate_parameters as gate_parameters
+from .terms.held_out import held_out_split as held_out_split
 from .terms.layerwise import layerwise_lr_groups as layerwise_lr_groups
 from .terms.losses import rdrop_loss as rdrop_loss
 from .terms.losses import two_passes as two_passes
@@ -70,6 +79,9 @@ from .terms.penalties import L2 as L2
 from .terms.penalties import L2SP as L2SP
 from .terms.penalties import ElasticNet as ElasticNet
 from .terms.penalties import proximal_l1_ as proximal_l1_
+from .terms.self_tuned import SelfTuned as SelfTuned
+from .terms.token_noise import TokenNoise as TokenNoise
+from .terms.token_noise import token_noise_ as token_noise_
 from .terms.weights import set_weight_decay as set_weight_decay
 from .terms.weights import weight_decay_groups as weight_decay_groups
 

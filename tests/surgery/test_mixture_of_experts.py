@@ -1,0 +1,122 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import transformer_dropout as td
+from transformer_dropout.surgery.mixture_of_experts import MixtureOfExperts, load_balancing
+from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
+
+WIDTH, HIDDEN = 6, 10
+
+
+def decoder():
+    torch.manual_seed(0)
+    return Decoder(11, DecoderConfig(width=8, heads=2, blocks=2, context=8))
+
+
+def mixture(experts=4, top_k=2):
+    torch.manual_seed(1)
+    built = MixtureOfExperts(WIDTH, HIDDEN, experts, top_k)
+    for parameter in built.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return built
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_each_token_meets_its_most_probable_experts(top_k):
+    built, x = mixture(top_k=top_k), torch.randn(3, 5, WIDTH)
+    found = built(x)
+    for row, y in zip(x.view(-1, WIDTH), found.view(-1, WIDTH), strict=True):
+        shares = (built.router.weight @ row).softmax(0)
+        expected = torch.zeros(WIDTH)
+        for e in sorted(range(4), key=lambda e: -shares[e].item())[:top_k]:
+            expected += shares[e] * (built.contract[e] @ nn.functional.gelu(built.expand[e] @ row))
+        torch.testing.assert_close(y, expected)
+
+
+def test_the_balance_is_the_formula_and_one_when_even():
+    probabilities = torch.rand(50, 4).softmax(-1)
+    chosen = probabilities.topk(2).indices
+    expected = sum(4 * (chosen == e).sum().item() / 100 * probabilities[:, e].mean().item() for e in range(4))
+    assert load_balancing(probabilities, chosen).item() == pytest.approx(expected, rel=1e-5)
+    even = torch.full((8, 4), 0.25)
+    assert load_balancing(even, torch.arange(8)[:, None] % 4).item() == pytest.approx(1)
+    one = torch.eye(4)[[2] * 8]
+    assert load_balancing(one, torch.full((8, 1), 2)).item() == pytest.approx(4)
+
+
+def test_the_router_learns_from_the_task_and_from_the_balance():
+    built = mixture(top_k=1)
+    built(torch.randn(20, WIDTH)).sum().backward(retain_graph=True)
+    assert built.router.weight.grad.abs().sum() > 0
+    built.zero_grad()
+    built.balance.backward()
+    assert built.router.weight.grad.abs().sum() > 0
+    assert built.expand.grad is None or built.expand.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_as_many_parameters_act_on_a_token_as_in_the_mlp(top_k):
+    model = decoder()
+    before = sum(p.numel() for p in model.blocks[0].mlp.parameters())
+    handle = td.mixture_of_experts_(model, experts=4, top_k=top_k)
+    assert list(handle.placed) == ["blocks.0.mlp", "blocks.1.mlp"]
+    placed = model.blocks[0].mlp
+    assert top_k * (placed.expand[0].numel() + placed.contract[0].numel()) == before
+    assert sum(p.numel() for p in placed.parameters()) == 4 * before // top_k + 4 * 8
+
+
+def test_it_trains_with_regularizers_and_goes_out_again():
+    model, tokens = decoder(), torch.randint(11, (4, 9))
+    plain = copy.deepcopy(model)
+    handle = td.mixture_of_experts_(model, weight=0.5)
+    reg = td.regularize_(model, td.Recipe([td.Rule("mlp_output", td.LearnedDropout, heads=2, weight=0.1)]))
+    loss = model(tokens[:, :-1], tokens[:, 1:]) + reg.penalty() + handle.penalty()
+    loss.backward()
+    assert all(p.grad is not None for p in handle.placed["blocks.1.mlp"].parameters() if p.requires_grad)
+    with pytest.raises(td.InputError, match="once after each forward"):
+        handle.penalty()
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied.eval()(tokens[:, :-1]), model.eval()(tokens[:, :-1]))
+    reg.remove()
+    handle.remove()
+    assert torch.equal(model(tokens[:, :-1]), plain.eval()(tokens[:, :-1]))
+    assert list(model.state_dict()) == list(plain.state_dict())
+
+
+def test_other_models_mlps_by_their_paths():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.feed = nn.ModuleList(
+                nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 4)) for _ in range(2)
+            )
+
+        def forward(self, x):
+            for feed in self.feed:
+                x = x + feed(x)
+            return x
+
+    model = Net()
+    td.mixture_of_experts_(model, "feed.[01]", experts=3)
+    assert model(torch.randn(5, 4)).shape == (5, 4)
+    assert isinstance(model.feed[1], MixtureOfExperts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_k": 5}, "from 1 to 4"),
+        ({"select": "*.feed"}, "matches no module"),
+        ({"select": "*.attention"}, "no MLP of two linear layers"),
+        ({"experts": 3, "top_k": 3}, "not divided by top_k 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_model_stays(arguments, message):
+    model = decoder()
+    before = list(model.state_dict())
+    with pytest.raises(td.InputError, match=message):
+        td.mixture_of_experts_(model, **arguments)
+    assert list(model.state_dict()) == before
