@@ -55,6 +55,8 @@ class MixtureOfExperts(nn.Module):
         self.router = nn.Linear(width, experts, bias=False)
         self.expand = nn.Parameter(torch.empty(experts, hidden, width))
         self.contract = nn.Parameter(torch.empty(experts, width, hidden))
+        # A module, so that layers at mlp_hidden act on the hidden units of each expert.
+        self.activation = nn.GELU()
         for weight in (self.router.weight, self.expand, self.contract):
             nn.init.normal_(weight, std=0.02)
         self.balance: Tensor | None = None
@@ -68,7 +70,7 @@ class MixtureOfExperts(nn.Module):
         y = torch.zeros_like(rows)
         for expert in range(len(self.expand)):
             tokens, place = (chosen == expert).nonzero(as_tuple=True)
-            hidden = F.gelu(F.linear(rows[tokens], self.expand[expert]))
+            hidden = self.activation(F.linear(rows[tokens], self.expand[expert]))
             out = F.linear(hidden, self.contract[expert])
             y = y.index_add(0, tokens, out * shares[tokens, place, None].to(out.dtype))
         return y.view(x.shape)
@@ -174,7 +176,6 @@ def shape_of(path: str, module: nn.Module, top_k: int) -> tuple[int, int]:
         InputError: when the module at the path is none, or its hidden units are not divided by ``top_k``.
     """
     linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    held = sum(parameter.numel() for part in linears for parameter in part.parameters())
     shapes = [tuple(part.weight.shape) for part in linears]
     if (
         len(shapes) != 2

@@ -63,7 +63,8 @@ class TokenNoise(EmbeddingNoiseHandle):
         return embedding.register_forward_pre_hook(self._replace, with_kwargs=True)
 
     def _replace(self, module: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict] | None:
-        if not module.training or (self.p == 0 and not torch.compiler.is_compiling()):
+        # A compiled graph that looked at the number would be made again for each.
+        if not module.training or (not torch.compiler.is_compiling() and self.p == 0):
             return None
         name = None if arguments else next(iter(keywords))
         tokens = arguments[0] if name is None else keywords[name]

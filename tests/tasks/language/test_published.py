@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from transformer_dropout.errors import InputError
+from transformer_dropout.recipe import Rule
 from transformer_dropout.runs.cost import count_cost, count_parameters, sketched
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.run import run
@@ -31,12 +32,16 @@ WITHOUT_POSITIONAL = {
     "precomputed_masks": 15_418_368,
 }
 
-# Keys that choose among published variants of which one exists here: checked, and mapped to nothing.
-ONLY_CHECKED = {("model_config", "learned_dropout_config", "mask_rounding_type")}
-
 # A key's new value, with what has to change along with it for the config to stay valid.
 MODEL, LEARNED = ("model_config",), ("model_config", "learned_dropout_config")
 COEFFICIENT = (*MODEL, "dropout_l1_norm_coeff_config")
+ENTROPY = (*MODEL, "dropout_entropy_coeff_config")
+ENTROPY_PENALTY = {
+    (*MODEL, "use_dropout_entropy_penalty"): True,
+    (*MODEL, "use_dropout_l1_norm_penalty"): False,
+    (*MODEL, "l1_norm_penalty_type"): None,
+    COEFFICIENT: None,
+}
 CHANGES = {
     ("batch_size",): {("batch_size",): 25},
     ("beta1",): {("beta1",): 0.8},
@@ -63,14 +68,19 @@ CHANGES = {
         (*MODEL, "l1_norm_penalty_type"): None,
         COEFFICIENT: None,
     },
-    (*MODEL, "use_dropout_entropy_penalty"): {
-        (*MODEL, "use_dropout_entropy_penalty"): True,
-        (*MODEL, "use_dropout_l1_norm_penalty"): False,
-        (*MODEL, "l1_norm_penalty_type"): None,
-    },
+    (*MODEL, "use_dropout_entropy_penalty"): ENTROPY_PENALTY,
     (*COEFFICIENT, "max_coeff"): {(*COEFFICIENT, "max_coeff"): 0.5},
     (*COEFFICIENT, "min_coeff"): {(*COEFFICIENT, "min_coeff"): 0.05},
     (*COEFFICIENT, "exp_rate"): {(*COEFFICIENT, "exp_rate"): 2e-4},
+    (*LEARNED, "mask_rounding_type"): {(*LEARNED, "mask_rounding_type"): "SIGMOID"},
+    (*LEARNED, "sigmoid_scale"): {
+        (*LEARNED, "mask_rounding_type"): "SIGMOID",
+        (*LEARNED, "sigmoid_scale"): 30.0,
+    },
+    (*ENTROPY, "max_coeff"): {
+        **ENTROPY_PENALTY,
+        ENTROPY: {"max_coeff": 0.3},
+    },
     (*LEARNED, "dropout_input_type"): {(*LEARNED, "dropout_input_type"): "EMBED"},
     (*LEARNED, "n_head"): {(*LEARNED, "n_head"): 3},
     (*LEARNED, "shift_init"): {(*LEARNED, "shift_init"): 1.5},
@@ -140,8 +150,8 @@ def test_the_model_of_every_file_has_the_published_number_of_parameters(name):
 
 
 def test_every_key_is_in_the_table_of_changes(full):
-    every = set(key_paths(full)) | {(*MODEL, "use_dropout_entropy_penalty")}
-    assert every == set(CHANGES) | ONLY_CHECKED
+    others = {(*MODEL, "use_dropout_entropy_penalty"), (*LEARNED, "sigmoid_scale"), (*ENTROPY, "max_coeff")}
+    assert set(key_paths(full)) | others == set(CHANGES)
 
 
 @pytest.mark.parametrize("key", CHANGES, ids=".".join)
@@ -151,10 +161,31 @@ def test_every_key_changes_the_run(full, key):
     assert mapped(changed).name == mapped(full).name
 
 
-@pytest.mark.parametrize("key", ONLY_CHECKED, ids=".".join)
-def test_a_key_that_is_only_checked_is_checked(full, key):
-    with pytest.raises(InputError, match=key[-1]):
-        mapped(with_changes(full, {key: "NOISE"}))
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [
+        ("NOISE_AND_LINEAR", "LearnedDropout"),
+        ("SIGMOID", "LearnedSigmoidDropout"),
+        ("SIGMOID_DETACH", "LearnedSigmoidStraightThrough"),
+    ],
+)
+def test_each_published_mask_has_its_layer(full, kind, layer):
+    rule = mapped(with_changes(full, {(*LEARNED, "mask_rounding_type"): kind})).recipe[0]
+    assert rule["layer"] == layer and "slope" not in rule
+    if layer != "LearnedDropout":
+        assert Rule.from_data(rule).layer(12, 3).slope == 60
+
+
+def test_a_penalty_without_a_coefficient_has_the_one_of_the_published_runs(full):
+    assert mapped(with_changes(full, {COEFFICIENT: None})).recipe[0]["weight"] == 0.1
+    assert mapped(with_changes(full, ENTROPY_PENALTY)).recipe[0]["weight"] == 0.1
+
+
+def test_the_entropy_penalty_has_a_coefficient_of_its_own(full):
+    changes = ENTROPY_PENALTY | {ENTROPY: {"max_coeff": 0.3, "min_coeff": 0.0, "exp_rate": 1e-4}}
+    rule = mapped(with_changes(full, changes)).recipe[0]
+    assert rule["penalty"] == "entropy"
+    assert rule["weight"]["exponential"]["end"] == 0.3
 
 
 def test_each_key_goes_where_it_belongs(full):
@@ -205,6 +236,14 @@ def test_a_constant_coefficient_stays_a_number():
         ({(*MODEL, "use_dropout_entropy_penalty"): True}, "a layer has one penalty"),
         ({(*MODEL, "l1_norm_penalty_type"): None}, "l1_norm_penalty_type is to be set exactly when"),
         ({LEARNED: None}, "learned_dropout_config is missing"),
+        ({(*LEARNED, "mask_rounding_type"): "NOISE"}, "mask_rounding_type"),
+        ({(*LEARNED, "sigmoid_scale"): 3.0}, "sigmoid_scale is set, but"),
+        (
+            {(*LEARNED, "mask_rounding_type"): "SIGMOID", (*LEARNED, "dropout_input_type"): "EMBED"},
+            "in no published run",
+        ),
+        ({ENTROPY: {"max_coeff": 0.3}}, "dropout_entropy_coeff_config is set, but"),
+        (ENTROPY_PENALTY | {COEFFICIENT: {"max_coeff": 1}}, "dropout_l1_norm_coeff_config is set, but"),
         ({(*COEFFICIENT, "exp_rate"): None}, "min_coeff needs exp_rate"),
         ({(*COEFFICIENT, "exp_rate"): 1.5}, "exp_rate is 1.5"),
         ({(*COEFFICIENT, "min_coeff"): 0.2}, "min_coeff is 0.2"),

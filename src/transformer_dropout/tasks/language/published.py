@@ -12,6 +12,13 @@ from ...errors import InputError
 from ...runs.checked import STRICT_KEYS, checked
 from ...runs.yaml_file import KeyPath
 
+# What the published runs multiply a penalty by; their code's own default, which none of them uses, is 1.
+COEFFICIENT = 0.1
+LAYERS = {
+    "NOISE_AND_LINEAR": "LearnedDropout",
+    "SIGMOID": "LearnedSigmoidDropout",
+    "SIGMOID_DETACH": "LearnedSigmoidStraightThrough",
+}
 DROPOUT_SITES = ("embedding", "attention_weights", "attention_output", "mlp_output")
 
 
@@ -54,11 +61,25 @@ class PublishedLearnedDropout:
     """The published ``learned_dropout_config``."""
 
     dropout_input_type: Literal["HIDDEN_STATE", "EMBED"] = "HIDDEN_STATE"
-    mask_rounding_type: Literal["NOISE_AND_LINEAR"] = "NOISE_AND_LINEAR"
+    mask_rounding_type: Literal["NOISE_AND_LINEAR", "SIGMOID", "SIGMOID_DETACH"] = "NOISE_AND_LINEAR"
     n_head: int | None = None
     shift_init: float = 0.0
+    sigmoid_scale: float | None = None
     use_bias: bool | None = None
     use_detached_input: bool = False
+
+    def __post_init__(self) -> None:
+        drawn = self.mask_rounding_type == "NOISE_AND_LINEAR"
+        if drawn and self.sigmoid_scale is not None:
+            raise InputError(
+                "sigmoid_scale is set, but mask_rounding_type is NOISE_AND_LINEAR; take it out, or write SIGMOID "
+                "or SIGMOID_DETACH."
+            )
+        if not drawn and self.dropout_input_type == "EMBED":
+            raise InputError(
+                f"dropout_input_type EMBED with mask_rounding_type {self.mask_rounding_type} is in no published "
+                "run and not here; write HIDDEN_STATE, or NOISE_AND_LINEAR."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +94,7 @@ class PublishedModel:
     use_bias: bool = False
     l1_norm_penalty_type: Literal["SQUARED", "LINEAR"] | None = None
     dropout_l1_norm_coeff_config: PublishedCoefficient | None = None
+    dropout_entropy_coeff_config: PublishedCoefficient | None = None
     use_dropout_entropy_penalty: bool = False
     use_dropout_l1_norm_penalty: bool = False
     learned_dropout_config: PublishedLearnedDropout | None = None
@@ -92,9 +114,16 @@ class PublishedModel:
             raise InputError(
                 "l1_norm_penalty_type is to be set exactly when use_dropout_l1_norm_penalty is true."
             )
+        for kind, used in (
+            ("l1_norm", self.use_dropout_l1_norm_penalty),
+            ("entropy", self.use_dropout_entropy_penalty),
+        ):
+            if getattr(self, f"dropout_{kind}_coeff_config") is not None and not used:
+                raise InputError(
+                    f"dropout_{kind}_coeff_config is set, but use_dropout_{kind}_penalty is not true; take one "
+                    "out."
+                )
         penalised = self.use_dropout_l1_norm_penalty or self.use_dropout_entropy_penalty
-        if self.dropout_l1_norm_coeff_config is not None and not penalised:
-            raise InputError("dropout_l1_norm_coeff_config is set, but no penalty is used; take it out.")
         if penalised and self.learned_dropout_config is None:
             raise InputError("A penalty is used, but learned_dropout_config is missing.")
 
@@ -184,15 +213,18 @@ def learned_rules(model: PublishedModel, steps: int) -> list[dict[str, Any]]:
     hidden = learned.dropout_input_type == "HIDDEN_STATE"
     rule: dict[str, Any] = {
         "select": "mlp_output",
-        "layer": "LearnedDropout" if hidden else "PrecomputedLearnedDropout",
+        "layer": LAYERS[learned.mask_rounding_type] if hidden else "PrecomputedLearnedDropout",
         "heads": model.n_head if learned.n_head is None else learned.n_head,
         "shift": learned.shift_init,
         "bias": model.use_bias if learned.use_bias is None else learned.use_bias,
         "detach": learned.use_detached_input,
         "penalty": None,
     }
+    if learned.sigmoid_scale is not None:
+        rule["slope"] = learned.sigmoid_scale
     if model.use_dropout_l1_norm_penalty or model.use_dropout_entropy_penalty:
-        coefficient = model.dropout_l1_norm_coeff_config or PublishedCoefficient()
+        given = model.dropout_l1_norm_coeff_config or model.dropout_entropy_coeff_config
+        coefficient = given or PublishedCoefficient(max_coeff=COEFFICIENT)
         rule["penalty"] = (model.l1_norm_penalty_type or "entropy").lower()
         rule["weight"] = coefficient.weight(steps)
     return [rule]
