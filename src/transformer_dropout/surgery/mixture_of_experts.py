@@ -177,11 +177,8 @@ def shape_of(path: str, module: nn.Module, top_k: int) -> tuple[int, int]:
     """
     linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
     shapes = [tuple(part.weight.shape) for part in linears]
-    if (
-        len(shapes) != 2
-        or shapes[0] != shapes[1][::-1]
-        or held != sum(p.numel() for p in module.parameters())
-    ):
+    others = {*module.parameters()} - {p for part in linears for p in part.parameters()}
+    if len(shapes) != 2 or shapes[0] != shapes[1][::-1] or others:
         raise InputError(
             f"{path} is no MLP of two linear layers from width to hidden units and back; select others."
         )

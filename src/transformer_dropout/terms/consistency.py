@@ -116,8 +116,8 @@ def tail_passes(
     blocks in place of 2. Layer penalties in the last blocks see both halves.
 
     Args:
-        model: returns logits, or something with ``.logits``; its blocks take the hidden states first, and
-            tensors of two dimensions and more whose first is the batch beside them.
+        model: not compiled; returns logits, or something with ``.logits``. Its blocks take the hidden states
+            first, and beside them tensors of two dimensions and more whose first is the batch.
         inputs: one tensor, or keyword arguments, best without labels.
         last: how many blocks, from the top, are to differ; at least 1.
         blocks: path of the blocks, an ``nn.ModuleList`` or ``nn.Sequential``; None for the one longest

@@ -72,13 +72,13 @@ class PublishedLearnedDropout:
         drawn = self.mask_rounding_type == "NOISE_AND_LINEAR"
         if drawn and self.sigmoid_scale is not None:
             raise InputError(
-                "sigmoid_scale is set, but mask_rounding_type is NOISE_AND_LINEAR; take it out, or write SIGMOID "
-                "or SIGMOID_DETACH."
+                "sigmoid_scale is set, but mask_rounding_type is NOISE_AND_LINEAR; take it out, or write "
+                "SIGMOID or SIGMOID_DETACH."
             )
         if not drawn and self.dropout_input_type == "EMBED":
             raise InputError(
-                f"dropout_input_type EMBED with mask_rounding_type {self.mask_rounding_type} is in no published "
-                "run and not here; write HIDDEN_STATE, or NOISE_AND_LINEAR."
+                f"dropout_input_type EMBED with mask_rounding_type {self.mask_rounding_type} is in no "
+                "published run and not here; write HIDDEN_STATE, or NOISE_AND_LINEAR."
             )
 
 
@@ -120,8 +120,8 @@ class PublishedModel:
         ):
             if getattr(self, f"dropout_{kind}_coeff_config") is not None and not used:
                 raise InputError(
-                    f"dropout_{kind}_coeff_config is set, but use_dropout_{kind}_penalty is not true; take one "
-                    "out."
+                    f"dropout_{kind}_coeff_config is set, but use_dropout_{kind}_penalty is not true; take "
+                    "one out."
                 )
         penalised = self.use_dropout_l1_norm_penalty or self.use_dropout_entropy_penalty
         if penalised and self.learned_dropout_config is None:
