@@ -14,7 +14,17 @@ from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 LAYER_PAGES = [page for page in sorted((DOCS / "layers").glob("*.md")) if page.stem != "README"]
-OTHER = "averaging held_out losses mixout mixture_of_experts neftune penalties schedules token_noise".split()
+OTHER = [
+    "averaging",
+    "held_out",
+    "losses",
+    "mixout",
+    "mixture_of_experts",
+    "neftune",
+    "penalties",
+    "schedules",
+    "token_noise",
+]
 OTHER_PAGES = [DOCS / f"{name}.md" for name in OTHER]
 PAGES = [*LAYER_PAGES, *OTHER_PAGES, DOCS / "layers" / "README.md"]
 SAYS = {

@@ -6,7 +6,12 @@ import pytest
 
 from transformer_dropout.runs.cost import sketched
 from transformer_dropout.runs.loop import build_model
-from transformer_dropout.runs.optimizer import learning_rate, make_optimizer, weight_decay_groups
+from transformer_dropout.runs.optimizer import (
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    weight_decay_groups,
+)
 from transformer_dropout.runs.training_config import TrainingConfig
 
 
@@ -83,3 +88,15 @@ def test_without_decay_steps_the_cosine_ends_at_the_last_step():
 def test_a_warm_up_as_long_as_the_run_divides_by_nothing():
     config = TrainingConfig(lr=1.0, min_lr=0.1, warmup_steps=5, steps=5)
     assert [learning_rate(step, config) for step in (4, 5)] == [1.0, 1.0]
+
+
+def test_a_gate_with_a_rate_of_its_own_keeps_it_through_the_run(tiny):
+    rule = {"select": "mlp_output", "layer": "AnchoredDropout", "heads": 2, "lr_scale": 3.0, "weight": 1.0}
+    config = tiny(recipe=[rule])
+    model = build_model(config, sketched(config))[0]
+    optimizer = make_optimizer(model, TrainingConfig(lr=0.5, weight_decay=1.0))
+    set_learning_rate(optimizer, 0.01)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    gate = model.blocks[0].mlp.mlp_output_dropout
+    assert rates[id(gate.qkv.weight)] == rates[id(gate.shift)] == 0.03
+    assert rates[id(model.norm.weight)] == rates[id(model.blocks[0].mlp.expand.weight)] == 0.01

@@ -19,7 +19,7 @@ from .early_stopping import EarlyStopping
 from .evaluate import Evaluator, fixed_randomness, mask_statistics
 from .folds import batch_of, folded
 from .objective import Objective
-from .optimizer import learning_rate, make_optimizer
+from .optimizer import learning_rate, make_optimizer, set_learning_rate
 from .order import batch_indices, epoch_order, fixed_probe
 from .processes import Processes, peak_memory_bytes, spread, without_gradient_sync
 from .random_states import random_states, set_random_states
@@ -145,8 +145,7 @@ class Training:
         self.model.train()
         self.set_progress(self.step)
         rate = learning_rate(self.step, training)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.loss = torch.zeros((), device=self.processes.device)
         batches = [self.training_batch(part) for part in range(training.accumulation)]
         total = self.processes.sum_of_numbers(sum(batch.items for batch in batches))

@@ -34,6 +34,12 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return curve(min(1.0, share))
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group, times its ``lr_scale`` where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
 def peak_and_curve(config: TrainingConfig) -> tuple[float, Schedule]:
     """Return the learning rate at the end of the warm-up, and what it follows from there."""
     if isinstance(config.lr, int | float):
