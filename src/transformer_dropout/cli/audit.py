@@ -117,6 +117,6 @@ def show(console: Console, target: str, result: "Audit") -> None:
 def cells_of(row: Sequence[str]) -> tuple[str, ...]:
     """Return a row of an audit's table in the width of a terminal."""
     site, kind, operation, configured, resolved, measured, training, evaluation = row
-    # The one long name among the operations would squeeze the paths.
-    short = operation.replace("scaled_dot_product_attention", "sdpa")
+    # Long names of operations would squeeze the paths.
+    short = operation.replace("scaled_dot_product_attention", "sdpa").removeprefix("transformer_dropout.")
     return site, kind, short, configured, resolved, measured, f"{training} / {evaluation}"
