@@ -1,9 +1,11 @@
 """All rows, in the order of the table."""
 
 from . import (
+    beside_others,
     block_mlp,
     decoding,
     gpu,
+    hugging_face,
     mask_operation,
     native_loops,
     peak_memory,
@@ -18,6 +20,8 @@ ROOMS = (
     training_step,
     small_model,
     plain_dropout,
+    beside_others,
+    hugging_face,
     peak_memory,
     mask_operation,
     decoding,
