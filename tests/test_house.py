@@ -19,6 +19,7 @@ FLOORS = {
     "errors": 0,
     "functional": 0,
     "kernels": 0,
+    "notebook": 0,
     "schedules": 0,
     "layers": 1,
     "terms": 1,

@@ -50,6 +50,7 @@ from .schedules import Piecewise as Piecewise
 from .schedules import parse_schedule as parse_schedule
 from .sites import Site as Site
 from .sites import find_sites as find_sites
+from .surgery._refusals import handle_of as handle_of
 from .surgery.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .surgery.mixture_of_experts import mixture_of_experts_ as mixture_of_experts_
 from .surgery.regularize import Regularization as Regularization

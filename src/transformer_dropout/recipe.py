@@ -26,7 +26,8 @@ class Rule:
 
     Args:
         select: a kind of site, or a Unix pattern on the path such as ``"blocks.[0-5].mlp"``.
-        layer: a class of ``transformer_dropout.layers``.
+        layer: a class of ``transformer_dropout.layers``, or one of your own that inherits from its
+            ``DropoutLayer`` or ``RateLayer``.
         p: probability of dropping, a number or a schedule over training; only for layers with a rate.
         depth: a factor for ``p``, a schedule over the depth of the stack.
         weight: factor of the layers' mean penalty in the loss, a number or a schedule over training.
@@ -72,8 +73,8 @@ class Rule:
     def _check(self) -> None:
         if not (isinstance(self.layer, type) and issubclass(self.layer, layers.DropoutLayer)):
             raise InputError(
-                f"The rule for {self.select!r} needs a layer of transformer_dropout.layers such as "
-                f"td.Dropout, not {self.layer!r}."
+                f"The rule for {self.select!r} needs a layer, one of td.layers or a class of your own that "
+                f"inherits from td.layers.DropoutLayer, such as td.Dropout, not {self.layer!r}."
             )
         name = self.layer.__name__
         has_rate = issubclass(self.layer, layers.RateLayer)
@@ -86,10 +87,12 @@ class Rule:
                 f"{name} has no rate that a rule could set; take p and depth out of the rule for "
                 f"{self.select!r}."
             )
-        known = [key for key in inspect.signature(self.layer).parameters if key not in GIVEN_BY_SITE]
-        types = get_type_hints(self.layer.__init__)
+        parameters = inspect.signature(self.layer).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        known = [key for key in parameters if key not in GIVEN_BY_SITE]
+        types = types_of(self.layer)
         for key, value in self.arguments.items():
-            if key not in known:
+            if key not in known and not takes_any:
                 raise InputError(f"{name} has no argument {key!r}.{did_you_mean(key, [*known, *RULE_KEYS])}")
             if not fits(value, types.get(key)):
                 wanted = getattr(types[key], "__name__", str(types[key]))
@@ -117,7 +120,7 @@ class Rule:
 
     def to_data(self) -> dict[str, Any]:
         """Return the rule as plain data for YAML or JSON."""
-        data: dict[str, Any] = {"select": self.select, "layer": self.layer.__name__}
+        data: dict[str, Any] = {"select": self.select, "layer": layers.word_for(self.layer)}
         for name in ("p", "depth", "weight"):
             schedule = getattr(self, name)
             if schedule is not None:
@@ -131,7 +134,8 @@ class Rule:
         """Return the rule that plain data describes.
 
         Raises:
-            InputError: for a missing or unknown word, naming the nearest known one.
+            InputError: for a missing or unknown word, naming the nearest known one, and for a layer of the
+                user's own that has not been imported.
         """
         if not isinstance(data, Mapping) or "select" not in data or "layer" not in data:
             raise InputError(
@@ -140,15 +144,14 @@ class Rule:
             )
         rest = dict(data)
         select, name = str(rest.pop("select")), str(rest.pop("layer"))
-        if name not in layers.__all__:
-            raise InputError(f"There is no layer {name!r}.{did_you_mean(name, layers.__all__)}")
+        layer = layers.layer_for(name)
         for key in ("p", "depth", "weight"):
             if rest.get(key) is not None:
                 rest[key] = schedule_from_data(rest[key], f"{key} of the rule for {select!r}")
         for key in rest:
             if not isinstance(key, str):
                 raise InputError(f"The rule for {select!r} has the key {key!r}, which is not a word.")
-        return cls(select, getattr(layers, name), **rest)
+        return cls(select, layer, **rest)
 
 
 def selects(selector: str, site: Site) -> bool:
@@ -170,6 +173,14 @@ def block_indices(blocks: Any, select: str) -> tuple[int, ...]:
     if not all(type(index) is int for index in indices):
         raise InputError(f"blocks of the rule for {select!r} is {blocks!r}; write a list such as [0, 1].")
     return indices
+
+
+def types_of(layer: type[layers.DropoutLayer]) -> dict[str, Any]:
+    """Return the types of a layer's arguments; none where they are names that only a type checker knows."""
+    try:
+        return get_type_hints(layer.__init__)
+    except NameError:
+        return {}
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -245,10 +256,20 @@ class Recipe:
         )
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML text."""
+        """Return the recipe as YAML text.
+
+        Raises:
+            InputError: when an argument of a layer is an object that no file can hold.
+        """
         import yaml
 
-        return yaml.safe_dump(self.to_data(), sort_keys=False)
+        try:
+            return yaml.safe_dump(self.to_data(), sort_keys=False)
+        except yaml.representer.RepresenterError as error:
+            raise InputError(
+                f"The recipe cannot be written: {error.args[-1]!r} is an argument of a layer, but only "
+                "numbers, text, lists and mappings can be; make the object inside the layer."
+            ) from None
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> "Recipe":

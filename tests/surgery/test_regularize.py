@@ -14,6 +14,7 @@ from transformer_dropout.layers import (
 )
 from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.schedules import Linear
+from transformer_dropout.surgery._refusals import handle_of
 from transformer_dropout.surgery.regularize import regularize_, set_rates
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
@@ -110,12 +111,86 @@ def test_rates_are_numbers_or_schedules():
         set_rates(decoder(), {"embedding": [0.2]})
 
 
+def rates_of(model):
+    return {placed.site.kind: placed.layer.p for placed in handle_of(model).placed}
+
+
+def test_rates_set_again_are_the_new_ones_and_the_handle_stays():
+    model = decoder()
+    handle = set_rates(model, {"blocks.0.*": 0.5, "mlp_output": 0.1})
+    handle.set_progress(0.5)
+    handle.update({"mlp_output": 0.7})
+    assert set_rates(model, {"blocks.0.*": 0.3, "mlp_output": Linear(0.0, 0.4)}) is handle
+    assert [placed.layer.p for placed in handle.placed if placed.site.block] == pytest.approx([0.2, 0.2])
+    assert {placed.layer.p for placed in handle.placed if placed.site.block == 0} == {0.3}
+    assert handle.recipe.rules[1].p == Linear(0.0, 0.4)
+    # A model that was compiled meanwhile has the layers already.
+    assert set_rates(torch.compile(model, backend="eager"), {"blocks.0.*": 0.1, "mlp_output": 0.2}) is handle
+    handle.remove()
+    assert torch.equal(model(tokens()), decoder()(tokens()))
+
+
+def test_other_selectors_take_the_place_of_the_rates_before():
+    model = decoder()
+    first = set_rates(model, {"mlp_output": 0.5, "embedding": 0.1})
+    second = set_rates(model, {"mlp_output": 0.2})
+    assert rates_of(model) == {"mlp_output": 0.2}
+    with pytest.raises(InputError, match="removed already"):
+        first.set_progress(0.1)
+    second.remove()
+    assert torch.equal(model(tokens()), decoder()(tokens()))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mlp_outptu": 0.2}, {"mlp_output": 0.2, "embedding": 1.5}, {"embedding": 2}]
+)
+def test_rates_that_cannot_be_set_leave_those_before(wrong):
+    model = decoder()
+    first = set_rates(model, {"mlp_output": Linear(0.5, 0.1), "embedding": 0.1})
+    first.set_progress(0.5)
+    first.update({"embedding": 0.4})
+    before = seeded(model)
+    with pytest.raises(InputError):
+        set_rates(model, wrong)
+    assert rates_of(model) == pytest.approx({"mlp_output": 0.3, "embedding": 0.4})
+    assert torch.equal(seeded(model), before)
+    first.set_progress(1.0)
+    assert rates_of(model) == pytest.approx({"mlp_output": 0.1, "embedding": 0.4})
+    first.remove()
+    assert torch.equal(model(tokens()), decoder()(tokens()))
+
+
+def test_rates_do_not_take_the_place_of_a_recipe():
+    model = decoder()
+    handle = regularize_(model, RATES)
+    with pytest.raises(
+        InputError, match=r"handle that td\.regularize_ returned for embedding/embedding, .* and 4 more"
+    ):
+        set_rates(model, {"mlp_output": 0.2})
+    assert handle_of(model) is handle
+    handle_of(model).remove()
+    with pytest.raises(InputError, match=r"is not regularized; call td\.regularize_"):
+        handle_of(model)
+
+
+def test_a_copied_model_has_a_handle_of_its_own():
+    model = decoder()
+    handle = set_rates(model, {"mlp_output": 0.5})
+    twin = copy.deepcopy(model)
+    set_rates(twin, {"mlp_output": 0.1})
+    assert (rates_of(twin), rates_of(model)) == ({"mlp_output": 0.1}, {"mlp_output": 0.5})
+    handle_of(twin).remove()
+    assert torch.equal(twin(tokens()), decoder()(tokens()))
+    assert handle_of(model) is handle
+    assert not torch.equal(model(tokens()), model(tokens()))
+
+
 @pytest.mark.parametrize("second", [RATES, Recipe([Rule("attention_output", Dropout, p=0.1)])])
 def test_regularizing_twice_is_an_error_and_keeps_the_first(second):
     model = decoder()
     regularize_(model, RATES)
     before = seeded(model)
-    with pytest.raises(InputError, match=r"regularized already; call remove\(\)"):
+    with pytest.raises(InputError, match=r"regularized already; call remove\(\) .* td\.handle_of\(model\)"):
         regularize_(model, second)
     assert torch.equal(seeded(model), before)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from ..errors import InputError
+from ..notebook import html_table
 
 COLUMNS = ("site", "kind", "operation", "configured", "resolved", "measured", "training", "eval")
 
@@ -106,6 +107,18 @@ class Audit:
     def to_json(self) -> str:
         """Return everything as JSON."""
         return json.dumps(asdict(self), indent=2)
+
+    def _repr_html_(self) -> str:
+        found = [(finding.code, finding.site or "the model", finding.message) for finding in self.findings]
+        return "".join(
+            html_table(caption, columns, rows)
+            for caption, columns, rows in (
+                ("What ran", *self.table()),
+                (f"{len(found)} findings", ("code", "site", "message"), found),
+                ("Notes", ("note",), [(note,) for note in self.notes]),
+            )
+            if rows
+        )
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return columns and rows; places that differ in block numbers only share a row, and are counted."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.torch_internals import inside_backward
 from ..layers import DropoutLayer
-from ..layers._base import inside_backward
 from ..sites import KINDS
 from ..sites.observation.calls import Call, Calls, newly_zero
 from ..sites.observation.host_random import HostRandomWatch

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
+from ..kernels.torch_internals import is_batch_norm, schema_of
 from ..layers import DropoutLayer
 from ..sites.observation.inputs import arguments_for, call, checked_arguments
 from ..sites.observation.lineage import tensors_in
@@ -40,7 +41,7 @@ class DropoutOff(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "").partition(".")[0]
-        if isinstance(func, torch._ops.OpOverload) and func.namespace == "transformer_dropout":
+        if schema_of(func) is not None and func.namespace == "transformer_dropout":
             args = without_rate(func, args)
         elif DROPOUTS.fullmatch(name):
             return args[0] if args else kwargs["input"]
@@ -69,9 +70,9 @@ class DropoutOff(TorchFunctionMode):
         return isinstance(drawn, Tensor) and drawn.numel() == 1 and any("layerdrop" in name for name in rates)
 
 
-def without_rate(func: torch._ops.OpOverload, args: tuple) -> tuple:
+def without_rate(func: Any, args: tuple) -> tuple:
     """Return the arguments of an operation of this package with a rate of 0."""
-    names = [argument.name for argument in func._schema.arguments]
+    names = [argument.name for argument in schema_of(func).arguments]
     return tuple(
         0.0 if name in ("p", "dropout_p") else value for name, value in zip(names, args, strict=True)
     )
@@ -83,8 +84,9 @@ def attention_rate_position(func: Any, name: str) -> int | None:
         return 4
     if name == "multi_head_attention_forward":
         return 10
-    if isinstance(func, torch._ops.OpOverload):
-        names = [argument.name for argument in func._schema.arguments]
+    schema = schema_of(func)
+    if schema is not None:
+        names = [argument.name for argument in schema.arguments]
         return names.index("dropout_p") if "dropout_p" in names else None
     return None
 
@@ -290,7 +292,7 @@ def mc_dropout(model: nn.Module, n: int) -> Iterator[Predictor]:
     with unchanged(model, random_state=False):
         model.train()
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
+            if is_batch_norm(module):
                 module.eval()
         try:
             yield predict

@@ -1,17 +1,17 @@
 """The rule that chooses between pure PyTorch and the native extra."""
 
 import functools
+import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from .torch_internals import differentiates_forwards, is_functorch_wrapped, operations_are_watched
 
 PURE: ContextVar[bool] = ContextVar("pure_pytorch", default=False)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -35,7 +35,7 @@ def takes_native(*tensors: Tensor) -> bool:
     memory of the processor. A compiled graph takes the pure version, which its compiler fuses, and so does
     code whose operations somebody watches (a count of operations, an audit): native code shows none.
     """
-    return runs_native() and all(map(plain, tensors))
+    return not (watched() or PURE.get()) and all(map(plain, tensors)) and numba_installed()
 
 
 def runs_native() -> bool:
@@ -50,17 +50,12 @@ def has_native() -> bool:
 
 def transformed() -> bool:
     """Return whether a program is being made of operations: compiled, or differentiated forwards."""
-    return torch.compiler.is_compiling() or forward_ad._current_level >= 0
+    return torch.compiler.is_compiling() or differentiates_forwards()
 
 
 def watched() -> bool:
     """Say whether operations are being compiled, counted, differentiated forwards or looked at one by one."""
-    return (
-        transformed()
-        or _get_current_dispatch_mode() is not None
-        # A default device is a mode too, but one that looks at nothing.
-        or not all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
-    )
+    return transformed() or operations_are_watched()
 
 
 def takes_triton(*tensors: Tensor) -> bool:
@@ -76,14 +71,31 @@ def takes_triton(*tensors: Tensor) -> bool:
 
 @functools.cache
 def triton_installed() -> bool:
-    """Say whether Triton is there, without loading it; PyTorch brings it along where it brings CUDA."""
-    return importlib.util.find_spec("triton") is not None
+    """Return whether Triton is there and can be loaded; PyTorch brings it along where it brings CUDA."""
+    return can_be_loaded("triton")
 
 
 @functools.cache
 def numba_installed() -> bool:
-    """Say whether the native extra is there, without loading it."""
-    return importlib.util.find_spec("numba") is not None
+    """Return whether the native extra is there and can be loaded."""
+    return can_be_loaded("numba")
+
+
+def can_be_loaded(package: str) -> bool:
+    """Return whether a package can be imported; one that is there but broken is told in a warning."""
+    if importlib.util.find_spec(package) is None:
+        return False
+    try:
+        importlib.import_module(package)
+    # Whatever a broken installation raises: a missing library, another NumPy, an attribute that moved.
+    except Exception as error:
+        warnings.warn(
+            f"{package} is installed but cannot be loaded ({error}); PyTorch computes in its place. Install "
+            "it anew, or uninstall it.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def plain(tensor: Tensor) -> bool:
@@ -98,9 +110,4 @@ def dense(tensor: Tensor) -> bool:
 
 def unwrapped(tensor: Tensor) -> bool:
     """Say whether a tensor is an ordinary one, whose memory holds what it shows."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        # What torch.autograd.grad(..., is_grads_batched=True) hands to a backward.
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
-    )
+    return type(tensor) in (Tensor, nn.Parameter) and not is_functorch_wrapped(tensor)

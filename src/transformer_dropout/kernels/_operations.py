@@ -8,9 +8,9 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ._native import watched
+from .torch_internals import watching_modes
 
 LIBRARY = torch.library.Library("transformer_dropout", "DEF")
 # What counters of FLOPs are told of each operation that multiplies matrices.
@@ -53,7 +53,7 @@ def tell_counters() -> None:
 
     Not when they are defined: torch's table of formulas takes half a second to import.
     """
-    for mode in _get_current_dispatch_mode_stack():
+    for mode in watching_modes():
         registry = getattr(getattr(mode, "counter", None), "flop_registry", None)
         if isinstance(registry, dict):
             registry.update(FLOPS)

@@ -16,6 +16,7 @@ from ._native import DTYPES, dense, has_native, transformed
 from ._operations import operation
 from .dropout import mask_numbers
 from .random import draw_key, random_bits
+from .torch_internals import softmax_backward
 
 # Weights that the pure version holds at once, of as many heads as fit: what a cache near the core holds.
 WEIGHTS = 262_144
@@ -160,7 +161,7 @@ def chunked_attention_backward(
         mask = kept(weights, random_key, (b * heads + part.start) * tokens**2, dropout_p)
         of_value[b, part] = (weights * mask).mT @ g
         of_weights = (g @ v.mT).mul_(mask)
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_scores = softmax_backward(of_weights, weights)
         of_query[b, part] = (of_scores @ k).mul_(scale)
         of_key[b, part] = (of_scores.mT @ q).mul_(scale)
     return of_query, of_key, of_value

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ._native import dense, watched
 from .aligned import aligned_linear
+from .torch_internals import onednn_product
 
 # Products of fewer multiplications take less time than handing them over.
 SMALL = 2_000_000
@@ -48,6 +49,7 @@ def takes_onednn(*tensors: Tensor) -> bool:
     return (
         not watched()
         and torch.backends.mkldnn.is_available()
+        and onednn_product() is not None
         and not torch.is_autocast_enabled("cpu")
         and all(dense(t) and t.dtype == torch.float32 and t.numel() > 0 for t in tensors)
     )
@@ -58,7 +60,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         # For a part of a wider matrix oneDNN falls back to a much slower loop.
         weight = weight.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return onednn_product()(x, weight, bias, "none", [], "")
 
 
 class OneDnnProduct(torch.autograd.Function):

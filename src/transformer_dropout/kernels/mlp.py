@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules import module as module_hooks
 
 from ._native import watched
 from .linear import is_fast_forward, linear, weight_gradient, working_dtype
+from .torch_internals import has_any_hook
 
 # Hidden units that are kept and not computed again, 2 MB in float32: so few cost more time than memory.
 KEPT = 2**19
@@ -33,14 +33,9 @@ def mlp(x: Tensor, expand: nn.Module, activation: nn.Module, projection: nn.Modu
 
 def bare(module: nn.Module, *kinds: type) -> bool:
     """Say whether a module is exactly of one of these kinds and no hook hangs on it."""
-    return type(module) in kinds and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or ("forward" in vars(module) and not is_fast_forward(module.forward))
-        or module_hooks._has_any_global_hook()
-    )
+    forward = vars(module).get("forward")
+    plain = forward is None or is_fast_forward(forward)
+    return type(module) in kinds and plain and not has_any_hook(module)
 
 
 class GeluMLP(torch.autograd.Function):

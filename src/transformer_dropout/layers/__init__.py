@@ -3,6 +3,8 @@
 from ._base import DropoutLayer as DropoutLayer
 from ._base import RateLayer as RateLayer
 from ._token_gate import TokenGate as TokenGate
+from ._words import layer_for as layer_for
+from ._words import word_for as word_for
 from .adversarial_dropout import AdversarialDropout
 from .alpha_dropout import AlphaDropout
 from .anchored_dropout import AnchoredDropout

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..kernels.torch_internals import inside_backward
 from ._place import Place, arguments_for, refuse_place
 from ._token_gate import TokenGate
-
-
-def inside_backward() -> bool:
-    """Return whether eager code runs inside a backward pass, as a checkpoint's recomputation does."""
-    return torch._C._current_graph_task_id() != -1
 
 
 class DropoutLayer(nn.Module):
@@ -152,6 +148,12 @@ class RateLayer(DropoutLayer):
         super().__init__()
         self.p = check_probability(p)
         self.register_buffer("rate", torch.tensor(self.p), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # `to_empty` of a model on meta leaves whatever was in memory, and no state_dict brings it.
+        self.rate.fill_(self.p)
+        return self
 
     def set_rate(self, p: float) -> None:
         """Set the probability of dropping for the forwards to come."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .. import functional
 from ..errors import InputError
-from ._base import RateLayer, inside_backward
+from ..kernels.torch_internals import inside_backward
+from ._base import RateLayer
 
 
 def rates_by_importance(importance: Tensor, p: float, spread: float) -> Tensor:
@@ -105,7 +106,11 @@ class ImportanceDropout(RateLayer):
         return functional.dropout(x, self.unit_rates)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ImportanceDropout":
+        was_meta = self.importance.is_meta
         super()._apply(fn, recurse)
+        if was_meta:
+            self.importance.zero_()
+            self.unit_rates.fill_(self.p)
         # In half precision a running mean stands still, and the mean of the rates is no longer p.
         self.importance, self.unit_rates = self.importance.float(), self.unit_rates.float()
         return self

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ._base import inside_backward
+from ..kernels.torch_internals import inside_backward
 from .learned_dropout import EvalMask, LearnedDropout, PenaltyName, real_tokens
 
 # Share of a channel's running rate that one forward keeps.

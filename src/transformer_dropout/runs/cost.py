@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..kernels.torch_internals import storage_identity
 from .loop import build_model
 from .run_config import RunConfig
 from .task import Batch, Splits, Task
@@ -129,12 +130,11 @@ def saved_bytes(task: Task, model: nn.Module, batch: Batch) -> int:
     seen: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage._cdata] = storage.nbytes()
+        seen[storage_identity(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         task.loss(model, batch)
     for parameter in model.parameters():
-        seen.pop(parameter.untyped_storage()._cdata, None)
+        seen.pop(storage_identity(parameter), None)
     return sum(seen.values())

@@ -12,11 +12,12 @@ from ._families import corrected
 from ._generic import generic_sites
 from ._own_inputs import own_inputs
 from ._site import KINDS, Site
+from ._sites import Sites
 from .observation.restore import refuse_what_cannot_be_watched
 from .reading.read import read_run
 
 
-def find_sites(model: nn.Module, inputs: Any = None) -> list[Site]:
+def find_sites(model: nn.Module, inputs: Any = None) -> Sites:
     """Return the places of a model where a layer can act, in the order of the forward pass.
 
     They come from one observed training forward: what is added to a residual stream, where a softmax meets a
@@ -34,9 +35,9 @@ def find_sites(model: nn.Module, inputs: Any = None) -> list[Site]:
     """
     prefix = inside_adapter(model)
     if prefix:
-        return [below(prefix, site) for site in find_sites(model.get_submodule(prefix), inputs)]
+        return Sites(below(prefix, site) for site in find_sites(model.get_submodule(prefix), inputs))
     sites = own_sites(model, inputs)
-    return sites + list(lora_sites(model, sites))
+    return Sites(sites + list(lora_sites(model, sites)))
 
 
 def own_sites(model: nn.Module, inputs: Any = None) -> list[Site]:

@@ -90,14 +90,19 @@ class Surgery:
     def add_child(self, path: str, name: str, child: nn.Module) -> nn.Module:
         """Make a module a child of the module at a path, on its device, in its dtype and mode."""
         parent = self.model.get_submodule(path)
-        # An activation has no parameters of its own that could say where the model lies.
-        reference = next(parent.parameters(), next(self.model.parameters(), None))
-        if reference is not None:
-            child.to(reference.device, reference.dtype if reference.is_floating_point() else None)
+        self._take_along(child, parent)
         parent.add_module(name, child.train(parent.training))
         self._ways_back.append(partial(delattr, parent, name))
         self._keep_tensors_whole(path)
         return parent
+
+    def _take_along(self, child: nn.Module, parent: nn.Module) -> None:
+        """Move a new module to where its parent computes, in the dtype that it computes in."""
+        # An activation has no parameters of its own, and those of a quantised layer may be packed bytes.
+        around = [p for module in (parent, self.model) for p in module.parameters()]
+        reference = next((p for p in around if p.is_floating_point()), None)
+        if reference is not None:
+            child.to(reference.device, reference.dtype)
 
     def _keep_tensors_whole(self, path: str) -> None:
         """Let no ``nn.TransformerEncoder`` around a module pack sequences, which hooked layers refuse."""
@@ -153,14 +158,16 @@ class Surgery:
         return float(self._rates_before.get(path, 0.0))
 
     def _replace(self, path: str, layer: DropoutLayer) -> None:
-        parent, _, name = path.rpartition(".")
-        owner = self.model.get_submodule(parent)
-        original = getattr(owner, name)
-        reference = next(self.model.parameters(), None)
-        if reference is not None:
-            layer.to(reference.device, reference.dtype if reference.is_floating_point() else None)
-        self._ways_back.append(partial(put_back, owner, name, original))
-        setattr(owner, name, layer.train(original.training))
+        original = self.model.get_submodule(path)
+        self._take_along(layer, original)
+        layer.train(original.training)
+        # A module that several parts share is replaced in all of them.
+        for shared, module in list(self.model.named_modules(remove_duplicate=False)):
+            if module is original:
+                parent, _, name = shared.rpartition(".")
+                owner = self.model.get_submodule(parent)
+                self._ways_back.append(partial(put_back, owner, name, original))
+                setattr(owner, name, layer)
 
     def _hook_output(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)

@@ -44,8 +44,8 @@ def refuse_second_regularization(model: nn.Module, sites: Iterable[Site]) -> Non
             module, name = model.get_submodule(reader_of(site)), buffer_name(site)
         if isinstance(module, DropoutLayer) or hasattr(module, name):
             raise InputError(
-                "The model is regularized already; call remove() on the handle of the first "
-                "td.regularize_ before a second."
+                f"The model is regularized already, as part of a larger one: {site.path} has a layer; call "
+                "remove() on the handle of the first td.regularize_ before a second."
             )
 
 

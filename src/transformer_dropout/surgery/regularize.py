@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layers import Dropout, DropoutLayer, LayerDrop, RateLayer
+from ..notebook import html_table
 from ..recipe import Recipe, Rule, check_rate, selects
 from ..schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
 from ..sites import Site, find_sites
@@ -17,6 +18,7 @@ from ._apply import Surgery
 from ._keep_count import KeepCount
 from ._mlp import plain_mlp
 from ._placement import assign, build_layer, refuse_second_regularization
+from ._refusals import HANDLE, handle_on, refuse_second, refuse_wrapped
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Regularization:
         self.model, self.recipe = model, recipe
         self.placed: list[Placed] = []
         self.progress = 0.0
+        self.made_by: Literal["regularize_", "set_rates"] = "regularize_"
         self._removed = False
         self._surgery = Surgery(model)
         self._changed_rates: dict[str, Schedule] = {}
@@ -127,6 +130,28 @@ class Regularization:
             self._changed_rates.update(dict.fromkeys(names, schedule))
         self.set_progress(self.progress)
 
+    def renew(self, recipe: Recipe) -> None:
+        """Give the places other rates: a recipe of as many rules with the same selectors.
+
+        Raises:
+            InputError: for a rate that is no probability at a place; the old rates then stay.
+        """
+        rules = {id(old): new for old, new in zip(self.recipe.rules, recipe.rules, strict=True)}
+        placed = [replace(p, rule=rules[id(p.rule)]) for p in self.placed]
+        for each in placed:
+            each.rule.check_rates(each.site)
+        self.recipe, self.placed = recipe, placed
+        self._changed_rates.clear()
+        self.set_progress(self.progress)
+
+    def put_back(self) -> None:
+        """Put layers with rates into the model again, after ``remove()``, with their progress and rates."""
+        progress, changed = self.progress, self._changed_rates
+        vars(self).update(vars(regularize_(self.model, self.recipe)) | {"made_by": self.made_by})
+        vars(self.model)[HANDLE] = self
+        self._changed_rates = changed
+        self.set_progress(progress)
+
     def penalty(self) -> Tensor:
         """Return the sum over rules of ``weight(progress) * mean over layers of the penalty``.
 
@@ -183,6 +208,18 @@ class Regularization:
         """Return one line a site: its path, kind, layer, and rate."""
         return "\n".join(f"{p.site.path}  {p.site.kind}  {p.layer!r}".split("\n")[0] for p in self.placed)
 
+    def _repr_html_(self) -> str:
+        columns = ("path", "kind", "layer", "p now", "penalty weight now")
+        rows = []
+        for placed in self.placed:
+            rate, weight = placed.layer.probability(), placed.rule.weight
+            now = None if weight is None else f"{weight(self.progress):.4g}"
+            layer = repr(placed.layer).split("\n")[0]
+            rows.append(
+                (placed.site.path, placed.site.kind, layer, None if rate is None else f"{rate:.4g}", now)
+            )
+        return html_table(f"{len(rows)} layers at progress {self.progress:.4g}", columns, rows)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds beside the model's own state: recipe, progress, changed rates."""
         changed = {name: schedule_to_data(schedule) for name, schedule in self._changed_rates.items()}
@@ -214,6 +251,7 @@ class Regularization:
         """
         self._refuse_removed()
         self._removed = True
+        vars(self.model).pop(HANDLE, None)
         self._surgery.undo()
 
     def _refuse_removed(self) -> None:
@@ -227,7 +265,8 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
     """Put a recipe's layers into a model, in place; the model's own ``state_dict`` keys stay.
 
     Args:
-        model: the model, before it is compiled or wrapped for several processes.
+        model: the model, before it is compiled or wrapped for several processes; one on meta, quantised or
+            with shared modules too.
         recipe: the rules; at each site the first that matches acts, and one that acts nowhere is an error.
         sites: the model's sites; None for those that `find_sites` finds.
 
@@ -240,10 +279,8 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
             "Write td.regularize_(model, td.Recipe([td.Rule(...), ...])) with a torch module, not "
             f"{type(model).__name__} and {type(recipe).__name__}."
         )
-    if is_compiled(model):
-        raise InputError(
-            "The model is already compiled; call td.regularize_ first and torch.compile after it."
-        )
+    refuse_wrapped(model)
+    refuse_second(model)
     sites = find_sites(model) if sites is None else list(sites)
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
@@ -264,11 +301,15 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
         # A recipe that fails halfway leaves the model as it was.
         handle.remove()
         raise
+    if handle.placed:
+        vars(model)[HANDLE] = handle
     return handle
 
 
 def set_rates(model: nn.Module, rates: Mapping[str, float | str | Schedule]) -> Regularization:
     """Set the dropout rates of a model in one line: ``set_rates(model, {"attention_weights": 0.1})``.
+
+    Called again it sets the new rates in place of the old ones: what the last call names counts alone.
 
     Args:
         model: the model, changed in place.
@@ -276,17 +317,24 @@ def set_rates(model: nn.Module, rates: Mapping[str, float | str | Schedule]) -> 
             schedule, or its compact text.
 
     Returns:
-        the handle; ``handle.update`` changes the rates again.
+        the handle; the same one when the selectors are those of the last call.
 
     Raises:
-        InputError: as `regularize_`.
+        InputError: as `regularize_`; the old rates then stay.
     """
-    rules = [Rule(selector, Dropout, p=rate) for selector, rate in rates.items()]
-    return regularize_(model, Recipe(rules))
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Say whether the model, or a part of it, is compiled: its graph would not see a new layer."""
-    return any(
-        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()
-    )
+    recipe = Recipe(Rule(selector, Dropout, p=rate) for selector, rate in rates.items())
+    before = handle_on(model)
+    if before is None or before.made_by != "set_rates":
+        handle = regularize_(model, recipe)
+    elif [rule.select for rule in before.recipe.rules] == list(rates):
+        before.renew(recipe)
+        return before
+    else:
+        before.remove()
+        try:
+            handle = regularize_(model, recipe)
+        except InputError:
+            before.put_back()
+            raise
+    handle.made_by = "set_rates"
+    return handle

@@ -59,9 +59,17 @@ def save_regularized(folder: str | Path, handle: Regularization) -> None:
     Args:
         folder: the model's folder, made when missing.
         handle: what `regularize_` returned.
+
+    Raises:
+        InputError: for anything but a handle, or a recipe with arguments that no file can hold.
     """
     from safetensors.torch import save_file
 
+    if not isinstance(handle, Regularization):
+        raise InputError(
+            "Write td.save_regularized(folder, handle) with what td.regularize_ returned, not "
+            f"{type(handle).__name__}."
+        )
     learned = learned_state(handle)
     tensors = {key: whole(tensor.detach()).contiguous() for key, tensor in learned.items()}
     if any(map(is_sharded, learned.values())) and torch.distributed.get_rank():
@@ -93,6 +101,10 @@ def load_regularized(folder: str | Path, model: nn.Module) -> Regularization:
     Raises:
         InputError: when a file is missing or does not fit the model; the model is then as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"Write td.load_regularized(folder, model) with a torch module, not {type(model).__name__}."
+        )
     path = Path(folder) / LEARNED_FILE
     handle = regularize_(model, load_recipe(folder))
     try:

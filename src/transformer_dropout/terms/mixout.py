@@ -10,6 +10,7 @@ from .. import functional
 from ..errors import InputError
 from ..kernels.compiled_hooks import NoticedHook
 from ..kernels.sharded import whole
+from ..kernels.torch_internals import hooks_of, own_parameters
 from ..schedules import Schedule, as_schedule
 from ._noise_handle import NoiseHandle
 from .weights import Patterns, select_parameters, starting_values
@@ -47,7 +48,7 @@ class MixedWeight:
     def before(self, module: nn.Module, arguments: tuple) -> None:
         """Forward pre-hook: put the mixed weight in."""
         if module.training:
-            held = module.get_submodule(self.path)._parameters
+            held = own_parameters(module.get_submodule(self.path))
             plain = held[self.name]
             assert plain is not None
             self.plain, self.reached = plain, True
@@ -59,7 +60,7 @@ class MixedWeight:
     def after(self, module: nn.Module, arguments: tuple, output: Any) -> None:
         """Forward hook: put the parameter back; called after an exception too."""
         if self.plain is not None:
-            module.get_submodule(self.path)._parameters[self.name] = self.plain
+            own_parameters(module.get_submodule(self.path))[self.name] = self.plain
             self.plain = None
 
 
@@ -89,7 +90,7 @@ class Mixout(NoiseHandle):
         # nn.MultiheadAttention never calls its output projection, it reads the projection's weight.
         inner = child if path and isinstance(model.get_submodule(parent), nn.MultiheadAttention) else ""
         module = model.get_submodule(parent if inner else path)
-        for hook in module._forward_pre_hooks.values():
+        for hook in hooks_of(module):
             other = getattr(hook, "__self__", None)
             if isinstance(other, MixedWeight) and (other.path, other.name) == (inner, last):
                 raise InputError(

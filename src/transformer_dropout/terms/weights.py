@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..kernels.torch_internals import own_parameters
 from ..schedules import Schedule
 
 Patterns = str | Iterable[str]
@@ -40,7 +41,7 @@ class Held:
         Raises:
             InputError: when the module holds none under this name any more.
         """
-        now = self.modules[0]._parameters.get(self.names[0].rpartition(".")[2])
+        now = own_parameters(self.modules[0]).get(self.names[0].rpartition(".")[2])
         if now is None or now.shape != self.parameter.shape:
             raise InputError(
                 f"{self.names[0]} is no parameter of shape {tuple(self.parameter.shape)} any more; build "

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ...kernels.torch_internals import schema_of
 from .attention_probe import probe_attention, probe_causal_attention
 from .lineage import first_tensor
 from .random_operations import Drawn, RandomOperations
@@ -46,7 +46,7 @@ class Call:
     @property
     def operation(self) -> str:
         """The name that an event shows."""
-        if self.function is None or isinstance(self.function, torch._ops.OpOverload):
+        if self.function is None or schema_of(self.function) is not None:
             return self.drawn[0].name
         name = resolve_name(self.function) or self.name
         for long, short in SHORT_NAMES.items():
@@ -85,7 +85,7 @@ class Call:
             options = {name: self.kwargs[name] for name in ("scale", "enable_gqa") if name in self.kwargs}
             query, key, value = self.args[:3]
             return probe_attention(query, key, value, rate, **options)
-        if rate and self.attention and isinstance(self.function, torch._ops.OpOverload):
+        if rate and self.attention and schema_of(self.function) is not None:
             query, key, value = self.args[:3]
             return probe_causal_attention(self.function, query, key, value, rate)
         after = first_tensor((result,))

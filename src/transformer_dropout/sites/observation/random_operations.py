@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...kernels.torch_internals import schema_of
 from .rows import has_numbers
 
 # Arguments of an operation that draws nothing when they have this value.
@@ -47,35 +48,35 @@ class RandomOperations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(func, torch._ops.OpOverload):
+        if schema_of(func) is not None:
             arguments = named_arguments(func, args, kwargs or {})
             if draws(func, arguments):
                 self.on_draw(describe(func, arguments, result))
         return result
 
 
-def named_arguments(func: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return an operation's arguments by the names of its schema.
 
     The dispatcher leaves out what equals its default, such as the p = 0.5 of ``bernoulli_``.
     """
-    schema = func._schema.arguments
+    schema = schema_of(func).arguments
     defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     return defaults | dict(zip([argument.name for argument in schema], args, strict=False)) | dict(kwargs)
 
 
-def draws(func: torch._ops.OpOverload, arguments: Mapping[str, Any]) -> bool:
+def draws(func: Any, arguments: Mapping[str, Any]) -> bool:
     """Say whether a call of an operation is random, given its arguments."""
     if torch.Tag.nondeterministic_seeded not in func.tags and not arguments.get("dropout_p"):
         return False
     # What is left at its default is idle: no attention kernel drops unless it is asked to.
-    known = [argument.name for argument in func._schema.arguments if argument.name in IDLE_ARGUMENTS]
+    known = [argument.name for argument in schema_of(func).arguments if argument.name in IDLE_ARGUMENTS]
     return all(arguments.get(name, IDLE_ARGUMENTS[name]) != IDLE_ARGUMENTS[name] for name in known)
 
 
-def describe(func: torch._ops.OpOverload, arguments: Mapping[str, Any], result: Any) -> Drawn:
+def describe(func: Any, arguments: Mapping[str, Any], result: Any) -> Drawn:
     """Return what a random operation drew."""
-    name = func._schema.name.replace("::", ".")
+    name = schema_of(func).name.replace("::", ".")
     first = result[0] if isinstance(result, tuple | list) else result
     mask, rate = None, arguments.get("dropout_p", arguments.get("dropout"))
     if name in ("aten.bernoulli_", "aten.bernoulli"):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...kernels.torch_internals import is_compiled
 from .host_random import host_random_unchanged
 
 
@@ -62,7 +63,7 @@ def refuse_what_cannot_be_watched(model: nn.Module, verb: str) -> None:
         verb: the function that the user called, for the message.
     """
     for path, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        if is_compiled(module):
             raise InputError(
                 f"{path or 'The model'} is compiled, and a compiled graph hides its operations; call {verb} "
                 "before torch.compile, or on the model that was compiled (compiled._orig_mod)."

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...kernels.compiled_hooks import passes_on
 from ...kernels.linear import is_fast_forward
+from ...kernels.torch_internals import hooks_of, is_compiled
 from ...layers import DropoutLayer, TokenGate
 from ...surgery._apply import beside_output, on_branch, on_input, on_output
 from .decoder import MLP, Attention, Block, Decoder, Embedding
@@ -47,11 +48,10 @@ def known(module: nn.Module, gated: set[nn.Module]) -> bool:
         module: a module of the decoder.
         gated: the learned masks that the decoder computes by itself, and what they share.
     """
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     own = {name for name, value in vars(module).items() if not (passes_on(value) or is_fast_forward(value))}
-    if module.training or METHODS & own or module._compiled_call_impl is not None:
+    if module.training or METHODS & own or is_compiled(module):
         return False
-    if not all(isinstance(hook, partial) and hook.func in HOOKS for hook in hooks):
+    if not all(isinstance(hook, partial) and hook.func in HOOKS for hook in hooks_of(module)):
         return False
     match module:
         case nn.LayerNorm():
