@@ -136,14 +136,8 @@ def test_a_hooked_module_keeps_its_signature_and_follows_its_class():
     signature = inspect.signature(linear.forward)
     NoticedHook(linear, linear.register_forward_hook(add_one))
     assert inspect.signature(linear.forward) == signature
-    td.speed_up_(nn.Sequential(linear))
-    calls = []
-    type(linear).forward, original = lambda self, input: calls.append(input) or input, type(linear).forward
-    try:
-        linear(torch.ones(1, 2))
-    finally:
-        type(linear).forward = original
-    assert len(calls) == 1
+    linear.__class__ = type("Twice", (nn.Linear,), {"forward": lambda self, input: 2 * input})
+    assert linear(torch.ones(1, 2)).tolist() == [[3, 3]]
 
 
 def test_a_forward_that_an_instance_had_before_is_called_and_put_back():
