@@ -8,6 +8,8 @@ import pytest
 
 from transformer_dropout.compare.statistics import difference_text, differences_to
 from transformer_dropout.runs.record import read_metrics
+from transformer_dropout.runs.run import run
+from transformer_dropout.runs.run_config import load_run_config
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 BLOCKS = EXPERIMENTS / "block_dropout"
@@ -77,3 +79,14 @@ def test_the_figures_told_of_a_tasks_record_are_those_of_its_runs(name):
     for arm, cells in shown.items():
         means = [sum(result[key] for result in arms[arm]) / 3 for key in keys]
         assert cells == [f"{mean:.3f}" for mean in means], arm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "arm"), [("images", "dropout-input-0.2"), ("regression", "l1-0.003")])
+def test_a_fresh_run_gives_what_a_tasks_record_holds(name, arm, tmp_path):
+    folder = EXPERIMENTS / name / "runs" / arm / "seed-0"
+    recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    fresh = run(load_run_config(folder / "config.yaml"), tmp_path / "run")
+    assert fresh["fingerprint"] == recorded["fingerprint"] and fresh["data"] == recorded["data"]
+    # Another processor rounds otherwise, and training carries that on.
+    assert fresh["result"]["val_loss"] == pytest.approx(recorded["result"]["val_loss"], rel=0.05)
