@@ -43,10 +43,17 @@ def test_what_follows_a_convolution_is_no_input():
     assert "input" not in {site.kind for site in find_sites(model)}
 
 
-def test_learned_dropout_takes_each_sample_as_one_token():
+def test_a_gate_that_mixes_tokens_is_refused_with_the_one_to_use():
+    model = MLP((6, 8, 8, 3))
+    td.regularize_(model, td.Recipe([td.Rule("mlp_hidden", td.LearnedDropout, heads=2)]))
+    with pytest.raises(td.InputError, match=r"not a tensor of \(4, 8\).* use LearnedPositionwiseDropout"):
+        model(torch.randn(4, 6))
+
+
+def test_a_gate_that_reads_the_sample_alone_acts_on_hidden_units():
     torch.manual_seed(0)
     model = MLP((6, 8, 8, 3))
-    td.regularize_(model, td.Recipe([td.Rule("mlp_hidden", td.LearnedDropout, heads=2, shift=1.0)]))
+    td.regularize_(model, td.Recipe([td.Rule("mlp_hidden", td.LearnedPositionwiseDropout, shift=1.0)]))
     x = torch.randn(4, 6)
     together = model.eval()(x)
     torch.testing.assert_close(together, torch.cat([model(sample[None]) for sample in x]))

@@ -66,12 +66,12 @@ class LearnedDropout(DropoutLayer):
         detach: whether the mask's gradient stops at its input.
 
     Shape:
-        x: (batch, tokens, width), or (batch, width), where each sample is one token; padding_mask: (batch,
-        tokens), true at real tokens, past ones included when ``past`` remembers the keys and values of
-        earlier tokens.
+        x: (batch, tokens, width); padding_mask: (batch, tokens), true at real tokens, past ones included
+        when ``past`` remembers the keys and values of earlier tokens.
 
     Raises:
-        InputError: for heads that do not divide the width, a shift outside [0, pi], an unknown word.
+        InputError: for heads that do not divide the width, a shift outside [0, pi], an unknown word, and in
+            the forward for a tensor without tokens.
 
     Paper: Yan 2024, "Learned Dropout".
     """
@@ -125,6 +125,11 @@ class LearnedDropout(DropoutLayer):
         past: functional.KeysAndValues | None = None,
     ) -> Tensor:
         """Return what attention mixes for each channel, before the cosine."""
+        if mask_input.dim() != 3:
+            raise InputError(
+                f"{type(self).__name__} mixes tokens, so it takes (batch, tokens, width), not a tensor of "
+                f"{tuple(mask_input.shape)}; where there are no tokens use LearnedPositionwiseDropout."
+            )
         return functional.self_attention(
             self.qkv(mask_input), self.heads, causal=self.causal, padding_mask=padding_mask, past=past
         )
@@ -139,8 +144,6 @@ class LearnedDropout(DropoutLayer):
         padding_mask: Tensor | None = None,
         past: functional.KeysAndValues | None = None,
     ) -> Tensor:
-        if x.dim() == 2:
-            return self.forward(x[:, None])[:, 0]
         gate = self.gate(self.mask_input(x), padding_mask, past)
         if padding_mask is not None:
             # Of past and present tokens only the present ones are masked and counted.

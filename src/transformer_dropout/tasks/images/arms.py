@@ -35,8 +35,8 @@ def arm(name: str, recipe: Rules, *, weight_decay: float = 0.01, **augment: Any)
 
 
 def default_arms() -> list[dict[str, Any]]:
-    """Return no regularizer, dropout at each place and at those of the papers, and four rivals."""
-    learned = {"layer": "LearnedDropout", "heads": 1, "penalty": "squared", "weight": 0.1}
+    """Return no regularizer, dropout at each place and at those of the papers, and three rivals."""
+    learned = {"layer": "LearnedPositionwiseDropout", "penalty": "squared", "weight": 0.1}
     return [
         arm("none", []),
         arm("dropout input 0.2", [rate("input", 0.2)]),
@@ -44,5 +44,8 @@ def default_arms() -> list[dict[str, Any]]:
         arm("dropout input 0.2 + hidden 0.5", [rate("input", 0.2), *HIDDEN]),
         arm("weight decay 1", [], weight_decay=1.0),
         arm("shifts of 1 pixel", [], shift=1),
-        arm("LearnedDropout hidden", [{"select": kind, **learned} for kind in ("mlp_hidden", "classifier")]),
+        arm(
+            "LearnedPositionwiseDropout hidden",
+            [{"select": kind, **learned} for kind in ("mlp_hidden", "classifier")],
+        ),
     ]
