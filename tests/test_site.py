@@ -51,7 +51,12 @@ def pages():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # raised in libraries
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    # A comparison is a process for each arm and seed.
+    [pytest.param(f, marks=[pytest.mark.slow] if "compare" in f.stem else []) for f in NOTEBOOKS],
+    ids=lambda file: file.stem,
+)
 def test_a_notebook_runs_from_its_first_cell_to_its_last(runner, file):
     ran, kept = runner(file), json.loads(file.read_text(encoding="utf-8"))
     for now, before in zip(ran["cells"], kept["cells"], strict=True):
