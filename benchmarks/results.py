@@ -29,7 +29,7 @@ KEPT_MEMORY = (
 
 
 def method(record: dict[str, Any]) -> str:
-    """Say how the rows were measured."""
+    """Return how the rows were measured."""
     memory = KEPT_MEMORY if "glibc" in record["machine"]["platform"] else ""
     return " ".join(METHOD.format(rounds=record["rounds"], memory=memory).split())
 

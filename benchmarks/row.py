@@ -65,7 +65,7 @@ class Row:
     obstacle: str = ""
 
     def met(self, value: float) -> bool:
-        """Say whether a value reaches the target."""
+        """Return whether a value reaches the target."""
         return value >= self.target if self.at_least else value <= self.target
 
 

@@ -54,7 +54,7 @@ def chosen_rows(rows: Iterable[Row], patterns: Iterable[str]) -> list[Row]:
 
 
 def matches(row: Row, pattern: str) -> bool:
-    """Say whether a row's name, with or without its path, fits a pattern."""
+    """Return whether a row's name, with or without its path, fits a pattern."""
     return fnmatch(row.name, pattern) or fnmatch(f"{row.name}, {row.path}", pattern)
 
 

@@ -148,7 +148,7 @@ def grouped_mlp(
 
 
 def reads_kept_only(x: Tensor, mlp: TwoProducts, kept: Tensor) -> bool:
-    """Say whether `one_token_mlp` computes this input: one token, natively, without gradients."""
+    """Return whether `one_token_mlp` computes this input: one token, natively, without gradients."""
     return (
         x.numel() == x.shape[-1]
         and working_dtype(x) == x.dtype
@@ -170,7 +170,7 @@ def one_token_mlp(x: Tensor, mlp: TwoProducts, kept: Tensor, block: int) -> Tens
 
 
 def can_group(*tensors: Tensor) -> bool:
-    """Say whether pairs can be grouped here: not in a compiled graph, whose shapes do not depend on values.
+    """Return whether pairs can be grouped: not in a compiled graph, whose shapes do not depend on values.
 
     Nor on tensors without values, shards, or inside a transform of functions.
     """
@@ -180,7 +180,7 @@ def can_group(*tensors: Tensor) -> bool:
 
 
 def pays(share: float, block: int, dtype: torch.dtype) -> bool:
-    """Say whether computing a share of the pairs takes less time than computing all in one product."""
+    """Return whether computing a share of the pairs takes less time than computing all in one product."""
     return share * (1 + UNITS_OF_A_ROW * max(1, 4 // dtype.itemsize) / block) < 1
 
 

@@ -79,7 +79,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Say whether the products run on a GPU."""
+    """Return whether the products run on a GPU."""
     return x.is_cuda
 
 

@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def takes_onednn(*tensors: Tensor) -> bool:
-    """Say whether products of these run in oneDNN here.
+    """Return whether products of these run in oneDNN here.
 
     They do in eager mode, on ordinary float32 tensors in the memory of the processor, without autocast and
     where nobody counts operations, which would not know this one.

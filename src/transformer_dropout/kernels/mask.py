@@ -56,7 +56,7 @@ def learned_mask(
 
 
 def takes_learned_mask(*tensors: Tensor) -> bool:
-    """Say whether ``learned_mask`` computes with these: eager code, plain tensors, reverse-mode gradients."""
+    """Return whether ``learned_mask`` takes these: eager code, plain tensors, reverse-mode gradients."""
     return not torch.compiler.is_compiling() and all(
         unwrapped(tensor) and forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors
     )

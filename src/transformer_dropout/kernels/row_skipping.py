@@ -58,7 +58,7 @@ def kept_columns(weight: Tensor, x: Tensor, kept: Tensor) -> Tensor:
 
 
 def skips_natively(weight: Tensor, x: Tensor, kept: Tensor) -> bool:
-    """Say whether native code computes the product: in float32, and where no gradient is wanted."""
+    """Return whether native code computes the product: in float32, and where no gradient is wanted."""
     wants_gradient = torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
     return (
         not wants_gradient

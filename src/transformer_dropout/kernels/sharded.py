@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Say whether a tensor is a DTensor, without importing what defines it."""
+    """Return whether a tensor is a DTensor, without importing what defines it."""
     return hasattr(tensor, "full_tensor")
 
 
