@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PoolFormerConfig, PoolFormerModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import transformer_dropout as td
@@ -195,6 +195,18 @@ def test_each_finding_is_provoked_alone(code):
     with pytest.raises(td.InputError, match=code):
         audit.raise_if(code)
     audit.raise_if(*CODES - {code})
+
+
+def test_a_branch_that_a_model_of_transformers_drops_twice_is_found():
+    sizes = {"depths": [1, 1, 2, 1], "hidden_sizes": [8] * 4, "mlp_ratio": 2.0}
+    model = PoolFormerModel(PoolFormerConfig(**sizes, drop_path_rate=0.3))
+    found = td.audit(model.train(), torch.randn(2, 3, 64, 64)).findings
+    assert {finding.code for finding in found} == {"drop-path-twice"}
+    assert [finding.site for finding in found] == [
+        "encoder.block.*.*.output.drop",
+        "encoder.block.*.*.drop_path",
+    ]
+    assert "0.075 to 0.3" in found[0].message
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..layers import DropoutLayer
 from ..sites.observation.stack import is_dropout_module
 from ._configured import TOLERANCE, rate_attributes
-from ._events import Event, Finding, patterns
+from ._events import Event, Finding, generalized, merged, patterns, show_rate
 from ._observe import Observer
 from ._places import ATTENTION, parents, within
 
@@ -95,20 +95,32 @@ def drop_path_twice(training: Observer) -> Iterator[Finding]:
 
 def in_a_row(training: Observer, what: str) -> Iterator[tuple[str, str]]:
     """Yield the place and the message for each second dropout of a tensor, or of a branch."""
-    pairs: dict[tuple[str, str], tuple[Event, Event]] = {}
+    groups: dict[tuple[str, str], list[tuple[Event, Event]]] = {}
     for first, second in sorted(training.lineage.in_a_row):
         one, other = training.events[first], training.events[second]
         whole = second in training.lineage.whole_samples
         ours = is_ours(training, first) or is_ours(training, second)
-        if one.rate and other.rate and not ours and whole == (what == "branch"):
-            pairs.setdefault((patterns([one.path])[0], patterns([other.path])[0]), (one, other))
-    for (before, site), (one, other) in pairs.items():
-        rate = 1 - (1 - (one.rate or 0)) * (1 - (other.rate or 0))
+        # Of few samples none may have been dropped this time.
+        act = whole or (one.rate and other.rate)
+        if act and not ours and whole == (what == "branch"):
+            key = generalized(one.path), generalized(other.path)
+            groups.setdefault(key, []).append((one, other))
+    for pairs in groups.values():
+        before = merged({one.path for one, _ in pairs}) or "the model"
+        rates = [(one.rate, other.rate) for one, other in pairs]
+        together = [1 - (1 - a) * (1 - b) for a, b in rates if a is not None and b is not None]
+        first, second = spread(one.rate for one, _ in pairs), spread(other.rate for _, other in pairs)
         yield (
-            site,
-            f"It drops with {other.rate:.4g} what the dropout of {before or 'the model'} has left of the "
-            f"same {what} with {one.rate:.4g}: {rate:.4g} together. Remove one, or set its rate to 0.",
+            merged({other.path for _, other in pairs}),
+            f"It drops with {second} what the dropout of {before} has left of the same {what} with {first}: "
+            f"{spread(together)} together. Remove one, or set its rate to 0.",
         )
+
+
+def spread(rates: Iterable[float | None]) -> str:
+    """Return rates as text: one, or from the smallest to the largest."""
+    known = sorted(rate for rate in rates if rate is not None)
+    return " to ".join(dict.fromkeys(map(show_rate, known[:1] + known[-1:]))) or "an unknown rate"
 
 
 def dropout_before_softmax(training: Observer) -> Iterator[Finding]:

@@ -78,7 +78,7 @@ def first_of(known: Sequence[Role]) -> Role:
 def after_product(known: Sequence[Role], convolves: bool) -> Role:
     """Return what a matrix product is: of two activations, or of one and a weight."""
     if len(known) > 1:
-        return "mixed" if "weights" in known else "scores"
+        return "mixed" if "weights" in known or "mixed" in known else "scores"
     role = known[0]
     if role in EARLY:
         return "embedded" if convolves else "lifted"
