@@ -262,3 +262,40 @@ def test_an_output_without_numbers_is_refused():
     model = Function(lambda m, x: {"ids": x.long()})
     with td.mc_dropout(model, 2) as predict, pytest.raises(td.InputError, match="without a tensor"):
         predict(X)
+
+
+class Raising(nn.Module):
+    """A dropout around a module that fails at a certain call."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.drop, self.at, self.calls = nn.Dropout(0.5), at, []
+        self.drop.register_forward_hook(self.count)
+
+    def count(self, module, arguments, output):
+        self.calls.append(output)
+        if len(self.calls) == self.at:
+            raise RuntimeError("inside the dropout")
+
+    def forward(self, x):
+        return self.drop(x)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_dropout_that_fails_inside_leaves_the_model_as_it_was(at):
+    model = Raising(at)
+    # Two forwards prove that everything is off, the third is the user's.
+    with pytest.raises(RuntimeError, match="inside the dropout"), td.disabled(model, X):
+        model(X)
+    assert model.drop.training and model.training
+    assert len(model.drop._forward_hooks) == 1 and not model.drop._forward_pre_hooks
+    assert (model(X) == 0).any()
+
+
+def test_the_proof_leaves_a_part_in_evaluation_there():
+    modes = []
+    model = nn.Sequential(nn.Linear(8, 8), Function(lambda m, x: modes.append(m.training) or x))
+    model.train()[1].eval()
+    with td.disabled(model, X):
+        model(X)
+    assert modes == [False] * 3 and not model[1].training and model.training

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 import transformer_dropout as td
 from transformer_dropout.kernels._native import numba_installed, pure_pytorch
 from transformer_dropout.kernels.dropout import CounterDropout, dropout, mask_numbers
-from transformer_dropout.kernels.random import draw_key, random_bits
+from transformer_dropout.kernels.random import CHUNK, draw_key, random_bits
 
 
 @pytest.fixture(autouse=True, params=["pure", "native"])
@@ -111,3 +111,11 @@ def test_who_switches_dropout_off_or_watches_it_sees_it():
     (event,) = td.audit(layer, x).events
     assert event.operation == "transformer_dropout.drawn_dropout"
     assert event.measured == pytest.approx(0.5, abs=0.1)
+
+
+def test_masks_go_on_beyond_the_first_chunk():
+    n = 2 * CHUNK + 1000
+    key = draw_key()
+    dropped = CounterDropout.apply(torch.ones(n), 0.4, key) == 0
+    assert torch.equal(dropped, random_bits(key, n) < mask_numbers(0.4)[0])
+    assert 0.35 < (dropped[:1000] != dropped[CHUNK : CHUNK + 1000]).float().mean() < 0.6

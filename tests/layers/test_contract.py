@@ -332,3 +332,14 @@ def test_compiled_gradients_equal_eager_ones(name):
         results.append(gradients(host, x))
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", PENALTY_NAMES)
+def test_of_two_forwards_without_gradients_the_last_leaves_its_penalty(name):
+    host = Host(name)
+    with torch.no_grad():
+        seeded(host, example(1))
+        seeded(host, example(2), 8)
+        found = host.layer.take_penalty()
+        seeded(host, example(2), 8)
+        assert torch.equal(found, host.layer.take_penalty())

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from transformer_dropout.layers import Dropout
 from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.schedules import Linear
+from transformer_dropout.surgery._attention import future, weigh
 from transformer_dropout.surgery.regularize import regularize_
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
@@ -98,3 +100,16 @@ def test_compiled_attention_drops_the_share_that_was_set():
         first = attend(attention, query, key, value)[:, :, 0]
         lost = (first == 0).all(dim=-1).float().mean()
         assert abs(lost - p) < 0.05  # over six standard errors
+
+
+def test_a_chunk_of_queries_sees_the_keys_before_it_and_none_after():
+    hidden = future(2, 5, torch.device("cpu"))
+    assert hidden.tolist() == [[False, False, False, False, True], [False] * 5]
+
+
+def test_the_last_queries_with_all_keys_attend_as_in_the_whole():
+    query, key, value = (torch.randn(2, 2, 5, 4) for _ in range(3))
+    device = query.device
+    whole = weigh(nn.Identity(), query, key, value, scaling=0.5, hidden=future(5, 5, device))
+    last = weigh(nn.Identity(), query[:, :, 3:], key, value, scaling=0.5, hidden=future(2, 5, device))
+    torch.testing.assert_close(last, whole[:, :, 3:])

@@ -1,8 +1,12 @@
 """The handle that `regularize_` returns: progress, penalty, counting, metrics, and one compilation."""
 
+import inspect
+
 import pytest
 import torch
+from torch import nn
 
+from transformer_dropout import layers
 from transformer_dropout.errors import InputError
 from transformer_dropout.layers import ConcreteDropout, Dropout, LearnedDropout
 from transformer_dropout.recipe import Recipe, Rule
@@ -220,3 +224,68 @@ def test_the_report_has_one_line_a_site():
     assert len(lines) == 1 + BLOCKS
     assert lines[0] == "embedding  embedding  Dropout(p=0.25)"
     assert lines[1].startswith("blocks.0.mlp  mlp_output  LearnedDropout(")
+
+
+@pytest.mark.parametrize("name", layers.__all__)
+def test_measuring_changes_no_buffer(name):
+    kind, model = getattr(layers, name), decoder()
+    parameters = inspect.signature(kind).parameters
+    place = "attention_weights" if kind.acts_on in ("heads", "scores") else "mlp_output"
+    given = {"heads": 2, "std": 0.5, "block": 2, "rank": 2}
+    needed = {n: given[n] for n in given if n in parameters and parameters[n].default is parameters[n].empty}
+    needed |= {"block": 2} if "block" in parameters else {}
+    needed |= {"p": 0.3} if issubclass(kind, layers.RateLayer) else {}
+    model.norm = nn.Sequential(model.norm, Transposed())  # running statistics of the model's own
+    handle = regularize_(model, Recipe([Rule(place, kind, **needed)]))
+    model(tokens())
+    handle.set_progress(0.5)
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    with torch.no_grad(), handle.counting():
+        model(tokens(2))
+    after = dict(model.named_buffers())
+    assert len(before) > 1 and before.keys() == after.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+class Transposed(nn.Module):
+    """A batch norm over the channels of (batch, tokens, width)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.norm(x.mT).mT
+
+
+def test_a_training_forward_does_move_what_measures():
+    model = decoder()
+    handle = regularize_(model, Recipe([Rule("mlp_output", layers.ImportanceDropout, p=0.3)]))
+    model(tokens())
+    assert all(placed.layer.importance.count_nonzero() for placed in handle.placed)
+
+
+def test_rates_are_right_at_once_after_an_update_and_after_loading_a_state():
+    rules = [Rule("embedding", Dropout, p=Linear(0.0, 0.4)), Rule("mlp_output", Dropout, p=0.2)]
+    handle = regularize_(decoder(), Recipe(rules))
+    handle.set_progress(0.5)
+    handle.update({"mlp_output": Linear(0.1, 0.5)})
+    rates = [0.2, 0.3, 0.3, 0.3]
+    assert [placed.layer.p for placed in handle.placed] == pytest.approx(rates)
+    assert [placed.layer.rate.item() for placed in handle.placed] == pytest.approx(rates)
+    other = regularize_(decoder(), Recipe(rules))
+    other.load_state_dict(handle.state_dict())
+    assert other.progress == 0.5
+    assert [placed.layer.p for placed in other.placed] == pytest.approx(rates)
+    assert [placed.layer.rate.item() for placed in other.placed] == pytest.approx(rates)
+
+
+def test_a_rate_learned_by_a_layer_is_no_mask_that_is_counted():
+    model = decoder()
+    handle = regularize_(model, Recipe([learned(), Rule("attention_output", ConcreteDropout)]))
+    for training in (True, False):
+        model.train(training)
+        with handle.counting() as counts:
+            model(tokens())
+        assert {name.rpartition("/")[2] for name in counts} == {"mlp_output"}
+        assert handle.metrics()["p/blocks.0.attention/attention_output"] == pytest.approx(0.1)

@@ -329,3 +329,11 @@ def test_bad_input_to_soft_thresholding_is_refused(call, says):
     with pytest.raises(td.InputError, match=says):
         call(w, torch.optim.Adam([w]))
     assert w.tolist() == [1.0, 1.0]
+
+
+def test_the_weight_of_new_parameters_follows_a_schedule_of_its_own(model):
+    penalty = td.L2SP(model, 0.0, new="classifier.weight", new_weight=td.Linear(0.0, 0.8))
+    half = sum(v * v for v in flat(model.classifier.weight)) / 2
+    for progress in (0.0, 0.5, 1.0, 0.25):
+        penalty.set_progress(progress)
+        assert penalty().item() == pytest.approx(0.8 * progress * half, rel=1e-5)
