@@ -40,7 +40,7 @@ def test_a_whole_file_is_returned_as_it_was_written(tmp_path):
         ({"config": {"training": "fast"}}, "config.training"),
         ({"alarms": "mask collapse"}, "alarms"),
         ({"notes": [1]}, "notes.0"),
-        ({"task": {"name": "x", "item": "y", "metrics": []}}, "task.metrics"),
+        ({"task": {"name": "x", "item": "y", "metrics": [{}]}}, "task.metrics.0.name"),
         ({"checks": {"paired_start": "yes"}}, "checks.paired_start"),
     ],
 )

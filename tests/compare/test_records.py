@@ -200,7 +200,7 @@ def test_a_task_with_a_wrong_metric_is_refused(folder, accuracy_task):
 def test_two_tasks_do_not_compare(folder, accuracy_task):
     path = folder.write(seeds=(1,), task=accuracy_task)
     folder.change("twin", 1, task=accuracy_task | {"item": "page"})
-    with pytest.raises(InputError, match="measured different things"):
+    with pytest.raises(InputError, match="judged by different metrics"):
         load_comparison(path)
 
 
@@ -265,3 +265,15 @@ def test_a_recipe_in_another_form_is_no_list_of_rules(folder):
     run = load_comparison(folder.write(seeds=(1,))).runs[0]
     record = dict(run.record) | {"config": {"recipe": "mine.yaml"}}
     assert replace(run, record=record).recipe == []
+
+
+def test_a_training_that_has_not_reported_yet_is_tolerated(folder, accuracy_task):
+    task = accuracy_task | {"name": "trial"}
+    path = folder.write(seeds=(1, 2), task=task)
+    folder.change("none", 1, task=task | {"metrics": []}, status="running", result=None)
+    folder.change("none", 2, task=task | {"metrics": []})
+    comparison = load_comparison(path)
+    assert comparison.task.value == "val_accuracy"
+    assert comparison.usable("none") == []
+    folder.change("learned", 1, task=task | {"metrics": task["metrics"][:1]})
+    assert len(load_comparison(path).usable("learned")) == 2

@@ -81,6 +81,12 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path):
         write_run_report(tmp_path)
 
 
+def test_a_training_that_has_not_reported_yet_has_a_page(folder, learned):
+    task = {"name": "trial", "item": "run", "metrics": []}
+    folder.change("learned", 1, task=task, status="failed", error="no such file", result=None)
+    assert "failed: no such file" in write_run_report(learned).read_text()
+
+
 @pytest.mark.parametrize("rows", ["", '{"step": 5}\n'])
 def test_a_run_that_measured_nothing_yet_has_a_page(folder, learned, rows):
     folder.change("learned", 1, status="running", result=None)

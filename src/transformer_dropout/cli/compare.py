@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from .progress import note, run_bars, stop_bars
 
 if TYPE_CHECKING:
     from ..compare.cells import Cell, Outcome
+    from ..compare.report import LiveReport
     from ..runs.run_config import RunConfig
 
 
@@ -62,6 +64,9 @@ MetricOption = Annotated[
         "--metric", metavar="NAME[:higher]", help="What your own training is judged by, e.g. val_f1."
     ),
 ]
+OpenOption = Annotated[
+    bool, typer.Option("--open", help="Show the report in a browser; it follows the runs until all are done.")
+]
 
 
 def compare(
@@ -81,6 +86,7 @@ def compare(
     run: RunOption = None,
     arms: ArmsOption = None,
     metric: MetricOption = None,
+    open_page: OpenOption = False,
 ) -> None:
     """Train every arm with every seed, then say which regularizer won, with intervals.
 
@@ -103,7 +109,7 @@ def compare(
         configs, changes, steps=steps, options=options, run=run, arms=arms, metric=metric
     )
     about = {"command": shlex.join(["dropout", *sys.argv[1:]]), "reference": reference}
-    train(compared, list(range(seeds)), out, module, about, on=on, jobs=jobs, gpus=gpus)
+    train(compared, list(range(seeds)), out, module, about, on=on, jobs=jobs, gpus=gpus, open_page=open_page)
 
 
 def chosen_arms(
@@ -145,6 +151,7 @@ def train(
     on: str | None,
     jobs: int | None,
     gpus: int | None,
+    open_page: bool = False,
 ) -> None:
     """Train every arm with every seed, show how it goes, and report."""
     from ..compare.cells import make_cells
@@ -162,6 +169,7 @@ def train(
     prepare_data(cells)
     engine = choose_engine(on, out, Resources(jobs=jobs, gpus=gpus))
     with opened_comparison(out, arms, seeds, about), Display(console, cells) as display:
+        display.follow(out, open_page)
         outcomes = run_cells(cells, engine, on_event=display.event, on_outcome=display.outcome)
         if module == TRIALS:
             check_pairs(cells)
@@ -230,11 +238,14 @@ def load_arms(configs: list[Path], task: str | None, changes: dict[str, str]) ->
 
 def finish(console: Console, out: Path, outcomes: "list[Outcome]") -> None:
     """Report what ended, and exit with 1 when a run failed, 130 when stopped."""
+    from ..compare.report import write_report
     from .report import show_report
 
     stopped = [outcome for outcome in outcomes if outcome.status == "stopped"]
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if stopped:
+        with suppress(InputError):
+            write_report(out)  # the page must stop reloading itself
         console.print(f"Stopped with {len(stopped)} runs to do; the same command continues them.")
         sys.exit(130)
     if len(failed) < len(outcomes):
@@ -252,10 +263,22 @@ class Display:
 
     def __init__(self, console: Console, cells: "list[Cell]") -> None:
         self.console, self.bars = console, run_bars(console)
+        self.report: LiveReport | None = None
         self.total = self.bars.add_task("all runs", total=len(cells), note="")
         self.tasks = {
             cell.folder: self.bars.add_task(cell.name, total=None, note="", start=False) for cell in cells
         }
+
+    def follow(self, out: Path, open_page: bool) -> None:
+        """Write the report now and whenever a run ends, and show it if asked to."""
+        from ..compare.report import LiveReport
+        from .report import open_in_browser
+
+        (out / "runs").mkdir(exist_ok=True)
+        self.report = LiveReport(out)
+        page = self.report.write()
+        if open_page:
+            open_in_browser(self.console, page)
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -279,5 +302,9 @@ class Display:
     def outcome(self, outcome: "Outcome") -> None:
         """Count a run that ended."""
         self.bars.advance(self.total)
+        if self.report is not None:
+            # What keeps it from being written is told by the one at the end.
+            with suppress(InputError):
+                self.report.write()
         if not self.console.is_terminal:
             self.console.print(f"{outcome.cell.name}: {outcome.status}", highlight=False, markup=False)

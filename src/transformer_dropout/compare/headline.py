@@ -40,7 +40,12 @@ class Regime:
 
 
 def headline(comparison: Comparison, judgement: Judgement) -> str:
-    """Return the answer: the best arm, what is shown, and where the best evaluations disagree."""
+    """Return the answer, and where the best evaluations disagree with it."""
+    return " ".join([answer(comparison, judgement), *disagreements(comparison, judgement)])
+
+
+def answer(comparison: Comparison, judgement: Judgement) -> str:
+    """Return the best arm at the last step, and what is shown there."""
     metric, best = comparison.metric, best_arm(comparison, comparison.arms)
     if best is None:
         return f"No run has finished with a validation {metric.name}, so there is nothing to compare yet."
@@ -60,8 +65,7 @@ def headline(comparison: Comparison, judgement: Judgement) -> str:
     parts = [
         f"{words}: {_listed(arms)}" for words, arms in groups.items() if arms or words.startswith("shown")
     ]
-    answer = f"{start}; against {judgement.reference.name}, {'; '.join(parts)}."
-    return " ".join([answer, *disagreements(comparison, judgement)])
+    return f"{start}; against {judgement.reference.name}, {'; '.join(parts)}."
 
 
 def disagreements(comparison: Comparison, judgement: Judgement) -> list[str]:
@@ -69,7 +73,7 @@ def disagreements(comparison: Comparison, judgement: Judgement) -> list[str]:
 
     Every arm is looked at against the reference and against the arm without regularizer.
     """
-    metric, found = comparison.metric, []
+    metric, found = comparison.metric, list[str]()
     last, best = (best_arm(comparison, comparison.arms, values) for values in (None, comparison.best_values))
     if last != best and best is not None:
         values = list(comparison.best_values(best).values())

@@ -36,7 +36,7 @@ class TaskOfFile(File):
 
     name: str
     item: str = ""
-    metrics: list[MetricOfFile] = Field(min_length=1)
+    metrics: list[MetricOfFile]
 
 
 class ConfigOfFile(File):

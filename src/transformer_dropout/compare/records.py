@@ -28,7 +28,8 @@ class RecordedTask:
         name: the task's name; ``trial`` where the training is the user's own.
         item: what a loss is the mean over, for sentences: token, byte, sentence; empty if unknown.
         counted: the name of the items in rows and in FLOPs, which calls bytes tokens.
-        metrics: what an evaluation gives; the first decides.
+        metrics: what an evaluation gives; the first decides. None yet where the user's own training has not
+            reported any.
     """
 
     name: str
@@ -99,7 +100,8 @@ class Run:
     @property
     def usable(self) -> bool:
         """Whether the run finished with a finite number that decides; only such runs enter statistics."""
-        return self.status == "finished" and number(self.section("result"), self.task.value) is not None
+        known = self.status == "finished" and bool(self.task.metrics)
+        return known and number(self.section("result"), self.task.value) is not None
 
     @property
     def value(self) -> float:
@@ -221,7 +223,7 @@ def load_comparison(folder: Path) -> Comparison:
         reference=reference,
         command=str(record.get("command") or ""),
         created=str(record.get("created") or ""),
-        task=mine[0].task if mine else _unsaid(record.get("item")),
+        task=next((run.task for run in mine if run.task.metrics), _unsaid(record.get("item"))),
         runs=tuple(sorted(mine, key=lambda run: (arms.index(run.name), run.seed))),
         difference=record.get("difference"),
         going_on=_held(folder / ".comparison.lock") is True,
@@ -311,10 +313,14 @@ def _unsaid(item: str | None, tokenizer: str | None = None) -> RecordedTask:
 
 
 def _check_same_task(runs: list[Run]) -> None:
-    for first, second in pairwise(runs):
-        if first.task != second.task:
+    for first, second in pairwise(run for run in runs if run.task.metrics):
+        if (first.task.name, first.task.item, first.task.metric) != (
+            second.task.name,
+            second.task.item,
+            second.task.metric,
+        ):
             raise InputError(
-                f"{first.folder} and {second.folder} trained different tasks or measured different things, "
+                f"{first.folder} and {second.folder} trained different tasks or are judged by different metrics, "
                 "so they do not compare: run both again, or into two folders."
             )
 

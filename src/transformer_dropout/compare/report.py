@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..runs.task import Metric
 from . import plots
 from .facts import cautions, facts, progress, unfinished
-from .headline import disagreements, headline, regime
+from .headline import answer, disagreements, headline, regime
 from .metrics import value_unit
 from .records import Comparison, Run, load_comparison, number
 from .table import (
@@ -135,14 +135,14 @@ def write_all(folder: Path, texts: Mapping[str, str]) -> None:
 
 def render(comparison: Comparison, judgement: Judgement, figures: Sequence[Figure]) -> str:
     """Return the page: one self-contained HTML text without scripts."""
-    answer = headline(comparison, judgement)
     return page(
         "report.html.jinja",
-        title=answer,
+        title=answer(comparison, judgement),
         reload=RELOAD_SECONDS if comparison.going_on else None,
         comparison=comparison,
         judgement=judgement,
-        headline=answer,
+        headline=answer(comparison, judgement),
+        disagreements=disagreements(comparison, judgement),
         regime=regime(comparison),
         progress=progress(comparison),
         results=result_table(comparison, judgement),

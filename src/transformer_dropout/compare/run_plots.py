@@ -24,7 +24,11 @@ def metric_figure(run: Run, metric: Metric) -> str | None:
     }
     unit = value_unit(metric, run.task.item)
     label = f"{metric.name}, {unit}" if unit not in ("", "%") else metric.name
-    return _figure(f"{metric.name} over the steps", {label: lines}, share=metric.unit == "share")
+    return _figure(
+        f"{metric.name[:1].upper()}{metric.name[1:]} over the steps",
+        {label: lines},
+        share=metric.unit == "share",
+    )
 
 
 def rate_figure(run: Run) -> str | None:

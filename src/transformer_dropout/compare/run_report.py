@@ -39,7 +39,6 @@ def render_run(run: Run) -> str:
         "run.html.jinja",
         title=f"{run.name}, seed {run.seed}: {run_sentence(run)}",
         reload=RELOAD_SECONDS if run.status == "running" else None,
-        created="",
         progress=_progress(run),
         warnings=[
             *run.record.get("alarms", ()),
@@ -85,7 +84,9 @@ def run_table(run: Run) -> Table:
         unit = value_unit(metric, run.task.item)
         shown = [NOTHING if value is None else f"{factor(metric) * value:.4f}" for value in (*ends, best)]
         rows.append((f"{metric.name}, {unit}" if unit else metric.name, *shown))
-    return Table(columns=("metric", "train", "validation", "test", "best validation"), rows=tuple(rows))
+    return Table(
+        columns=("metric", "train", "validation", "test", "best validation"), rows=tuple(rows)
+    ).without_empty()
 
 
 def _end(run: Run) -> dict:

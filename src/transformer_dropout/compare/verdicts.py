@@ -149,7 +149,8 @@ def more_seeds(difference: Difference | None, to_show: float | None) -> int | fl
 def failure(run: Run) -> str:
     """Return why a run does not count, in one line: its status and, of a traceback, the last line."""
     if run.status == "finished":
-        return f"failed: finished without a finite validation {run.task.metric.name}"
+        wanted = f"a finite validation {run.task.metric.name}" if run.task.metrics else "any metric"
+        return f"failed: finished without {wanted}"
     if run.status == "killed":
         return "killed: its process is gone; the same command continues it"
     lines = [line.strip() for line in str(run.record.get("error") or "").splitlines() if line.strip()]
