@@ -320,8 +320,8 @@ def _check_same_task(runs: list[Run]) -> None:
             second.task.metric,
         ):
             raise InputError(
-                f"{first.folder} and {second.folder} trained different tasks or are judged by different metrics, "
-                "so they do not compare: run both again, or into two folders."
+                f"{first.folder} and {second.folder} trained different tasks or are judged by different "
+                "metrics, so they do not compare: run both again, or into two folders."
             )
 
 

@@ -121,7 +121,8 @@ def mask_statistics(
 
     Returns:
         ``keep`` and ``penalty`` of a training forward, ``keep_eval`` of an evaluation forward, the last
-        two also by site; None for the fractions when no layer computes masks.
+        two also by site, and the rate of each site that has one; None for the fractions when no layer
+        computes masks.
     """
     was_training = model.training
     with torch.no_grad(), fixed_randomness(seed, batch.targets.device):
@@ -141,12 +142,14 @@ def mask_statistics(
         "penalty": penalty,
         "keep_by_site": by_site(sampled),
         "keep_eval_by_site": by_site(evaluated),
+        "rate_by_site": by_site(sampled, "p"),
     }
 
 
-def by_site(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the kept fractions by site path."""
-    return {name.removeprefix("keep/"): value for name, value in metrics.items() if name.startswith("keep/")}
+def by_site(metrics: dict[str, float], measure: str = "keep") -> dict[str, float]:
+    """Return the kept fractions, or another measure, by site path."""
+    start = f"{measure}/"
+    return {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
 
 
 def collapsed_masks(statistics: dict, margin: float = 0.01) -> list[str]:
