@@ -138,8 +138,8 @@ def test_mask_statistics_are_the_fractions_the_layer_keeps(windows, learned_mode
     assert statistics["penalty"] == pytest.approx(0.1 * keep**2 / 2, rel=1e-5)
     assert list(statistics["keep_by_site"].values()) == [statistics["keep"]]
     assert next(iter(statistics["keep_by_site"])).startswith("blocks.0.mlp")
-    # Masks that are computed have no rate; a rate is told by its site.
-    assert statistics["rate_by_site"] == {}
+    # Masks that are computed have no rate.
+    assert statistics["rate_by_site"] == {"blocks.0.attention/attention_output": 0.1}
     assert statistics == statistics_of(model, regularization, windows, 64)
 
 
