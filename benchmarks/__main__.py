@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from transformer_dropout.cli import main
 from transformer_dropout.cli.progress import rich_table
+from transformer_dropout.cli.tables import table_console
 from transformer_dropout.kernels.freed_memory import keep_freed_memory
 
 from .growth import measure_growth, points_to_measure
@@ -62,7 +63,7 @@ def benchmarks(
     budget = Budget(rounds=rounds or (3 if quick else 7), quick=quick)
     torch.set_num_threads(1)
     keep_freed_memory()
-    console = Console()
+    console = table_console()
     with Progress(console=console) as bars:
         bar = bars.add_task("rows", total=len(chosen))
 

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .tables import table_console
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a comparison, or of one run.")],
@@ -19,7 +21,7 @@ def report(
     - `dropout report runs/compare`
     - `dropout report runs/compare/runs/dropout-p-0.1/seed-0 --open`
     """
-    console = Console()
+    console = table_console()
     path = show_run(console, folder) if is_run(folder) else show_report(console, folder)
     if open_page:
         open_in_browser(console, path)
