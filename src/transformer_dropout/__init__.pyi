@@ -51,6 +51,8 @@ from .schedules import parse_schedule as parse_schedule
 from .sites import Site as Site
 from .sites import find_sites as find_sites
 from .surgery._refusals import handle_of as handle_of
+from .surgery.check import SiteCheck as SiteCheck
+from .surgery.check import check_sites as check_sites
 from .surgery.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .surgery.mixture_of_experts import mixture_of_experts_ as mixture_of_experts_
 from .surgery.regularize import Regularization as Regularization

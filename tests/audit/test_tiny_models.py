@@ -51,7 +51,7 @@ def test_the_attention_is_chosen():
         (lambda: tiny_model("llama", attention_dropout=1.5), r"between 0 and 1"),
         (lambda: tiny_model("llama", attention="nonsense"), r"No tiny model of llama could be built"),
         (lambda: tiny_model("missing/config.json"), r"is not a readable config\.json"),
-        (lambda: tiny_inputs(torch.nn.Linear(2, 2)), r"No inputs are known for a Linear"),
+        (lambda: tiny_inputs(torch.nn.ReLU()), r"No inputs are known for a ReLU"),
     ],
 )
 def test_mistakes_are_explained(call, message):

@@ -49,17 +49,17 @@ def test_the_places_of_a_family_with_their_rates(here):
     rows = rows_of(result.out)
     assert rows["transformer.drop", "embedding"] == ["-", "module", "32", "0.1"]
     assert rows["transformer.h.*.attn", "attention_weights"] == ["0-1", "attention", "-", "0.1"]
-    assert rows["transformer.h.*.mlp.act", "mlp_hidden"] == ["0-1", "output", "128", "-"]
+    assert rows["transformer.h.*.mlp.c_proj", "mlp_hidden"] == ["0-1", "input", "128", "-"]
     assert rows["lm_head", "classifier"] == ["-", "input", "32", "-"]
     assert "not reached" not in result.out
 
 
 def test_what_cannot_be_reached_is_named(here, tmp_path):
     (tmp_path / "my_encoder.py").write_text(
-        "from torch import nn\n"
+        "import torch\nfrom torch import nn\n"
         "def build():\n"
         "    layer = nn.TransformerEncoderLayer(8, 2, batch_first=True)\n"
-        "    return nn.TransformerEncoder(layer, 2), (None,)\n"
+        "    return nn.TransformerEncoder(layer, 2), (torch.ones(1, 3, 8),)\n"
     )
     result = here("sites", "my_encoder:build")
     reason = "nothing like it was found in TransformerEncoder"
@@ -155,13 +155,19 @@ def test_a_decoder_that_was_trained_here(here, tiny, learned, tmp_path, recipe):
 
 def test_a_function_of_ones_own(here, tmp_path):
     (tmp_path / "my_mlp.py").write_text(
-        "from torch import nn\n"
+        "import torch\nfrom torch import nn\n"
         "def build():\n"
         "    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 2))\n"
-        "    return model, (None,)\n"
+        "    return model, (torch.ones(2, 4),)\n"
     )
     result = here("sites", "my_mlp:build")
     assert rows_of(result.out)["1", "classifier"] == ["0", "module", "8", "0.3"]
+
+
+def test_every_place_is_checked_on_demand(here):
+    result = here("sites", "bert", "--check")
+    assert result.code == 0
+    assert "checked: 12 of 12 places are what they are called." in result.out
 
 
 def test_help_shows_examples(here):

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InputError, did_you_mean
+from ..sites._own_inputs import usable_inputs
 from ._configured import dropout_fields
+from .tiny_configs import BLOCKS, TINY, TOKENS, shrunk
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "albert", "deberta-v2", "modernbert")
 ENCODER_DECODERS = ("t5", "bart")
@@ -44,23 +46,16 @@ DECODERS = (
 )
 FAMILIES = (*DECODERS, *ENCODERS, *ENCODER_DECODERS)
 
-# What the families call the same few sizes; a config takes those that it knows.
-SIZES = {
-    2: "num_hidden_layers n_layer n_layers num_layers num_decoder_layers encoder_layers decoder_layers "
-    "num_key_value_heads num_experts_per_tok",
-    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-    "num_local_experts num_experts rotary_dim",
-    8: "head_dim d_kv sliding_window",
-    32: "hidden_size n_embd d_model dim embedding_size word_embed_proj_dim pooler_hidden_size",
-    64: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff hidden_dim "
-    "vocab_size max_position_embeddings n_positions max_seq_len",
-}
-TINY = {name: size for size, names in SIZES.items() for name in names.split()}
-BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
-TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 # Sizes that would contradict the tiny ones.
 OTHERS = {"gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}}
 # Keys of a stored config that concern stored weights and code.
+HEADS = (
+    *("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "CAUSAL_LM", "SEQUENCE_CLASSIFICATION", "MASKED_LM"),
+    *("IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION", "CTC", "IMAGE_TEXT_TO_TEXT", "VIDEO_CLASSIFICATION"),
+    *("OBJECT_DETECTION", "UNIVERSAL_SEGMENTATION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION"),
+)
+# Parameters of a model that is still called tiny.
+LARGEST = 40_000_000
 LEFT_OUT = ("dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version")
 
 
@@ -68,7 +63,8 @@ def tiny_model(source: str | Path, *, attention: str | None = None, **fields: fl
     """Build a tiny random model: 2 blocks, width 32, 4 heads, vocabulary 64; the same at every call.
 
     Args:
-        source: a family, such as ``"llama"``, or the path of a ``config.json``, which is shrunk.
+        source: a family, such as ``"llama"``: any model type that transformers knows; or the path of a
+            ``config.json``, which is shrunk.
         attention: ``"eager"``, ``"sdpa"`` or another implementation; the family's own default without.
         fields: dropout fields of the config, such as ``attention_dropout=0.1``. A field of a config inside
             the config is found by its name.
@@ -84,18 +80,22 @@ def tiny_model(source: str | Path, *, attention: str | None = None, **fields: fl
 
     stored = read_config(Path(source)) if is_path(source) else {"model_type": str(source)}
     family = str(stored["model_type"])
-    if (not is_path(source) and family not in FAMILIES) or family not in transformers.CONFIG_MAPPING:
-        near = difflib.get_close_matches(family.lower(), FAMILIES, n=3, cutoff=0.0)
+    if family not in transformers.CONFIG_MAPPING:
+        near = difflib.get_close_matches(family.lower(), (*FAMILIES, *known_types()), n=3, cutoff=0.0)
         raise InputError(f"The family {family!r} is unknown; the nearest are {', '.join(near)}.")
-    config = shrunk_config(transformers.CONFIG_MAPPING[family], stored)
+    shrink = shrunk_config if family in FAMILIES else deeply_shrunk_config
+    config = shrink(transformers.CONFIG_MAPPING[family], stored)
     set_fields(config, fields)
     model_class = class_of(family, stored)
     options = {} if attention is None else {"attn_implementation": attention}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
+            refuse_large(model_class, config)
             # The name of a class of transformers itself was chosen, so no code from elsewhere can run.
             return model_class._from_config(config, **options).eval()
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(f"No tiny model of {family} could be built: {first_line(error)}") from error
 
@@ -182,6 +182,48 @@ def shrunk_config(config_class: type, stored: Mapping[str, Any]) -> Any:
         ) from error
 
 
+def deeply_shrunk_config(config_class: Any, stored: Mapping[str, Any]) -> Any:
+    """Return a config with tiny sizes in it and in the configs inside it.
+
+    Raises:
+        InputError: when the small sizes contradict what else is in it.
+    """
+    try:
+        whole = config_class.from_dict({k: v for k, v in stored.items() if k not in LEFT_OUT})
+        return config_class.from_dict(shrunk(whole.to_dict()))
+    except Exception as error:
+        raise InputError(
+            f"The config of {stored['model_type']} could not be shrunk: {first_line(error)}"
+        ) from error
+
+
+def refuse_large(model_class: Any, config: Any) -> None:
+    """Raise InputError when a model stays large although its config was shrunk."""
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in model_class._from_config(config).parameters())
+    if size > LARGEST:
+        raise InputError(
+            f"A tiny {model_class.__name__} would still have {size / 1e6:.0f} million parameters; build a "
+            "small one yourself, and name the function that returns it as module:function."
+        )
+
+
+def known_types() -> list[str]:
+    """Return every model type of transformers that a model belongs to."""
+    from transformers.models.auto import modeling_auto
+
+    return sorted(
+        {kind for name in dir(modeling_auto) if name.endswith("MAPPING_NAMES") for kind in mapping(name)}
+    )
+
+
+def mapping(name: str) -> Mapping[str, Any]:
+    """Return one of transformers' tables of heads."""
+    from transformers.models.auto import modeling_auto
+
+    return getattr(modeling_auto, name)
+
+
 def set_fields(config: Any, fields: Mapping[str, float | None]) -> None:
     """Set dropout fields of a config, or of a config inside it.
 
@@ -210,33 +252,31 @@ def set_fields(config: Any, fields: Mapping[str, float | None]) -> None:
 def class_of(family: str, stored: Mapping[str, Any]) -> Any:
     """Return the model class: the one that a config names, else the family's usual head."""
     import transformers
-    from transformers.models.auto import modeling_auto
 
     named = next(iter(stored.get("architectures") or ()), None)
     found = None if named is None else getattr(transformers, str(named), None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found
-    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    classifier = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    both = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-    order = (classifier,) if family in ENCODERS else (both, causal, classifier)
-    for mapping in (*order, modeling_auto.MODEL_MAPPING_NAMES):
-        if family in mapping:
-            name: Any = mapping[family]
+    order = ("SEQUENCE_CLASSIFICATION",) if family in ENCODERS else HEADS
+    for table in (*(f"MODEL_FOR_{head}_MAPPING_NAMES" for head in order), "MODEL_MAPPING_NAMES"):
+        if family in mapping(table):
+            name: Any = mapping(table)[family]
             return getattr(transformers, name if isinstance(name, str) else name[0])
     raise InputError(f"transformers has no model of the family {family}.")
 
 
-def tiny_inputs(model: nn.Module, *, batch: int = 2, tokens: int = 12) -> dict[str, Tensor]:
-    """Return random token ids for a Hugging Face text model, the same at every call.
+def tiny_inputs(model: nn.Module, *, batch: int = 2, tokens: int = 12) -> Any:
+    """Return small inputs for a model, the same at every call: random tokens, images or sounds.
 
     Raises:
-        InputError: for a model that does not read tokens.
+        InputError: for a model that says nothing of itself.
     """
     config: Any = getattr(model, "config", None)
     vocabulary = getattr(config, "vocab_size", None)
-    if not isinstance(vocabulary, int):
-        raise InputError(f"No inputs are known for a {type(model).__name__}; return (model, inputs) instead.")
+    text = getattr(model, "main_input_name", "input_ids") == "input_ids" and isinstance(vocabulary, int)
+    if not text or getattr(config, "model_type", None) not in FAMILIES:
+        return usable_inputs(model)
+    assert isinstance(vocabulary, int)
     generator = torch.Generator().manual_seed(0)
     # Above the ids that mean padding, beginning and end.
     ids = torch.randint(min(4, vocabulary - 1), vocabulary, (2, batch, tokens), generator=generator)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -36,29 +36,37 @@ def sites(
             help="A ready one (" + ", ".join(READY) + "), a YAML file, or a folder that holds one.",
         ),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure whether each place is what it is called.")
+    ] = False,
 ) -> None:
     """List the places of a model where a layer can act, and what a recipe would do at each.
 
+    The places are seen in one small forward and backward of the model; with --check each place also proves
+    that it is what it is called.
+
     A family or a config.json is built tiny and random: seconds, no weights. Equal places of several blocks
-    share a line, with a star for the block. Nothing is run and nothing is written. A rate that moves is shown
+    share a line, with a star for the block. Nothing is written. A rate that moves is shown
     at the beginning, in the middle and at the end of training. Exit code 2: a rule matches no place, or its
     layer cannot act there.
 
     Examples:
 
     - `dropout sites llama`
+    - `dropout sites whisper --check`
     - `dropout sites llama --recipe lima`
     - `dropout sites models/mine --recipe recipe.yaml`
     - `dropout sites my_package.model:build --recipe recipe.yaml`
     """
     from ..sites import find_sites, missing_kinds, own_rate
 
-    model = plain(open_target(target).model)
+    opened = open_target(target)
+    model = plain(opened.model)
     chosen = None if recipe is None else read_recipe(recipe)
-    found = find_sites(model)
+    found = find_sites(model, opened.inputs)
     rates = {site.name: number(own_rate(model, site)) for site in found}
-    missing = missing_kinds(model)
-    plans = None if chosen is None else planned(model, chosen)
+    missing = missing_kinds(model, opened.inputs)
+    plans = None if chosen is None else planned(model, chosen, found)
     console = table_console()
     columns = ("path", "kind", "blocks", "reached by", "width", "rate now")
     columns = columns if plans is None else (*columns, "with the recipe")
@@ -77,6 +85,20 @@ def sites(
     console.print(narrow_table(f"{target}: sites of {type(model).__name__}", columns, merged(rows), fixed=2))
     for kind, reason in missing.items():
         console.print(f"not reached: {kind}, {escape(reason)}.", soft_wrap=True, highlight=False)
+    if check and not checked(console, model, opened.inputs, found):
+        raise typer.Exit(1)
+
+
+def checked(console: Any, model: "nn.Module", inputs: Any, found: "list[Site]") -> bool:
+    """Print what `check_sites` finds; return whether every place is what it is called."""
+    from ..surgery.check import check_sites
+
+    checks = check_sites(model, inputs, sites=found)
+    for problem in dict.fromkeys(check.problem for check in checks if check.problem):
+        console.print(f"wrong: {escape(problem)}", soft_wrap=True, highlight=False)
+    right = sum(check.right for check in checks)
+    console.print(f"checked: {right} of {len(checks)} places are what they are called.", highlight=False)
+    return right == len(checks)
 
 
 def plain(model: "nn.Module") -> "nn.Module":
@@ -108,12 +130,12 @@ def read_recipe(path: Path) -> "Recipe":
     )
 
 
-def planned(model: "nn.Module", recipe: "Recipe") -> dict[str, str]:
+def planned(model: "nn.Module", recipe: "Recipe", found: "list[Site]") -> dict[str, str]:
     """Return what a recipe does at each site of a model, by the site's name."""
     from ..surgery.regularize import regularize_
 
     # On the model in memory, which nobody else sees: all that cannot be done is refused as it would be.
-    handle = regularize_(model, recipe)
+    handle = regularize_(model, recipe, sites=found)
     plans = {placed.site.name: plan(placed) for placed in handle.placed}
     handle.remove()
     return plans

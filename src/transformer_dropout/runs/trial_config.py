@@ -170,7 +170,7 @@ def place_of(function: Any) -> str:
     Raises:
         InputError: when it does not stand at the top of a file.
     """
-    source = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isfunction(function) else None
+    source = inspect.getsourcefile(inspect.unwrap(function)) if callable(function) else None
     name = getattr(function, "__qualname__", "")
     if source is None or not Path(source).is_file() or not name.isidentifier():
         raise InputError(

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+from .observation.inputs import call
+from .observation.restore import unchanged
+
 BATCH, TOKENS, SIDE, SAMPLES = 2, 12, 32, 4000
 Inputs = dict[str, Tensor] | tuple[Tensor, ...]
 
@@ -33,6 +37,22 @@ def own_inputs(model: nn.Module) -> Iterator[Inputs]:
         names, values = (inputs.keys(), inputs.values()) if isinstance(inputs, dict) else ((), inputs)
         moved = [v.to(device, floats if v.is_floating_point() else v.dtype) for v in values]
         yield dict(zip(names, moved, strict=True)) if isinstance(inputs, dict) else tuple(moved)
+
+
+def usable_inputs(model: nn.Module) -> Inputs:
+    """Return the first of a model's own inputs that it takes.
+
+    Raises:
+        InputError: when it takes none.
+    """
+    for inputs in own_inputs(model):
+        try:
+            with unchanged(model), torch.no_grad():
+                call(model.eval(), inputs)
+        except Exception:  # whatever a stranger's code says of inputs that it was not made for
+            continue
+        return inputs
+    raise InputError(f"No inputs are known for a {type(model).__name__}; give some: (model, inputs).")
 
 
 def noise(*shape: int) -> Tensor:

@@ -18,6 +18,7 @@ def assign(sites: list[Site], recipe: Recipe) -> list[tuple[Site, Rule]]:
     Raises:
         InputError: for a rule that no site is left for; the message lists the sites there are.
     """
+    sites = [site for site in sites if site.access != "none"]
     pairs = [
         (site, rule)
         for site in sites

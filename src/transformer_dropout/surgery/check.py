@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..layers import Dropout, RateLayer
+from ..layers import RateLayer
 from ..sites import Site, find_sites
-from ..sites._own_inputs import own_inputs
+from ..sites._own_inputs import usable_inputs
 from ..sites.observation.inputs import call
 from ..sites.observation.lineage import tensors_in
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
@@ -80,7 +79,8 @@ def check_sites(
     inputs = usable_inputs(model) if inputs is None else inputs
     found = [site for site in found if site.access != "none"]
     with unchanged(model), nothing_else_drops(model):
-        measured = [SiteCheck(site=site, problem=problem_at(model, inputs, site)) for site in found]
+        before = results(model, inputs, training=True), results(model, inputs, training=False)
+        measured = [SiteCheck(site=site, problem=problem_at(model, inputs, site, before)) for site in found]
         together = dict(problems_of_kinds(model, inputs, found))
     return [
         check
@@ -88,24 +88,6 @@ def check_sites(
         else SiteCheck(site=check.site, problem=together[check.site.kind])
         for check in measured
     ]
-
-
-def usable_inputs(model: nn.Module) -> Any:
-    """Return the first of a model's own inputs that it takes.
-
-    Raises:
-        InputError: when it takes none.
-    """
-    for inputs in own_inputs(model):
-        try:
-            with unchanged(model), torch.no_grad():
-                call(model, inputs)
-        except Exception:  # whatever a stranger's code says of inputs that it was not made for
-            continue
-        return inputs
-    raise InputError(
-        f"No inputs are known for a {type(model).__name__}; give some: td.check_sites(model, inputs)."
-    )
 
 
 @contextmanager
@@ -130,7 +112,7 @@ def layers_at(model: nn.Module, sites: Sequence[Site], p: float) -> Iterator[lis
             if site.access == "rate":
                 surgery.write_rate(site, min(p, NEARLY_ALL))
             else:
-                probe = Dropout(p) if site.access == "attention" else Probe(p)
+                probe = Probe(p)
                 surgery.place(site, probe)
                 probes.append(probe)
         yield probes
@@ -161,19 +143,27 @@ def same(ones: list[Tensor], others: list[Tensor], tolerance: float | None = Non
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True) for a, b in pairs)
 
 
-def problem_at(model: nn.Module, inputs: Any, site: Site) -> str | None:
-    """Return what is not as it should be at one place, as a sentence; None where all is."""
+def problem_at(
+    model: nn.Module, inputs: Any, site: Site, before: tuple[list[Tensor], list[Tensor]]
+) -> str | None:
+    """Return what is not as it should be at one place, as a sentence; None where all is.
+
+    Args:
+        model: the model.
+        inputs: what it is called with.
+        site: the place.
+        before: what it returns without a layer, in training and in evaluation.
+    """
     place = f"{site.path} ({site.kind})"
     keys, train, quiet = (
         list(model.state_dict()),
         partial(results, training=True),
         partial(results, training=False),
     )
-    before = train(model, inputs), quiet(model, inputs)
     with layers_at(model, [site], 0.0) as probes:
         nothing = train(model, inputs)
-        seen = next((shape for probe in probes for shape in getattr(probe, "seen", ())), None)
-        ran = not any(isinstance(probe, Probe) for probe in probes) or seen is not None
+        seen = next((shape for probe in probes for shape in probe.seen), None)
+        ran = not probes or seen is not None
     with layers_at(model, [site], 1.0):
         everything, still = train(model, inputs), quiet(model, inputs)
     if not ran:

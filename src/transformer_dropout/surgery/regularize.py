@@ -15,6 +15,7 @@ from ..recipe import Recipe, Rule, check_rate, selects
 from ..schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
 from ..sites import Site, find_sites
 from ._apply import Surgery
+from ._beside import beside, prove
 from ._keep_count import KeepCount
 from ._mlp import plain_mlp
 from ._placement import assign, build_layer, refuse_second_regularization
@@ -38,6 +39,7 @@ class Regularization:
         recipe: the recipe that was applied.
         placed: every layer with its site and rule.
         progress: the fraction of training done, as last set.
+        beside: what the model itself still drops beside the recipe: a line a place, with its rate.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -45,6 +47,7 @@ class Regularization:
         self.placed: list[Placed] = []
         self.progress = 0.0
         self.made_by: Literal["regularize_", "set_rates"] = "regularize_"
+        self.beside: tuple[str, ...] = ()
         self._removed = False
         self._surgery = Surgery(model)
         self._changed_rates: dict[str, Schedule] = {}
@@ -78,10 +81,9 @@ class Regularization:
 
     def keep_silenced_rates(self, sites: list[Site]) -> None:
         """Give a layer of the model's own rate to places that share a silenced rate but have no rule."""
-        ruled = {placed.site.name: placed.site.rate for placed in self.placed}
-        silenced = {rate: self._surgery.rate_before(rate) for rate in ruled.values() if rate is not None}
+        ruled = {placed.site.name for placed in self.placed}
         for site in sites:
-            before = silenced.get(site.rate or "", 0.0)
+            before = 0.0 if site.rate is None else self._surgery.rate_before(site.rate)
             if before > 0 and site.name not in ruled and site.access in ("output", "input", "block"):
                 own = LayerDrop if site.access == "block" else Dropout
                 self._surgery.place(site, own(before))
@@ -205,8 +207,9 @@ class Regularization:
         return values
 
     def report(self) -> str:
-        """Return one line a site: its path, kind, layer, and rate."""
-        return "\n".join(f"{p.site.path}  {p.site.kind}  {p.layer!r}".split("\n")[0] for p in self.placed)
+        """Return one line a site: its path, kind, layer, and rate; then what the model itself still drops."""
+        placed = [f"{p.site.path}  {p.site.kind}  {p.layer!r}".split("\n")[0] for p in self.placed]
+        return "\n".join([*placed, *(f"beside the recipe: {line}" for line in self.beside)])
 
     def _repr_html_(self) -> str:
         columns = ("path", "kind", "layer", "p now", "penalty weight now")
@@ -261,7 +264,9 @@ class Regularization:
             )
 
 
-def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | None = None) -> Regularization:
+def regularize_(
+    model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | None = None, inputs: Any = None
+) -> Regularization:
     """Put a recipe's layers into a model, in place; the model's own ``state_dict`` keys stay.
 
     Args:
@@ -269,10 +274,12 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
             with shared modules too.
         recipe: the rules; at each site the first that matches acts, and one that acts nowhere is an error.
         sites: the model's sites; None for those that `find_sites` finds.
+        inputs: what the model is called with; with them the sites are found in a run of the model on these,
+            and those that the recipe uses are checked, as `check_sites` does, before anything is changed.
 
     Raises:
         InputError: for a rule that matches nothing or comes too late, a layer that cannot act at its
-            site, a model that is already regularized or compiled.
+            site, a site that is not what it is called, a model that is already regularized or compiled.
     """
     if not isinstance(model, nn.Module) or not isinstance(recipe, Recipe):
         raise InputError(
@@ -281,9 +288,11 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
         )
     refuse_wrapped(model)
     refuse_second(model)
-    sites = find_sites(model) if sites is None else list(sites)
+    sites = find_sites(model, inputs) if sites is None else list(sites)
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
+    if inputs is not None:
+        prove(model, inputs, [site for site, _ in assignments])
     handle = Regularization(model, recipe)
     # An encoder and a decoder embed tokens of their own.
     sources: dict[tuple[int, str | None], nn.Module] = {}
@@ -296,6 +305,7 @@ def regularize_(model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | Non
             inputs = None if mlp is None else mlp.width
             handle.place(site, rule, build_layer(site, rule, sources.get(shared), inputs))
         handle.keep_silenced_rates(sites)
+        handle.beside = beside(model, sites, {placed.site.name for placed in handle.placed})
         handle.set_progress(0.0)
     except Exception:
         # A recipe that fails halfway leaves the model as it was.

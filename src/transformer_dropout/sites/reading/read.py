@@ -89,6 +89,11 @@ class Reader(BlockReader):
             tail.values = [own[-1].acts]
         values = [value for value in tail.values[::-1] if self.run.nodes[value].shape[-1:] == shape[-1:]]
         same = [value for value in values if len(self.run.nodes[value].shape) == len(shape)]
+        # What is dropped after positions were added is not the same before.
+        for draw in self.draws:
+            if draw.acts in tail.values and draw.rate is not None:
+                given = self.run.activations(self.run.nodes[draw.acts])
+                same = [value for value in same if value >= min(given, default=0)]
         place = self.places.at(Tail(values=same), outermost=True)
         call = self.run.calls[first.calls[0]] if first.calls else None
         if (

@@ -1,0 +1,201 @@
+"""Measure the table of models: ``python docs/families.py [NAME ...] > docs/families.md``."""
+
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import transformer_dropout as td
+from transformer_dropout.audit.tiny_models import known_types, tiny_inputs, tiny_model
+from transformer_dropout.sites import KINDS, Site, find_sites
+from transformer_dropout.sites.observation.inputs import call
+from transformer_dropout.sites.observation.lineage import tensors_in
+from transformer_dropout.sites.observation.restore import unchanged
+from transformer_dropout.sites.reading.graph import Recorder
+from transformer_dropout.sites.reading.rates import rates_of
+
+OWN_RATE = 0.3
+SECONDS = 60
+INTRODUCTION = """# Models
+
+Each row is measured on a tiny random model (transformers {transformers}, torch {torch}) whose own rates
+are all {own}: every model type of transformers that builds small from its config, and torch's own
+layers. Make the page anew with
+
+    python docs/families.py > docs/families.md
+
+* A kind's cell is the number of its places when all of them are right, as `td.check_sites` measures it
+  on those outside the blocks and in the first block: each runs, a layer there changes training and never
+  evaluation, the tensor is as wide as is said, taking the layer out gives every bit back; with everything
+  dropped at `attention_output` the weights mean nothing, at `mlp_output` the hidden units, at `embedding`
+  and `classifier` the tokens. `-`: the model has no such place.
+* **still at 0**: with every kind at rate 0 two training forwards are equal to the last bit; *but for*
+  names what no kind reaches.
+* **kernels**: random kernels of a training forward, counted below autograd, and those that the run saw.
+
+{summary}
+
+"""
+COLUMNS = ("model", "class", *(f"`{kind}`" for kind in KINDS), "still at 0", "kernels")
+
+
+class CountRandom(TorchDispatchMode):
+    """Counts the kernels that draw, by nothing but torch's own mark of them."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = torch.get_rng_state()
+        result = func(*args, **(kwargs or {}))
+        if isinstance(func, torch._ops.OpOverload):
+            self.count += not torch.equal(before, torch.get_rng_state())
+        return result
+
+
+class Slow(Exception):
+    """A model took too long."""
+
+
+def too_slow(*_: object) -> None:
+    raise Slow(f"It took more than {SECONDS} seconds.")
+
+
+def with_own_rates(model: nn.Module) -> nn.Module:
+    """Set every rate of a model's own, but for those that leave out whole blocks."""
+    for _, held, name in rates_of(model):
+        if "layer" not in name:
+            held[name] = OWN_RATE
+    return model
+
+
+def row(name: str, build: Callable[[], tuple[nn.Module, Any]]) -> tuple[list[str], bool]:
+    """Return the cells of a model, and whether nothing in them is wrong."""
+    model, inputs = build()
+    with_own_rates(model)
+    sites = find_sites(model, inputs)
+    kernels = counted(model, inputs)
+    near = [site for site in sites if site.block in (None, 0)]
+    problems: dict[str, str] = {}
+    for check in td.check_sites(model, inputs, sites=near):
+        if check.problem:
+            problems.setdefault(check.site.kind, check.problem)
+    counts = Counter(site.kind for site in sites)
+    cells = [problems.get(kind, str(counts[kind]) if counts[kind] else "-") for kind in KINDS]
+    still = stillness(model, inputs, sites)
+    right = not problems and "differ" not in still and kernels[0] == kernels[1]
+    return [name, type(model).__name__, *cells, still, f"{kernels[0]} / {kernels[1]}"], right
+
+
+def counted(model: nn.Module, inputs: Any) -> tuple[int, int]:
+    """Return the random kernels of a training forward, counted below autograd and as the run saw them."""
+    with unchanged(model):
+        model.train()
+        torch.manual_seed(0)
+        with CountRandom() as mode, torch.no_grad():
+            call(model, inputs)
+        torch.manual_seed(0)
+        run = Recorder(model).record(inputs)
+    return mode.count, sum(len(node.drawn) for node in run.nodes)
+
+
+def stillness(model: nn.Module, inputs: Any, sites: list[Site]) -> str:
+    """Return whether with every kind at rate 0 two training forwards are equal."""
+    kinds = sorted({site.kind for site in sites if site.access != "none"})
+    others = sorted({site.path or "the model itself" for site in sites if site.access == "none"})
+    recipe = td.Recipe([td.Rule(kind, td.Dropout, p=0.0) for kind in kinds])
+    handle = td.regularize_(model, recipe, sites=sites)
+    runs = []
+    for seed in range(2):
+        with unchanged(model), torch.no_grad():
+            model.train()
+            torch.manual_seed(seed)
+            runs.append([v.clone() for v in tensors_in(call(model, inputs)) if v.is_floating_point()])
+    handle.remove()
+    if all(torch.equal(one, other) for one, other in zip(*runs, strict=True)):
+        return "yes"
+    return f"but for {', '.join(others)}" if others else "two forwards differ"
+
+
+def of_type(name: str) -> Callable[[], tuple[nn.Module, Any]]:
+    """Return what builds a model type of transformers."""
+
+    def build() -> tuple[nn.Module, Any]:
+        model = tiny_model(name)
+        return model, tiny_inputs(model)
+
+    return build
+
+
+def torch_models() -> dict[str, Callable[[], tuple[nn.Module, Any]]]:
+    """Return torch's own layers, as what builds them."""
+    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    layer = {"d_model": 16, "nhead": 4, "dim_feedforward": 32, "batch_first": True}
+    return {
+        "torch encoder": lambda: (
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(**layer), 2, enable_nested_tensor=False),
+            (x,),
+        ),
+        "torch decoder": lambda: (nn.TransformerDecoder(nn.TransformerDecoderLayer(**layer), 2), (x, x)),
+        "torch both": lambda: (
+            nn.Transformer(
+                16, 4, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=32, batch_first=True
+            ),
+            (x, x),
+        ),
+        "torch perceptron": lambda: (
+            nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
+            (torch.ones(2, 784),),
+        ),
+    }
+
+
+def page(names: Iterable[str]) -> str:
+    """Return the page, as Markdown."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    signal.signal(signal.SIGALRM, too_slow)
+    known = torch_models() | {name: of_type(name) for name in known_types()}
+    rows, unbuilt, refused, wrong = [], [], [], []
+    for name in list(names) or known:
+        signal.alarm(SECONDS)
+        try:
+            model, inputs = known[name]()
+            try:
+                cells, right = row(name, lambda pair=(model, inputs): pair)
+                rows.append(cells)
+                wrong += [] if right else [name]
+            except (td.InputError, Slow) as error:
+                refused.append((name, str(error)))
+        except Exception as error:
+            unbuilt.append((name, str(error).partition("\n")[0] or type(error).__name__))
+        finally:
+            signal.alarm(0)
+        sys.stderr.write(f"{name}\n")
+    summary = f"{len(rows)} rows, {len(wrong)} of them wrong; {len(refused)} refused."
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    text = INTRODUCTION.format(
+        transformers=transformers.__version__,
+        torch=torch.__version__.partition("+")[0],
+        own=OWN_RATE,
+        summary=summary,
+    ) + "\n".join(lines)
+    for title, items in (("Refused", refused), ("Not measured: no small model or inputs", unbuilt)):
+        text += f"\n\n## {title}\n\n" + "\n".join(f"* {name}: {why}" for name, why in items) if items else ""
+    return text + "\n"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.stdout.write(page(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""What a model itself still draws beside a recipe, and the proof of the places that a recipe uses."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from ..errors import InputError
+from ..sites import Site, own_rate
+from .check import check_sites
+
+
+def beside(model: nn.Module, sites: Iterable[Site], ruled: set[str]) -> tuple[str, ...]:
+    """Return a line for each place where the model itself still drops; warn of what no layer can silence.
+
+    Args:
+        model: the regularized model.
+        sites: its places.
+        ruled: the names of those at which a layer acts.
+    """
+    lines, unreached = [], []
+    for site in sites:
+        if site.name in ruled:
+            continue
+        if site.access == "none":
+            unreached.append(site.path or "the model itself")
+            lines.append(f"{site.path}  {site.kind}")
+        elif rate := own_rate(model, site):
+            lines.append(f"{site.path}  {site.kind}  {rate:.4g}")
+    if unreached:
+        warnings.warn(
+            f"The model draws random numbers in training that no layer can take the place of, in "
+            f"{', '.join(dict.fromkeys(unreached))}; two forwards will differ whatever the recipe says.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return tuple(lines)
+
+
+def prove(model: nn.Module, inputs: Any, sites: Iterable[Site]) -> None:
+    """Check the places that a recipe is about to use.
+
+    Raises:
+        InputError: when one is not what it is called.
+    """
+    problems = [check.problem for check in check_sites(model, inputs, sites=sites) if check.problem]
+    if problems:
+        more = f" And {len(problems) - 1} more; see td.check_sites(model, inputs)." if problems[1:] else ""
+        raise InputError(
+            f"{problems[0]}{more} Hand over other sites, td.regularize_(model, recipe, sites=[...])."
+        )
