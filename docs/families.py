@@ -175,7 +175,7 @@ def page(names: Iterable[str]) -> str:
                 cells, right = row(name, lambda pair=(model, inputs): pair)
                 rows.append(cells)
                 wrong += [] if right else [name]
-            except (td.InputError, Slow) as error:
+            except Exception as error:  # a stranger's model may fail in any way
                 refused.append((name, str(error)))
         except Exception as error:
             unbuilt.append((name, str(error).partition("\n")[0] or type(error).__name__))
@@ -183,6 +183,8 @@ def page(names: Iterable[str]) -> str:
             signal.alarm(0)
         sys.stderr.write(f"{name}\n")
     summary = f"{len(rows)} rows, {len(wrong)} of them wrong; {len(refused)} refused."
+    if wrong:
+        summary += f" Wrong, with the sentence in the cell: {', '.join(wrong)}."
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows]
     text = INTRODUCTION.format(
