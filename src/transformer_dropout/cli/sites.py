@@ -70,7 +70,17 @@ def sites(
     console = table_console()
     columns = ("path", "kind", "blocks", "reached by", "width", "rate now")
     columns = columns if plans is None else (*columns, "with the recipe")
-    rows = [
+    rows = rows_of(found, rates, plans)
+    console.print(narrow_table(f"{target}: sites of {type(model).__name__}", columns, merged(rows), fixed=2))
+    for kind, reason in missing.items():
+        console.print(f"not reached: {kind}, {escape(reason)}.", soft_wrap=True, highlight=False)
+    if check and not checked(console, model, opened.inputs, found):
+        raise typer.Exit(1)
+
+
+def rows_of(found: "list[Site]", rates: dict[str, str], plans: dict[str, str] | None) -> list[tuple]:
+    """Return a row a site."""
+    return [
         (
             pattern(site),
             site.kind,
@@ -82,11 +92,6 @@ def sites(
         )
         for site in found
     ]
-    console.print(narrow_table(f"{target}: sites of {type(model).__name__}", columns, merged(rows), fixed=2))
-    for kind, reason in missing.items():
-        console.print(f"not reached: {kind}, {escape(reason)}.", soft_wrap=True, highlight=False)
-    if check and not checked(console, model, opened.inputs, found):
-        raise typer.Exit(1)
 
 
 def checked(console: Any, model: "nn.Module", inputs: Any, found: "list[Site]") -> bool:
