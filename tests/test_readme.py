@@ -59,3 +59,29 @@ def test_every_extra_is_named():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     line = next(line for line in README.splitlines() if line.startswith("Extras: "))
     assert [extra for extra in project["optional-dependencies"] if f"`{extra}`" not in line] == []
+
+
+def python_blocks(path):
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside transformers
+@pytest.mark.parametrize("path", ["README.md", "docs/speed.md"])
+def test_the_code_that_is_copied_runs(path):
+    torch.manual_seed(0)
+    model = tiny_model("gpt2").train()
+    inputs = tiny_inputs(model)
+    scope = {
+        "td": td,
+        "model": model,
+        "total_steps": 2,
+        "loader": [inputs | {"labels": inputs["input_ids"]}] * 2,
+    }
+    scope["regularization"] = td.regularize_(model, td.recipes.learned(heads=4, weight=0.1))
+    blocks = python_blocks(path)
+    assert blocks
+    for block in blocks:
+        exec(block, scope)
+    if "loss" in scope:
+        scope["loss"].backward()
+        assert scope["loss"].isfinite() and scope["regularization"].report()
