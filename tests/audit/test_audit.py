@@ -357,6 +357,8 @@ def test_inputs_that_a_model_does_not_take_are_one_sentence(inputs, message):
     with pytest.raises(td.InputError, match=message) as error:
         td.audit(Function(lambda m, x: F.dropout(x, 0.3, m.training)), inputs)
     assert "\n" not in str(error.value)
+    with td.mc_dropout(Function(lambda m, x: x), 2) as predict, pytest.raises(td.InputError, match=message):
+        predict(inputs)
 
 
 class Batched(nn.Module):

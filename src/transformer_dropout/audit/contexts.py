@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import InputError
 from ..kernels.torch_internals import is_batch_norm, schema_of
 from ..layers import DropoutLayer
-from ..sites.observation.inputs import arguments_for, call, checked_arguments
+from ..sites.observation.inputs import call, checked_arguments
 from ..sites.observation.lineage import tensors_in
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from ..sites.observation.stack import ModuleStack, is_dropout_module
@@ -212,10 +212,12 @@ class Predictor:
     def __call__(self, *args: Any, **kwargs: Any) -> MonteCarlo:
         if not self.open:
             raise InputError("The block of td.mc_dropout has ended; predict inside it.")
-        single = len(args) == 1 and not kwargs
-        given = (args, kwargs)
-        args, kwargs = arguments_for(self.model, args[0]) if single else checked_arguments(self.model, given)
-        return summarize((main_output(self.model(*args, **kwargs)) for _ in range(self.n)), self.n)
+        if len(args) == 1 and not kwargs:
+            outputs = (call(self.model, args[0]) for _ in range(self.n))
+        else:
+            args, kwargs = checked_arguments(self.model, (args, kwargs))
+            outputs = (self.model(*args, **kwargs) for _ in range(self.n))
+        return summarize(map(main_output, outputs), self.n)
 
 
 def summarize(outputs: Iterator[Tensor], n: int) -> MonteCarlo:
