@@ -26,6 +26,8 @@ def configured(family):
 def test_disabled_is_exact_and_mc_dropout_varies_in_every_family(family):
     model = configured(family)
     inputs = tiny_inputs(model)
+    # Layer drop may skip every block of two forwards in a row.
+    torch.manual_seed(0)
     with torch.no_grad():
         plain = model(**inputs).logits
         model.train()
