@@ -3,7 +3,7 @@ import torch
 
 import transformer_dropout as td
 from transformer_dropout.sites import find_sites
-from transformer_dropout.tasks.mlp import MLP
+from transformer_dropout.tasks._mlp import MLP
 
 
 def test_it_is_linear_layers_with_relu_between_them():

@@ -58,7 +58,11 @@ def test_a_truncated_or_damaged_gzip_file_is_named(tmp_path, write_idx):
         refused(read_images, path, "damaged gzip")
 
 
-@pytest.mark.parametrize("data", [b"", b"ab", b"<html>not found</html>", gzip.compress(b"hello, world")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"ab", b"<html>not found</html>", gzip.compress(b"hello, world", mtime=0)],
+    ids=["empty", "short", "html", "packed"],
+)
 def test_another_file_is_named(tmp_path, data):
     path = tmp_path / "x"
     path.write_bytes(data)

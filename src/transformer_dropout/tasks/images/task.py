@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...runs.task import ACCURACY, LOSS, Batch, Splits
-from ..mlp import MLP, check_hidden
+from .._mlp import MLP, check_hidden
 from .arms import default_arms
 from .augment import augmented
 from .data import ImageData, ImageSplit, prepare_images

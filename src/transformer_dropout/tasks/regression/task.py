@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...runs.task import Batch, Metric, Splits
-from ..mlp import MLP, check_hidden
+from .._mlp import MLP, check_hidden
 from .arms import default_arms
 from .data import Rows, TableData, prepare_table
 
