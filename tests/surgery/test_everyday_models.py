@@ -188,3 +188,36 @@ def test_arguments_the_wrong_way_round_are_named(tmp_path):
         td.save_regularized(handle, tmp_path)
     with pytest.raises(td.InputError, match=r"Write td\.load_regularized\(folder, model\)"):
         td.load_regularized(decoder(), tmp_path)
+
+
+class TwoRates(nn.Module):
+    """A module whose own code drops at two rates."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.linear = 0.1, 0.1, nn.Linear(8, 8)
+
+    def forward(self, x):
+        once = F.dropout(x, self.first, self.training)
+        return once, F.dropout(torch.ones_like(x), self.second, self.training)
+
+
+def test_two_rates_of_one_compiled_module_stay_apart():
+    torch._dynamo.reset()
+    model = nn.Sequential(TwoRates())
+    sites = [
+        td.Site(path="0", kind=kind, access="rate", rate=f"0.{name}", width=8)
+        for kind, name in (("mlp_hidden", "first"), ("mlp_output", "second"))
+    ]
+    rules = [
+        td.Rule("mlp_hidden", td.Dropout, p=td.Linear(0.2, 0.6)),
+        td.Rule("mlp_output", td.Dropout, p=0.8),
+    ]
+    handle = td.regularize_(model, td.Recipe(rules), sites=sites)
+    run, x = torch.compile(model, backend="eager", fullgraph=True), torch.ones(4000, 8)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for progress, first in ((0.0, 0.2), (1.0, 0.6)):
+            handle.set_progress(progress)
+            shares = [(output == 0).float().mean().item() for output in run(x)]
+            assert shares == pytest.approx([first, 0.8], abs=0.02)
+    torch._dynamo.reset()

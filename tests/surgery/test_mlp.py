@@ -235,3 +235,16 @@ def test_it_can_be_saved_loaded_audited_and_disabled(tmp_path):
     assert {event.path for event in events if event.kind == "mlp_hidden"} == {
         f"transformer.h.{block}.mlp.c_proj.mlp_hidden_dropout" for block in range(2)
     }
+
+
+def test_one_token_under_autocast_is_computed_as_masked(monkeypatch):
+    model = decoder().eval()
+    handle = regularized(model)
+    outputs = []
+    model.blocks[0].mlp.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        in_both_ways(monkeypatch, lambda: model(tokens()[:1, :1]))
+    skipped, masked = outputs
+    assert skipped.dtype == masked.dtype == torch.bfloat16
+    torch.testing.assert_close(skipped, masked, rtol=2e-2, atol=2e-2)
+    assert all(share < 1 for share in shares(handle))
