@@ -44,7 +44,8 @@ class SelfTuned:
     A small gradient step lowers the held-out loss by its length times ``a``; the rates climb it by
     simultaneous perturbation. Both training gradients have the same batch and the same random numbers, so
     that they differ by the rates alone. It needs nothing of a layer but a rate.
-    It looks one step ahead, not to the end of the run, and so prefers small rates early: start from high ones. A call costs three forwards and backwards: at every tenth step, 1.3 of the run.
+    It looks one step ahead, not to the end of the run, and so prefers small rates early: start from high
+    ones. A call costs three forwards and backwards: at every tenth step, 1.3 of the run.
 
     ::
 
