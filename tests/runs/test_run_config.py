@@ -226,7 +226,9 @@ def variants(config, prefix=()):
                 yield path, replace(config, **{field.name: changed})
         elif field.name == "task":
             yield (*prefix, field.name), RunConfig(name=config.name, task="sentences")
-        elif field.name in ("l2_sp", "label_smoothing"):
+        elif field.name == "folds":
+            yield (*prefix, field.name), replace(config, folds=2)
+        elif field.name in ("l2_sp", "label_smoothing", "fold"):
             continue  # not in this task, and not beside R-Drop
         elif field.name == "recipe":
             rule = {"select": "mlp_output", "layer": "Dropout", "p": 0.5}

@@ -109,7 +109,7 @@ def test_distances_that_deberta_embeds_take_a_rate_and_nothing_else(tmp_path):
     handle = td.set_rates(model, {"embedding": 0.2})
     assert {layer.attention.self.pos_dropout.p for layer in model.deberta.encoder.layer} == {0.2}
     handle.remove()
-    with pytest.raises(td.InputError, match=r"pos_dropout \(embedding\) .* only the rate can be set"):
+    with pytest.raises(td.InputError, match=r"pos_dropout \(embedding\)"):
         td.regularize_(model, td.Recipe([td.Rule("embedding", td.LearnedDropout, heads=4)]))
 
 

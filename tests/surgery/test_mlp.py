@@ -110,10 +110,10 @@ def test_a_copy_runs_its_own_layers(pickled):
 def test_the_report_says_what_is_skipped_and_what_only_masked():
     gpt2, llama = (tiny_model(family) for family in ("gpt2", "llama"))
     recipe = td.Recipe([td.Rule("mlp_hidden", LearnedBlockDropout, block=8, rank=4)])
-    lines = td.regularize_(gpt2, recipe).report().splitlines()
+    lines = [line for line in td.regularize_(gpt2, recipe).report().splitlines() if "mlp_hidden" in line]
     assert len(lines) == 2
     assert all(line.endswith("dropped blocks: skipped)") for line in lines)
-    lines = td.regularize_(llama, recipe).report().splitlines()
+    lines = [line for line in td.regularize_(llama, recipe).report().splitlines() if "mlp_hidden" in line]
     assert all(line.endswith("dropped blocks: masked, not skipped)") for line in lines)
 
 

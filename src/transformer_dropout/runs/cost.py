@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import InputError
 from ..kernels.torch_internals import storage_identity
 from .loop import build_model
 from .run_config import RunConfig
@@ -98,8 +99,8 @@ def measured(config: RunConfig, splits: Splits) -> tuple[nn.Module, Batch]:
         with META:
             model, _ = build_model(config, splits)
         task.loss(model, batch.to(META))
-    except (RuntimeError, NotImplementedError):
-        # Its code looks at numbers, which such a model does not have.
+    except (RuntimeError, NotImplementedError, InputError):
+        # Its code looks at numbers, or its places show in a run only; such a model has neither.
         return build_model(config, splits)[0], batch
     return model, batch.to(META)
 

@@ -52,6 +52,11 @@ def own_sites(model: nn.Module, inputs: Any = None) -> list[Site]:
     if sites is None:
         sites = [replace(site, found="code") for site in generic_sites(model)]
     if not any(site.access != "none" for site in sites):
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise InputError(
+                f"This {type(model).__name__} has no data (device meta), and its places show in a run only; "
+                "put them in first with model.to_empty(device='cpu'), or give sites= of its like."
+            )
         raise InputError(
             f"No place for a layer was found in a {type(model).__name__}: it has no blocks with attention "
             "and no chain of linear layers; name its places yourself, td.regularize_(model, recipe, "

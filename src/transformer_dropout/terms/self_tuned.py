@@ -87,7 +87,7 @@ class SelfTuned:
         if not starts:
             raise InputError("No layer of this regularization has a rate that could be tuned.")
         self.rates = {kind: sum(rates) / len(rates) for kind, rates in starts.items()}
-        self._signs = torch.Generator().manual_seed(seed)
+        self.sign_generator = torch.Generator().manual_seed(seed)
         self._size: float | None = None
         self._set(self.logits())
 
@@ -113,7 +113,7 @@ class SelfTuned:
         model = self.regularization.model
         weights = [p for p in model.parameters() if p.requires_grad]
         training, logits = model.training, self.logits()
-        signs = torch.randint(2, logits.shape, generator=self._signs).double() * 2 - 1
+        signs = torch.randint(2, logits.shape, generator=self.sign_generator).double() * 2 - 1
 
         def gradient(loss: Callable[[], Tensor]) -> list[Tensor]:
             with torch.random.fork_rng():
@@ -143,7 +143,7 @@ class SelfTuned:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds: the rates, their usual differences, the generator of the signs."""
-        return {"rates": dict(self.rates), "size": self._size, "signs": self._signs.get_state()}
+        return {"rates": dict(self.rates), "size": self._size, "signs": self.sign_generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -156,7 +156,7 @@ class SelfTuned:
                 f"The state has rates for other kinds of sites; those here are {', '.join(self.rates)}."
             )
         self.rates, self._size = dict(state["rates"]), state["size"]
-        self._signs.set_state(state["signs"])
+        self.sign_generator.set_state(state["signs"])
         self._set(self.logits())
 
 

@@ -1,12 +1,13 @@
 """What the numbers of a tensor say, where it has any to look at."""
 
-import torch
 from torch import Tensor
+
+from ...kernels.torch_internals import is_functorch_wrapped
 
 
 def has_numbers(x: Tensor) -> bool:
     """Return whether a tensor's numbers can be looked at, as those of a meta tensor or inside vmap cannot."""
-    return x.device.type != "meta" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.device.type != "meta" and not is_functorch_wrapped(x)
 
 
 def rows_summing_to_one(x: Tensor) -> float | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -170,6 +169,4 @@ class CausalLM:
         """Return the arms of fine-tuning, among them dropout that falls to 0 on the way."""
         own = checked(ModelConfig, dict(model), {}, ("model",))
         splits = self.prepare(own, checked(DataConfig, dict(data), {}, ("data",)), None)
-        with torch.device("meta"):
-            built = self.build(own, splits)
-        return default_arms(built, len(splits.train), own.lora is not None)
+        return default_arms(self.build(own, splits), len(splits.train), own.lora is not None)

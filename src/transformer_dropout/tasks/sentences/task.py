@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -159,6 +158,4 @@ class Sentences:
         """Return seven arms of fine-tuning, their length and learning rate by the number of sentences."""
         own = checked(ModelConfig, dict(model), {}, ("model",))
         splits = self.prepare(own, checked(DataConfig, dict(data), {}, ("data",)), None)
-        with torch.device("meta"):
-            classifier = self.build(own, splits)
-        return default_arms(classifier, len(splits.train))
+        return default_arms(self.build(own, splits), len(splits.train))
