@@ -84,13 +84,24 @@ def hugging_face_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         ordered = [*({**sound, **decoder} for sound in sounds), *sounds, text]
     else:
         both = [{**text, **image, **decoder} for image in images]
-        ordered = [{**text, **decoder}, *both, text, *images, *sounds, *series_inputs(config, taken)]
-    known: list[list[tuple[str, tuple[int, ...]]]] = []
+        texts = [{**text, **decoder}, *both, text, ended(text, config)]
+        ordered = [*texts, *images, *sounds, *series_inputs(config, taken)]
+    known: list[dict[str, list[Any]]] = []
     for inputs in ordered:
-        shapes = [(name, tuple(value.shape)) for name, value in inputs.items()]
-        if inputs and shapes not in known:
-            known.append(shapes)
+        values = {name: value.tolist() for name, value in inputs.items()}
+        if inputs and values not in known:
+            known.append(values)
             yield inputs
+
+
+def ended(text: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Return tokens of which the last one ends the text: the head of some classifiers reads it there."""
+    end = getattr(config, "eos_token_id", None)
+    if "input_ids" not in text or type(end) is not int:
+        return text
+    ids = text["input_ids"].clone()
+    ids[:, -1] = end
+    return {**text, "input_ids": ids}
 
 
 def text_inputs(config: Any, taken: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
