@@ -194,8 +194,13 @@ def page(names: Iterable[str]) -> str:
         summary=summary,
     ) + "\n".join(lines)
     for title, items in (("Refused", refused), ("Not measured: no small model or inputs", unbuilt)):
-        text += f"\n\n## {title}\n\n" + "\n".join(f"* {name}: {why}" for name, why in items) if items else ""
+        text += f"\n\n## {title}\n\n" + "\n".join(line_of(*item) for item in items) if items else ""
     return text + "\n"
+
+
+def line_of(name: str, why: str) -> str:
+    """Return a line of a list, in which a bracket of a message is no link."""
+    return f"* {name}: {why}".replace("[", "\\[")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(file.stem for file in (DOCS / "pages").glob("*.md"))
+PAGES = sorted(file.stem for file in (DOCS / "pages").glob("*.md") if file.stem != "README")
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e-\d+)?")
 
 pytestmark = pytest.mark.slow
