@@ -14,6 +14,7 @@ from rich.markup import escape
 from ..errors import InputError
 from .options import DataOption, LoraOption, ModelOption, SetOption, StepsOption, TaskOption, dotted_changes
 from .progress import note, run_bars, stop_bars
+from .tables import table_console
 
 if TYPE_CHECKING:
     from ..compare.cells import Cell, Outcome
@@ -249,7 +250,7 @@ def finish(console: Console, out: Path, outcomes: "list[Outcome]") -> None:
         console.print(f"Stopped with {len(stopped)} runs to do; the same command continues them.")
         sys.exit(130)
     if len(failed) < len(outcomes):
-        show_report(console, out)
+        show_report(table_console(), out)
     for outcome in failed:
         text = escape(f"{outcome.cell.name}: {outcome.reason}")
         console.print(f"[red]failed:[/red] {text}", soft_wrap=True, highlight=False)

@@ -1,6 +1,7 @@
 """``dropout report``: the report again, from the records."""
 
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,10 @@ import typer
 from rich.console import Console
 
 from .tables import table_console
+
+# From so many characters on a table is shown whole; below, without the columns that begin so.
+WIDE = 120
+ON_WIDE_TERMINALS = ("seeds", "train", "best", "more seeds", "keep")
 
 
 def report(
@@ -47,8 +52,7 @@ def show_report(console: Console, folder: Path) -> Path:
     judgement = judge(comparison)
     for table in (result_table(comparison, judgement), metrics_table(comparison, judgement)):
         if table is not None:
-            # The verdicts follow in full, so their column is left out.
-            kept = [at for at, column in enumerate(table.columns) if column != "verdict"]
+            kept = shown_columns(table.columns, console.width)
             rows = [[row[at] for at in kept] for row in table.rows]
             console.print(rich_table("", [table.columns[at] for at in kept], rows))
     told = [f"{verdict.arm}: {verdict.text}" for verdict in judgement.verdicts.values()]
@@ -58,6 +62,15 @@ def show_report(console: Console, folder: Path) -> Path:
         console.print(line, highlight=False, markup=False)
     console.print(f"Report: {path.resolve()}", soft_wrap=True, markup=False)
     return path
+
+
+def shown_columns(columns: Sequence[str], width: int) -> list[int]:
+    """Return which columns of a comparison's table a terminal of so many characters shows.
+
+    The verdicts follow in full, so their column is left out; the page has all of them.
+    """
+    hidden = ("verdict",) if width >= WIDE else ("verdict", *ON_WIDE_TERMINALS)
+    return [at for at, column in enumerate(columns) if not column.startswith(hidden)]
 
 
 def show_run(console: Console, folder: Path) -> Path:
