@@ -307,7 +307,3 @@ BY_MODEL_TYPE: dict[str, Family] = {
     "t5": T5,
     "bart": BART,
 }
-
-
-def corrected(model, sites):
-    return sites

@@ -8,7 +8,6 @@ from torch import nn
 from ..errors import InputError
 from ._adapters import below, inside_adapter, lora_sites
 from ._decoder import decoder_sites, is_decoder
-from ._families import corrected
 from ._generic import generic_sites
 from ._own_inputs import own_inputs
 from ._site import KINDS, Site
@@ -74,7 +73,7 @@ def observed_sites(model: nn.Module, inputs: Any) -> list[Site] | None:
     if inputs is not None:
         refuse_what_cannot_be_watched(model, "td.find_sites")
         try:
-            return corrected(model, read_run(model, inputs))
+            return read_run(model, inputs)
         except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
             raise InputError(f"The model could not be run with these inputs: {first_line(error)}") from error
     try:
@@ -83,7 +82,7 @@ def observed_sites(model: nn.Module, inputs: Any) -> list[Site] | None:
         return None
     for candidate in own_inputs(model):
         try:
-            return corrected(model, read_run(model, candidate))
+            return read_run(model, candidate)
         # Whatever a stranger's code says of inputs that it was not made for.
         except Exception:
             continue
