@@ -2,7 +2,7 @@
 
 import math
 import time
-from functools import lru_cache
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -14,13 +14,16 @@ from ..kernels.sharded import like_shards, whole
 from ..recipe import Recipe
 from ..surgery.regularize import Regularization, regularize_
 from ..surgery.speed_up import speed_up_
+from ..terms.averaging import EMA
+from ..terms.token_noise import TokenNoise, token_noise_
 from .checkpoint import Checkpoint
 from .early_stopping import EarlyStopping
 from .evaluate import Evaluator, fixed_randomness, mask_statistics
-from .folds import batch_of, folded
+from .examples import Examples
+from .folds import batch_of
 from .objective import Objective
 from .optimizer import learning_rate, make_optimizer, set_learning_rate
-from .order import batch_indices, epoch_order, fixed_probe
+from .order import fixed_probe
 from .processes import Processes, peak_memory_bytes, spread, without_gradient_sync
 from .random_states import random_states, set_random_states
 from .run_config import RunConfig
@@ -68,7 +71,8 @@ class Training:
     def __init__(self, config: RunConfig, splits: Splits, processes: Processes) -> None:
         training = config.training
         self.config, self.processes, self.task = config, processes, config.find_task()
-        self.splits = splits = folded(splits, training.folds, training.fold)
+        self.examples = Examples(config, splits, processes)
+        self.splits = splits = self.examples.splits
         if training.batch % processes.size:
             raise InputError(
                 f"training.batch {training.batch} cannot be shared among {processes.size} processes; "
@@ -81,6 +85,8 @@ class Training:
         self.objective = Objective(self.task, training)
         self.model, self.regularization = build_model(config, splits)
         self.model.to(processes.device)
+        self.average = EMA(self.model, training.schedule("ema")) if training.ema else None
+        self.noise = self.token_noise()
         self.shared = spread(self.model, processes, training.distributed)
         self.called: nn.Module = self.shared
         if training.compile:
@@ -96,11 +102,6 @@ class Training:
             task=self.task, model=self.model, processes=processes, autocast=self.autocast
         )
         self.early_stopping = EarlyStopping(training.early_stopping)
-        self.order = (
-            lru_cache(maxsize=4)(self.own_order)
-            if hasattr(self.task, "order") and not training.folds
-            else epoch_order
-        )
         self.step = self.items = 0
         self.loss = torch.zeros(())
         self.not_finite_at = torch.full((), -1, device=processes.device)
@@ -117,11 +118,18 @@ class Training:
         added = {name for name, parameter in self.model.named_parameters() if parameter in layers}
         return added | (set() if own is None else set(own(self.model)))
 
-    def own_order(self, examples: int, seed: int, epoch: int) -> np.ndarray:
-        """Return the order of an epoch as the task wants it."""
-        training = self.config.training
-        together = training.batch * training.accumulation
-        return self.task.order(self.splits.train, together, seed, epoch)  # type: ignore[attr-defined]
+    def token_noise(self) -> TokenNoise | None:
+        """Return the handle of the noise on the model's input tokens; None without such noise."""
+        if not self.config.training.token_noise:
+            return None
+        special = self.task.special_tokens(self.splits)  # type: ignore[attr-defined]
+        return token_noise_(self.model, self.config.training.schedule("token_noise"), keep=special)
+
+    def evaluated_weights(self) -> AbstractContextManager:
+        """Let the model have the weights that are evaluated and kept: their average where there is one."""
+        if self.average is None or not self.step:
+            return nullcontext()
+        return self.average.averaged_weights()
 
     @property
     def seconds(self) -> float:
@@ -156,6 +164,8 @@ class Training:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
         self.optimizer.step()
         self.weight_penalties.shrink()
+        if self.average is not None:
+            self.average.after_step()
         self.optimizer.zero_grad()
         self.step += 1
         bad = ~torch.isfinite(self.loss) & (self.not_finite_at < 0)
@@ -166,20 +176,14 @@ class Training:
 
     def set_progress(self, step: int) -> None:
         """Move every schedule to a step's place in the run."""
-        for part in (self.regularization, self.weight_penalties, self.objective):
-            part.set_progress(step / self.config.training.steps)
+        parts = (self.regularization, self.weight_penalties, self.objective, self.average, self.noise)
+        for part in parts:
+            if part is not None:
+                part.set_progress(step / self.config.training.steps)
 
     def training_batch(self, part: int) -> Batch:
         """Return this process's examples of one forward of the step that comes next."""
-        training, processes = self.config.training, self.processes
-        number = self.step * training.accumulation + part
-        order = batch_indices(len(self.splits.train), training.batch, number, self.config.seed, self.order)
-        batch = batch_of(self.task, self.splits.train, order[processes.rank :: processes.size])
-        augment = getattr(self.task, "augment", None)
-        if augment is None:
-            return batch
-        seed = np.random.SeedSequence((self.config.seed, number, processes.rank)).generate_state(1, np.uint64)
-        return augment(self.config.data, batch, torch.Generator().manual_seed(int(seed[0]) % 2**63))
+        return self.examples.batch(self.step, part)
 
     def backward(self, part: int, batch: Batch, total: int) -> None:
         """Add the gradients of one forward of an optimizer step.
@@ -219,16 +223,17 @@ class Training:
         self.check_finite()
         # As in the last step; a run resumed behind it has not made one.
         self.set_progress(max(0, self.step - 1))
-        # A recipe may sample its masks in evaluation; training must not notice.
-        with fixed_randomness(0, self.processes.device):
-            train = self.evaluator.scores(self.splits.train, self.probe)
-            validation, bit_equal = self.validation_scores(twice)
-        if not all(map(math.isfinite, (*train.values(), *validation.values()))):
-            raise Diverged(self.step)
-        probe = batch_of(self.task, self.splits.train, self.probe[: self.config.training.batch])
-        masks: dict[str, Any] = mask_statistics(
-            self.task, self.model, self.regularization, probe.to(self.processes.device), self.step
-        )
+        with self.evaluated_weights():
+            # A recipe may sample its masks in evaluation; training must not notice.
+            with fixed_randomness(0, self.processes.device):
+                train = self.evaluator.scores(self.splits.train, self.probe)
+                validation, bit_equal = self.validation_scores(twice)
+            if not all(map(math.isfinite, (*train.values(), *validation.values()))):
+                raise Diverged(self.step)
+            probe = batch_of(self.task, self.splits.train, self.probe[: self.config.training.batch])
+            masks: dict[str, Any] = mask_statistics(
+                self.task, self.model, self.regularization, probe.to(self.processes.device), self.step
+            )
         seconds, weights = self.step_seconds, self.weight_penalties.metrics()
         masks["penalty"] += sum(weights["weight_penalties"].values())
         metrics = {
@@ -275,13 +280,14 @@ class Training:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 optimizer[f"{name}/{key}"] = whole(value).cpu()
+        average = {} if self.average is None else {"average": self.average.state_dict()}
         random = {}
         for rank, states in enumerate(self.processes.gather(random_states(self.processes.device))):
             random |= {f"{rank}/{name}": state for name, state in states.items()}
         return Checkpoint(
             step=self.step,
             run=self.config.fingerprint(),
-            tensors={"model": self.whole_state(), "optimizer": optimizer, "random": random},
+            tensors={"model": self.whole_state(), "optimizer": optimizer, "random": random} | average,
             state={
                 "early_stopping": self.early_stopping.state(),
                 "seconds": self.seconds,
@@ -323,3 +329,5 @@ class Training:
         current = self.model.state_dict()
         weights = {n: like_shards(t, current[n]) for n, t in checkpoint.tensors["model"].items()}
         self.model.load_state_dict(weights, assign=False)
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.tensors["average"])

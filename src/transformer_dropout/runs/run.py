@@ -291,10 +291,10 @@ class RunInFolder:
         if restored is not None or not self.metrics.get("evaluation_bit_equal"):
             # Stopped early, or resumed behind the last evaluation.
             self.metrics = training.evaluate(twice=True)
-        weights = training.whole_state()
-        test = training.test_scores()
-        if self.processes.first:
-            self.save(weights)
+        with training.evaluated_weights():
+            test, weights = training.test_scores(), training.whole_state()
+            if self.processes.first:
+                self.save(weights)
         names = (*self.metric_names(), "keep", "keep_eval", "penalty", "zeros", "evaluation_bit_equal")
         result = {
             "step": training.step,

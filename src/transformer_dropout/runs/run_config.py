@@ -109,6 +109,10 @@ def check_terms(name: str, task: Task, training: TrainingConfig) -> None:
             )
     if training.label_smoothing and training.rdrop:
         raise InputError("training.label_smoothing and training.rdrop do not go together; take one out.")
+    if training.token_noise and not hasattr(task, "special_tokens"):
+        raise InputError(
+            f"training.token_noise replaces input tokens, and the task {name} has none; take it out."
+        )
     if training.l2_sp and not hasattr(task, "fresh"):
         raise InputError(
             f"training.l2_sp pulls to pre-trained weights, and the task {name} trains from random ones; take "

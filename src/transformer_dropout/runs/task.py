@@ -86,6 +86,8 @@ class Task(Protocol):
     * ``summarize(means) -> dict``: metrics that are functions of mean scores, such as a perplexity.
     * ``logits(model, batch) -> (logits, targets)``: class scores (..., classes) and classes (...), -100
       where none counts; label smoothing and R-Drop need them.
+    * ``special_tokens(splits) -> ids``: those of the input tokens that noise leaves alone, such as padding; a
+      task without it has no tokens, and token noise is refused.
     * ``evaluated_together(split) -> int``: examples in one forward of an evaluation; 256 without it.
     * ``fresh(model) -> names``: parameters that no pre-training made; a task without it trains from random
       weights, and the pull of L2-SP is refused.

@@ -11,7 +11,17 @@ from .sections import NEWER
 # A schedule as a file says it: a number, text such as "0,0.3@0.5,0", or {linear: {start: 0.0, end: 0.1}}.
 ScheduleData = float | str | dict[str, Any]
 # Regularizers beside the recipe and the weight decay.
-REGULARIZERS = ("l1", "l2", "elastic_net", "proximal_l1", "label_smoothing", "rdrop", "l2_sp")
+REGULARIZERS = (
+    "l1",
+    "l2",
+    "elastic_net",
+    "proximal_l1",
+    "label_smoothing",
+    "rdrop",
+    "l2_sp",
+    "ema",
+    "token_noise",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,14 @@ def check_schedule(data: ScheduleData, where: str) -> None:
             raise InputError(f"{where} becomes {value:g}, but it is finite and at least 0 all the time.")
 
 
+def check_share(data: ScheduleData, where: str) -> None:
+    """Raise InputError for what is no schedule, or one that leaves [0, 1)."""
+    check_schedule(data, where)
+    highest = schedule_from_data(data, where).bounds()[1]
+    if not highest < 1:
+        raise InputError(f"{where} becomes {highest:g}, but it is a share from 0 to below 1.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a run is trained and measured.
@@ -77,6 +95,8 @@ class TrainingConfig:
         label_smoothing: share of the target that is spread over all classes, in training only.
         rdrop: weight of R-Drop's divergence between two passes; a number or a schedule, 0 is one pass.
         l2_sp: weight of a pull to the weights at the start, for fine-tuning; a number or a schedule.
+        ema: decay of the averaged weights that are evaluated and kept; a number or a schedule, 0 is none.
+        token_noise: share of the input tokens that random ones replace in training; a number or a schedule.
         beta1, beta2: AdamW's decay rates.
         clip: largest gradient norm; None for no clipping.
         precision: ``auto`` is bfloat16 autocast on a GPU that has it, else float32.
@@ -106,6 +126,8 @@ class TrainingConfig:
     label_smoothing: float = field(default=0.0, metadata=NEWER)
     rdrop: ScheduleData = field(default=0.0, metadata=NEWER)
     l2_sp: ScheduleData = field(default=0.0, metadata=NEWER)
+    ema: ScheduleData = field(default=0.0, metadata=NEWER)
+    token_noise: ScheduleData = field(default=0.0, metadata=NEWER)
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float | None = 1.0
@@ -131,6 +153,12 @@ class TrainingConfig:
                 )
         for name in ("lr", "weight_decay", "l1", "l2", "proximal_l1", "rdrop", "l2_sp"):
             check_schedule(getattr(self, name), f"training.{name}")
+        for name in ("ema", "token_noise"):
+            check_share(getattr(self, name), f"training.{name}")
+        if self.ema and self.distributed == "fsdp":
+            raise InputError(
+                "training.ema copies the whole model, which training.distributed: fsdp shards; write ddp."
+            )
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
                 f"training.label_smoothing is {self.label_smoothing}, but it is a share from 0 to below 1."

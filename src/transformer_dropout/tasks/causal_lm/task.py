@@ -141,6 +141,10 @@ class CausalLM:
         logits, targets = self.logits(model, batch)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
+    def special_tokens(self, splits: TextSplits) -> list[int]:
+        """Return the ids of padding, separators and their like."""
+        return splits.tokenizer.all_special_ids
+
     def score(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """Return the sum of the cross-entropy."""
         return {"loss": self.loss(model, batch).double() * batch.items}

@@ -162,6 +162,10 @@ class Decoder(nn.Module):
                 # Two additions to the residual stream a block: keep its variance from growing with depth.
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.blocks))
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embedding of the tokens, under the name that models of transformers have for it."""
+        return self.embedding.token
+
     def features(self, tokens: Tensor) -> Tensor:
         """Return what the output layer reads, of shape (batch, tokens, width)."""
         x = self.embedding(tokens)

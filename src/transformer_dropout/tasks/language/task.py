@@ -79,6 +79,10 @@ class Language:
         """Return the scores of every token id, and the ids."""
         return model(batch.inputs["tokens"]), batch.targets
 
+    def special_tokens(self, splits: TextSplits) -> tuple[int, ...]:
+        """Return no ids: every token is one of the text."""
+        return ()
+
     def score(self, model: Callable[..., Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the sum of the cross-entropy."""
         return {"loss": self.loss(model, batch).double() * batch.items}

@@ -131,6 +131,10 @@ class Sentences:
         logits, labels = self.logits(model, batch)
         return F.cross_entropy(logits.float(), labels)
 
+    def special_tokens(self, splits: SentenceSplits) -> list[int]:
+        """Return the ids of padding, separators and their like."""
+        return splits.tokenizer.all_special_ids
+
     def score(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """Return the sum of the cross-entropy, and how many sentences have their class on top."""
         logits, labels = self.logits(model, batch)

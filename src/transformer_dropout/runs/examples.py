@@ -1,0 +1,50 @@
+"""The training examples of each step, augmented: a function of the config and the step alone."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from .folds import batch_of, folded
+from .order import batch_indices, epoch_order
+from .processes import Processes
+from .run_config import RunConfig
+from .task import Batch, Splits
+
+
+class Examples:
+    """What a run trains on.
+
+    Args:
+        config: the run.
+        splits: the task's examples.
+        processes: those that train together, each on a part of a batch.
+
+    Attributes:
+        splits: as trained and evaluated: of a cross-validation its fold.
+    """
+
+    def __init__(self, config: RunConfig, splits: Splits, processes: Processes) -> None:
+        training = config.training
+        self.config, self.processes, self.task = config, processes, config.find_task()
+        self.splits = folded(splits, training.folds, training.fold)
+        ordered = hasattr(self.task, "order") and not training.folds
+        self.order = lru_cache(maxsize=4)(self.own_order) if ordered else epoch_order
+
+    def own_order(self, examples: int, seed: int, epoch: int) -> np.ndarray:
+        """Return the order of an epoch as the task wants it."""
+        training = self.config.training
+        together = training.batch * training.accumulation
+        return self.task.order(self.splits.train, together, seed, epoch)  # type: ignore[attr-defined]
+
+    def batch(self, step: int, part: int) -> Batch:
+        """Return this process's examples of one forward of a step, both counted from 0."""
+        training, processes = self.config.training, self.processes
+        number = step * training.accumulation + part
+        order = batch_indices(len(self.splits.train), training.batch, number, self.config.seed, self.order)
+        batch = batch_of(self.task, self.splits.train, order[processes.rank :: processes.size])
+        augment = getattr(self.task, "augment", None)
+        if augment is None:
+            return batch
+        seed = np.random.SeedSequence((self.config.seed, number, processes.rank)).generate_state(1, np.uint64)
+        return augment(self.config.data, batch, torch.Generator().manual_seed(int(seed[0]) % 2**63))

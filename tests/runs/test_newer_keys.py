@@ -1,0 +1,128 @@
+"""Keys of `training` that change how a run trains or what it keeps: each resumes bit for bit."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transformer_dropout.errors import InputError
+from transformer_dropout.runs.checkpoint import checkpoint_folders
+from transformer_dropout.runs.listener import Listener
+from transformer_dropout.runs.loop import Training
+from transformer_dropout.runs.processes import Processes
+from transformer_dropout.runs.record import read_metrics
+from transformer_dropout.runs.run import prepare, run
+from transformer_dropout.runs.run_config import RunConfig
+from transformer_dropout.runs.training_config import EarlyStoppingConfig, TrainingConfig
+
+ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
+MEASURED = ("step_seconds", "peak_memory_bytes")
+KEYS = {
+    "ema": {"ema": 0.9},
+    "ema that rises": {"ema": {"linear": {"start": 0.5, "end": 0.9}}},
+    "token noise": {"token_noise": "0,0.3"},
+    "both": {"ema": 0.8, "token_noise": 0.1, "rdrop": 1.0},
+}
+
+
+class Killed(RuntimeError):
+    """Stands for a kill between two steps."""
+
+
+def rows(folder):
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+
+
+def kill_at(step):
+    def show(progress):
+        if progress.step == step:
+            raise Killed
+
+    return Listener(progress=show)
+
+
+def training_of(config):
+    return Training(config, prepare(config), ALONE)
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+def test_a_killed_run_ends_as_the_one_that_was_not(tmp_path, tiny, learned, keys, monkeypatch):
+    monkeypatch.setattr("transformer_dropout.runs.run.SECONDS_BETWEEN_PROGRESS", 0)
+    config = tiny(recipe=learned, steps=12, eval_every=4, accumulation=2, **keys)
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, tmp_path / "killed", listener=kill_at(7))
+    again = run(config, tmp_path / "killed", resume=True)
+    assert again["result"] | {"wall_seconds": 0} == whole["result"] | {"wall_seconds": 0}
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    newest, wanted = (checkpoint_folders(tmp_path / name / "checkpoints")[0] for name in ("killed", "whole"))
+    files = [path.relative_to(wanted) for path in wanted.glob("*.safetensors")]
+    assert files and all((newest / file).read_bytes() == (wanted / file).read_bytes() for file in files)
+    model = "model/model.safetensors"
+    assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+
+
+def test_newer_keys_leave_the_fingerprint_of_runs_without_them():
+    data = RunConfig(name="a").to_data()["training"]
+    assert not data.keys() & {key for keys in KEYS.values() for key in keys}
+
+
+def test_the_averaged_weights_are_evaluated_and_kept_and_the_others_trained(tmp_path, tiny):
+    config = tiny(ema=0.9, steps=12, eval_every=4)
+    run(config, tmp_path / "averaged")
+    run(tiny(steps=12, eval_every=4), tmp_path / "plain")
+    averaged, plain = rows(tmp_path / "averaged"), rows(tmp_path / "plain")
+    assert averaged[0]["val_loss"] == plain[0]["val_loss"]
+    assert all(a["val_loss"] != p["val_loss"] for a, p in zip(averaged[1:], plain[1:], strict=True))
+    checkpoint = tmp_path / "averaged" / "checkpoints" / "step-00000012"
+    trained, average = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "average"))
+    without = load_file(tmp_path / "plain" / "checkpoints" / "step-00000012" / "model.safetensors")
+    assert all(trained[name].equal(value) for name, value in without.items())
+    kept = load_file(tmp_path / "averaged" / "model" / "model.safetensors")
+    assert all(average[name].equal(value) for name, value in kept.items())
+    assert any(not trained[name].equal(value) for name, value in kept.items())
+
+
+def test_the_averaged_weights_of_the_best_step_are_restored(tmp_path, tiny):
+    stopping = EarlyStoppingConfig(patience=2)
+    config = tiny(steps=200, eval_every=4, lr=0.2, min_lr=0.2, ema=0.5, early_stopping=stopping)
+    result = run(config, tmp_path / "run")["result"]
+    losses = {row["step"]: row["val_loss"] for row in rows(tmp_path / "run")}
+    best = min(losses, key=losses.get)
+    assert result["restored_step"] == best < result["step"]
+    assert result["val_loss"] == losses[best]
+
+
+def test_token_noise_is_in_training_alone_and_follows_its_schedule(tiny):
+    training = training_of(tiny(token_noise="0,0.5", steps=20))
+    seen = []
+    training.model.embedding.token.register_forward_hook(lambda m, given, out: seen.append(given[0]))
+    changed = []
+    for _ in range(20):
+        batch = training.training_batch(0)
+        seen.clear()
+        training.advance()
+        changed.append((seen[0] != batch.inputs["tokens"]).double().mean().item())
+    assert changed[0] == 0
+    assert sum(changed[-5:]) / 5 == pytest.approx(0.45, abs=0.12)
+    seen.clear()
+    training.evaluate(twice=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"ema": 1.0}, "training.ema becomes 1, but it is a share from 0 to below 1."),
+        ({"token_noise": -0.1}, "training.token_noise becomes -0.1"),
+        ({"ema": 0.9, "distributed": "fsdp"}, "training.distributed: fsdp shards; write ddp"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(tiny, keys, sentence):
+    with pytest.raises(InputError) as error:
+        tiny(**keys)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_token_noise_is_refused_where_there_are_no_tokens():
+    with pytest.raises(InputError, match=r"token_noise replaces input tokens, and the task images has none"):
+        RunConfig(task="images", training=TrainingConfig(token_noise=0.1))
