@@ -87,9 +87,25 @@ def test_flops_do_not_depend_on_the_batch_per_token():
     with torch.device("meta"):
         model = Decoder(VOCABULARY, DecoderConfig(width=8, heads=2, blocks=2, context=4))
     batches = [Language().batch(Windows(np.zeros(13), 4), range(size)).to(META) for size in (1, 3)]
-    (forward, both), (forward_3, both_3) = (count_flops(Language(), model, batch) for batch in batches)
+    (forward, both), (forward_3, both_3) = (count_flops(Language().loss, model, batch) for batch in batches)
     assert (3 * forward, 3 * both) == (forward_3, both_3)
     assert count_parameters(model) == (VOCABULARY + 4) * 8 + 2 * (12 * 64 + 16) + 8
+
+
+def test_two_passes_cost_twice_and_two_ends_of_one_what_lies_behind_the_fork(tiny):
+    plain = cost_of(tiny())
+    two, ends = cost_of(tiny(rdrop=1.0)), cost_of(tiny(rdrop=1.0, rdrop_blocks=1))
+    assert two.training_flops_per_item == 2 * plain.training_flops_per_item
+    # The one block there is, and the output layer, see the batch twice.
+    assert ends.training_flops_per_item == two.training_flops_per_item
+    assert two.inference_flops_per_item == plain.inference_flops_per_item
+    noise = cost_of(tiny(rdrop=1.0, rdrop_view="token_noise", token_noise=0.1))
+    assert noise.training_flops_per_item == 2 * plain.training_flops_per_item
+    assert two.memory_bytes > plain.memory_bytes
+
+
+def test_averaged_weights_need_memory(tiny):
+    assert cost_of(tiny(ema=0.9)).memory_bytes == cost_of(tiny()).memory_bytes + 4 * plain_parameters()
 
 
 def test_a_recipe_that_does_not_fit_is_refused(tiny, learned):

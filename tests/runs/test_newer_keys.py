@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import transformer_dropout as td
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.checkpoint import checkpoint_folders
 from transformer_dropout.runs.listener import Listener
@@ -20,8 +21,15 @@ KEYS = {
     "ema": {"ema": 0.9},
     "ema that rises": {"ema": {"linear": {"start": 0.5, "end": 0.9}}},
     "token noise": {"token_noise": "0,0.3"},
-    "both": {"ema": 0.8, "token_noise": 0.1, "rdrop": 1.0},
+    "both in R-Drop": {"ema": 0.8, "token_noise": 0.1, "rdrop": 1.0},
+    "R-Drop in the last block": {"rdrop": 1.0, "rdrop_blocks": 1},
+    "R-Drop with noise": {"rdrop": 1.0, "rdrop_view": "token_noise", "token_noise": 0.1},
+    "R-Drop with learned masks": {"rdrop": 1.0, "rdrop_view": "learned"},
+    "R-Drop with adversarial masks": {"rdrop": "0,1", "rdrop_view": "adversarial"},
 }
+ANCHORED = {"select": "mlp_output", "layer": "AnchoredDropout", "heads": 2, "lr_scale": 3.0, "weight": 0.1}
+ADVERSARIAL = {"select": "mlp_output", "layer": "AdversarialDropout", "heads": 2, "weight": 0.1}
+RECIPES = {"learned": [ANCHORED], "adversarial": [ADVERSARIAL]}
 
 
 class Killed(RuntimeError):
@@ -48,7 +56,8 @@ def training_of(config):
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 def test_a_killed_run_ends_as_the_one_that_was_not(tmp_path, tiny, learned, keys, monkeypatch):
     monkeypatch.setattr("transformer_dropout.runs.run.SECONDS_BETWEEN_PROGRESS", 0)
-    config = tiny(recipe=learned, steps=12, eval_every=4, accumulation=2, **keys)
+    recipe = RECIPES.get(keys.get("rdrop_view"), learned)
+    config = tiny(recipe=recipe, steps=12, eval_every=4, accumulation=2, **keys)
     whole = run(config, tmp_path / "whole")
     with pytest.raises(Killed):
         run(config, tmp_path / "killed", listener=kill_at(7))
@@ -109,9 +118,68 @@ def test_token_noise_is_in_training_alone_and_follows_its_schedule(tiny):
     training.evaluate(twice=True)
 
 
+def losses_of(tiny, recipe, **keys):
+    """Return the loss of a batch under keys, the cross-entropies of its two views, and their scores."""
+    training = training_of(tiny(recipe=recipe, **keys))
+    # Masks that differ from their anchor, as after some training.
+    for name, parameter in training.model.named_parameters():
+        if "shift" in name:
+            torch.nn.init.constant_(parameter, 2.0)
+    seen = []
+    original = training.objective.scored
+
+    def scored(model, batch):
+        seen.append(original(model, batch))
+        return seen[-1]
+
+    training.objective.scored = scored
+    training.model.train()
+    training.set_progress(5)
+    batch = training.training_batch(0)
+    return training.objective(training.model, batch), [logits for logits, _ in seen], batch.targets
+
+
+def test_the_last_block_alone_sees_both_views_in_one_forward(tiny, learned):
+    loss, scores, targets = losses_of(tiny, learned, rdrop=2.0, rdrop_blocks=1)
+    (logits,) = scores
+    assert len(logits) == 2 * len(targets)
+    first, second = logits.chunk(2)
+    assert not first.equal(second)
+    assert loss == td.rdrop_loss(first, second, targets, 2.0) / 2
+
+
+@pytest.mark.parametrize("view", ["learned", "adversarial"])
+def test_the_first_view_is_plain_dropout_and_the_second_the_masks(tiny, view):
+    loss, (first, second), targets = losses_of(tiny, RECIPES[view], rdrop=2.0, rdrop_view=view)
+    assert not first.equal(second)
+    expected = {
+        "learned": td.rdrop_loss(first, second, targets, 2.0) / 2,
+        "adversarial": td.adversarial_dropout_loss(first, second, targets, 2.0),
+    }
+    assert loss == expected[view]
+
+
+def test_the_second_view_alone_has_the_noise(tiny):
+    loss, (first, second), targets = losses_of(tiny, [], rdrop=2.0, rdrop_view="token_noise", token_noise=0.5)
+    training = training_of(tiny())
+    clean = training.model(training.training_batch(0).inputs["tokens"])
+    assert first.equal(clean) and not second.equal(clean)
+    assert loss == td.rdrop_loss(first, second, targets, 2.0) / 2
+
+
+def test_views_of_masks_without_a_layer_for_them_are_refused_before_there_is_a_folder(tmp_path, tiny):
+    with pytest.raises(InputError, match="no AnchoredDropout or AdversarialDropout"):
+        run(tiny(rdrop=1.0, rdrop_view="learned"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
+        ({"rdrop_view": "learned"}, "need a weight: training.rdrop: 1.0."),
+        ({"rdrop": 1.0, "rdrop_view": "token_noise"}, "needs a rate: training.token_noise: 0.05."),
+        ({"rdrop": 1.0, "rdrop_blocks": 0}, "training.rdrop_blocks is 0, but it is at least 1, or null."),
+        ({"rdrop": 1.0, "rdrop_blocks": 1, "compile": True}, "goes with rdrop_view: dropout and compile"),
         ({"ema": 1.0}, "training.ema becomes 1, but it is a share from 0 to below 1."),
         ({"token_noise": -0.1}, "training.token_noise becomes -0.1"),
         ({"ema": 0.9, "distributed": "fsdp"}, "training.distributed: fsdp shards; write ddp"),

@@ -1,18 +1,21 @@
 """What a run costs, counted before it starts: parameters, FLOPs, memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError
 from ..kernels.torch_internals import storage_identity
 from .loop import build_model
+from .objective import Objective
 from .run_config import RunConfig
-from .task import Batch, Splits, Task
+from .task import Batch, Splits
 
+Loss = Callable[[nn.Module, Batch], Tensor]
 META = torch.device("meta")
 # Parts of names that tell an embedding of positions, which papers leave out of a model's size.
 POSITIONAL = ("position", "wpe", "pos_embed")
@@ -32,7 +35,8 @@ class Cost:
         training_flops_per_item: floating-point operations of matrix products, forward and backward.
         inference_flops_per_item: of one forward.
         gate_share: fraction of the training FLOPs spent in the recipe's layers.
-        memory_bytes: estimate for weights, gradients, Adam's moments and saved activations of one forward.
+        memory_bytes: estimate for weights, their average where there is one, gradients, Adam's moments and
+            saved activations of one forward.
     """
 
     parameters: int
@@ -64,13 +68,13 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
         InputError: when the recipe does not fit the model.
     """
     task, training = config.find_task(), config.training
-    model, batch = measured(config, splits)
-    plain, _ = measured(replace(config, recipe=[]), splits)
-    forward, both = count_flops(task, model, batch)
-    plain_both = count_flops(task, plain, batch)[1]
+    model, objective, batch = measured(config, splits)
+    plain, _, its_batch = measured(without_recipe(config), splits)
+    forward, both = count_flops(task.loss, model, batch)
+    plain_both = count_flops(task.loss, plain, its_batch)[1]
     total = count_parameters(model)
     examples = min(2, training.batch)
-    per_example = saved_bytes(task, model, batch) / examples
+    per_example = saved_bytes(objective, model, batch) / examples
     forwards = training.steps * training.accumulation
     positional = sum(
         parameter.numel()
@@ -84,25 +88,33 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
         frozen=total - count_parameters(plain) - (count_trained(model) - count_trained(plain)),
         trained=count_trained(model),
         items=forwards * training.batch * batch.items // examples,
-        training_flops_per_item=both / batch.items,
+        training_flops_per_item=count_flops(objective, model, batch)[1] / batch.items,
         inference_flops_per_item=forward / batch.items,
         gate_share=1 - plain_both / both,
-        memory_bytes=int(16 * total + per_example * training.batch),
+        memory_bytes=int((20 if training.ema else 16) * total + per_example * training.batch),
     )
 
 
-def measured(config: RunConfig, splits: Splits) -> tuple[nn.Module, Batch]:
-    """Return the model of a run and a small batch, both without data where the model allows it."""
+def measured(config: RunConfig, splits: Splits) -> tuple[nn.Module, Objective, Batch]:
+    """Return the model of a run, its loss and a small batch, without data where the model allows it."""
     task = config.find_task()
     batch = task.batch(splits.train, range(min(2, config.training.batch, len(splits.train))))
     try:
         with META:
             model, _ = build_model(config, splits)
-        task.loss(model, batch.to(META))
+        objective = Objective(task, config.training, model, splits)
+        objective(model, batch.to(META))
     except (RuntimeError, NotImplementedError, InputError):
         # Its code looks at numbers, or its places show in a run only; such a model has neither.
-        return build_model(config, splits)[0], batch
-    return model, batch.to(META)
+        model, _ = build_model(config, splits)
+        return model, Objective(task, config.training, model, splits), batch
+    return model, objective, batch.to(META)
+
+
+def without_recipe(config: RunConfig) -> RunConfig:
+    """Return the run without its layers, and without views that some of them make."""
+    training = replace(config.training, rdrop=0.0, rdrop_view="dropout", rdrop_blocks=None)
+    return replace(config, recipe=[], training=training)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -115,18 +127,18 @@ def count_trained(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def count_flops(task: Task, model: nn.Module, batch: Batch) -> tuple[int, int]:
+def count_flops(loss_of: Loss, model: nn.Module, batch: Batch) -> tuple[int, int]:
     """Return the FLOPs of one forward, and of one forward and backward; no gradient stays behind."""
     # The plain attention path is made of products that the counter knows; the fused ones differ by device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
-        loss = task.loss(model, batch)
+        loss = loss_of(model, batch)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
         loss.backward()
     model.zero_grad(set_to_none=True)
     return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
 
 
-def saved_bytes(task: Task, model: nn.Module, batch: Batch) -> int:
+def saved_bytes(loss_of: Loss, model: nn.Module, batch: Batch) -> int:
     """Return the bytes that one forward saves for its backward, parameters left out."""
     seen: dict[int, int] = {}
 
@@ -135,7 +147,7 @@ def saved_bytes(task: Task, model: nn.Module, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        task.loss(model, batch)
+        loss_of(model, batch)
     for parameter in model.parameters():
         seen.pop(storage_identity(parameter), None)
     return sum(seen.values())

@@ -15,7 +15,6 @@ from ..recipe import Recipe
 from ..surgery.regularize import Regularization, regularize_
 from ..surgery.speed_up import speed_up_
 from ..terms.averaging import EMA
-from ..terms.token_noise import TokenNoise, token_noise_
 from .checkpoint import Checkpoint
 from .early_stopping import EarlyStopping
 from .evaluate import Evaluator, fixed_randomness, mask_statistics
@@ -82,11 +81,10 @@ class Training:
         self.validation_probe = fixed_probe(
             len(splits.validation), training.eval_windows or len(splits.validation), seed=0
         )
-        self.objective = Objective(self.task, training)
         self.model, self.regularization = build_model(config, splits)
         self.model.to(processes.device)
         self.average = EMA(self.model, training.schedule("ema")) if training.ema else None
-        self.noise = self.token_noise()
+        self.objective = Objective(self.task, training, self.model, splits)
         self.shared = spread(self.model, processes, training.distributed)
         self.called: nn.Module = self.shared
         if training.compile:
@@ -117,13 +115,6 @@ class Training:
         layers = {p for placed in self.regularization.placed for p in placed.layer.parameters()}
         added = {name for name, parameter in self.model.named_parameters() if parameter in layers}
         return added | (set() if own is None else set(own(self.model)))
-
-    def token_noise(self) -> TokenNoise | None:
-        """Return the handle of the noise on the model's input tokens; None without such noise."""
-        if not self.config.training.token_noise:
-            return None
-        special = self.task.special_tokens(self.splits)  # type: ignore[attr-defined]
-        return token_noise_(self.model, self.config.training.schedule("token_noise"), keep=special)
 
     def evaluated_weights(self) -> AbstractContextManager:
         """Let the model have the weights that are evaluated and kept: their average where there is one."""
@@ -176,7 +167,7 @@ class Training:
 
     def set_progress(self, step: int) -> None:
         """Move every schedule to a step's place in the run."""
-        parts = (self.regularization, self.weight_penalties, self.objective, self.average, self.noise)
+        parts = (self.regularization, self.weight_penalties, self.objective, self.average)
         for part in parts:
             if part is not None:
                 part.set_progress(step / self.config.training.steps)

@@ -1,5 +1,7 @@
 """What a training step minimises, before any penalty: the task's loss, or a smoothed or doubled one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -8,27 +10,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..schedules import Schedule
+from ..terms.consistency import adversarial_dropout_loss, at_anchor, doubled_tail, halves
 from ..terms.losses import rdrop_loss
-from .task import Batch, Task
+from ..terms.token_noise import TokenNoise, token_noise_
+from .task import Batch, Splits, Task
 from .training_config import TrainingConfig
 
 
 class Objective:
-    """The loss of one batch in training; evaluation never sees label smoothing or R-Drop.
+    """The loss of one batch in training; evaluation sees no label smoothing, R-Drop or token noise.
 
     Args:
         task: what is trained.
-        config: whether targets are smoothed and passes doubled; both need class scores of the task.
+        config: whether targets are smoothed, passes doubled and tokens replaced.
+        model: which is given its token noise, in place.
+        splits: the task's examples.
     """
 
-    def __init__(self, task: Task, config: TrainingConfig) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, model: nn.Module, splits: Splits) -> None:
         self.task, self.smoothing = task, config.label_smoothing
+        self.view, self.blocks = config.rdrop_view, config.rdrop_blocks
         self.divergence: Schedule | None = config.schedule("rdrop") if config.rdrop else None
+        self.noise: TokenNoise | None = None
+        if config.token_noise:
+            special = task.special_tokens(splits)  # type: ignore[attr-defined]
+            self.noise = token_noise_(model, config.schedule("token_noise"), keep=special)
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        """Move the weight of R-Drop to its value at ``progress``."""
+        """Move the weight of R-Drop and the token noise to their values at ``progress``."""
         self.weight = 0.0 if self.divergence is None else self.divergence(progress)
+        if self.noise is not None:
+            self.noise.set_progress(progress)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss an item.
@@ -36,15 +49,40 @@ class Objective:
         R-Drop's loss is halved: it has two cross-entropies, and the gradients of all arms are clipped alike.
         """
         if self.divergence is not None:
-            logits, targets = self.scored(model, doubled(batch))
-            first, second = logits.chunk(2)
-            return rdrop_loss(first, second, targets.chunk(2)[0], self.weight) / 2
+            first, second, targets = self.views(model, batch)
+            if self.view == "adversarial":
+                return adversarial_dropout_loss(first, second, targets, self.weight)
+            return rdrop_loss(first, second, targets, self.weight) / 2
         if self.smoothing:
             logits, targets = self.scored(model, batch)
             return F.cross_entropy(
                 logits.flatten(0, -2), targets.flatten(), label_smoothing=self.smoothing, ignore_index=-100
             )
         return self.task.loss(model, batch)
+
+    def views(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the class scores of two views of a batch, and the classes."""
+        if self.blocks is not None:
+            with doubled_tail(model, self.blocks, examples := len(batch.targets)):
+                logits, targets = self.scored(model, batch)
+            return *halves(logits, examples), targets
+        if self.view == "dropout":
+            logits, targets = self.scored(model, doubled(batch))
+            first, second = logits.chunk(2)
+            return first, second, targets.chunk(2)[0]
+        with self.plain_view(model):
+            first, targets = self.scored(model, batch)
+        return first, self.scored(model, batch)[0], targets
+
+    @contextmanager
+    def plain_view(self, model: nn.Module) -> Iterator[None]:
+        """Let the model make its first view inside the ``with`` block: without what makes the second."""
+        if self.noise is not None and self.view == "token_noise":
+            with self.noise.off():
+                yield
+        else:
+            with at_anchor(model):
+                yield
 
     def scored(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return class scores in float32 and the classes."""

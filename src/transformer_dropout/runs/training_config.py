@@ -94,6 +94,10 @@ class TrainingConfig:
         proximal_l1: strength of the soft-thresholding after each step, which makes exact zeros.
         label_smoothing: share of the target that is spread over all classes, in training only.
         rdrop: weight of R-Drop's divergence between two passes; a number or a schedule, 0 is one pass.
+        rdrop_view: what makes the second view differ: ``dropout`` other masks; ``token_noise`` the noise of
+            that key, which the first view lacks; ``learned`` masks, where the first has the plain dropout
+            that they are anchored to; ``adversarial`` the same, its divergence one-sided and not halved.
+        rdrop_blocks: the last so many blocks alone see both views, in one forward; None for two passes.
         l2_sp: weight of a pull to the weights at the start, for fine-tuning; a number or a schedule.
         ema: decay of the averaged weights that are evaluated and kept; a number or a schedule, 0 is none.
         token_noise: share of the input tokens that random ones replace in training; a number or a schedule.
@@ -125,6 +129,10 @@ class TrainingConfig:
     proximal_l1: ScheduleData = field(default=0.0, metadata=NEWER)
     label_smoothing: float = field(default=0.0, metadata=NEWER)
     rdrop: ScheduleData = field(default=0.0, metadata=NEWER)
+    rdrop_view: Literal["dropout", "token_noise", "learned", "adversarial"] = field(
+        default="dropout", metadata=NEWER
+    )
+    rdrop_blocks: int | None = field(default=None, metadata=NEWER)
     l2_sp: ScheduleData = field(default=0.0, metadata=NEWER)
     ema: ScheduleData = field(default=0.0, metadata=NEWER)
     token_noise: ScheduleData = field(default=0.0, metadata=NEWER)
@@ -173,6 +181,7 @@ class TrainingConfig:
                 f"training.folds is {self.folds} and training.fold {self.fold}; there are 2 folds or more, "
                 "counted from 0, or folds: 0."
             )
+        self.check_views()
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"training.clip is {self.clip}, but it must be above 0; null is no clipping.")
         for name in ("beta1", "beta2"):
@@ -180,6 +189,23 @@ class TrainingConfig:
                 raise InputError(f"training.{name} is {getattr(self, name)}, but it lies in [0, 1).")
         if isinstance(self.lr, int | float) and self.min_lr > self.lr:
             raise InputError(f"training.min_lr {self.min_lr} is above training.lr {self.lr}; swap them.")
+
+    def check_views(self) -> None:
+        """Refuse views of R-Drop that there cannot be."""
+        if (self.rdrop_view != "dropout" or self.rdrop_blocks is not None) and not self.rdrop:
+            raise InputError(
+                "training.rdrop_view and training.rdrop_blocks need a weight: training.rdrop: 1.0."
+            )
+        if self.rdrop_view == "token_noise" and not self.token_noise:
+            raise InputError("training.rdrop_view: token_noise needs a rate: training.token_noise: 0.05.")
+        if self.rdrop_blocks is None:
+            return
+        if self.rdrop_blocks < 1:
+            raise InputError(f"training.rdrop_blocks is {self.rdrop_blocks}, but it is at least 1, or null.")
+        if self.rdrop_view != "dropout" or self.compile:
+            raise InputError(
+                "training.rdrop_blocks goes with rdrop_view: dropout and compile: false; take it out."
+            )
 
     def schedule(self, name: str) -> Schedule:
         """Return the schedule of a key that may be a number or one."""

@@ -1,6 +1,8 @@
 """What the handles of noisy training share: a strength that a schedule may move, and a way out."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,10 +28,21 @@ class NoiseHandle:
 
     def set_progress(self, progress: float) -> None:
         """Move the strength to its value at ``progress``, a fraction in [0, 1]."""
-        self._set(value_at(self.schedule, progress))
+        self._strength = value_at(self.schedule, progress)
+        self._set(self._strength)
 
     def _set(self, value: float) -> None:
         raise NotImplementedError
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Let the model run without the noise inside the ``with`` block."""
+        strength = self._strength
+        self._set(0.0)
+        try:
+            yield
+        finally:
+            self._set(strength)
 
     def remove(self) -> None:
         """Take the noise out; the model then computes what it would without, to the bit.

@@ -130,11 +130,26 @@ def tail_passes(
     Paper: Liang et al. 2021, "R-Drop: regularized dropout for neural networks", for the loss.
     """
     arguments, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+    tensors = [v for v in (*arguments, *keywords.values()) if isinstance(v, Tensor) and v.ndim]
+    batch = tensors[0].shape[0]
+    with doubled_tail(model, last, batch, blocks=blocks):
+        return halves(logits_of(model(*arguments, **keywords)), batch)
+
+
+@contextmanager
+def doubled_tail(model: nn.Module, last: int, batch: int, *, blocks: str | None = None) -> Iterator[None]:
+    """Let the last blocks see a batch of so many examples twice over inside the ``with`` block.
+
+    Args:
+        model, last, blocks: as of `tail_passes`.
+        batch: examples that the model is given.
+
+    Raises:
+        InputError: for a ``last`` out of range, or blocks that are not clear.
+    """
     path, number = find_blocks(model, blocks)
     if not 1 <= last <= number:
         raise InputError(f"last is {last}; the model has {number} blocks, so write 1 to {number}.")
-    tensors = [v for v in (*arguments, *keywords.values()) if isinstance(v, Tensor) and v.ndim]
-    batch = tensors[0].shape[0]
 
     def twice(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -148,10 +163,18 @@ def tail_passes(
     tail = list(model.get_submodule(path).children())[-last:]
     hooks = [block.register_forward_pre_hook(double, with_kwargs=True) for block in tail]
     try:
-        logits = logits_of(model(*arguments, **keywords))
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def halves(logits: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Return the logits of two views that came one behind the other.
+
+    Raises:
+        InputError: when they did not come twice.
+    """
     if len(logits) != 2 * batch:
         raise InputError(
             f"The logits came {len(logits)} times for a batch of {batch}, not twice over; use td.two_passes."
