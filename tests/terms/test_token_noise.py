@@ -119,12 +119,15 @@ def test_one_compiled_graph_serves_every_rate(backend):
 def test_the_reference_decoder_trains_with_it():
     torch.manual_seed(0)
     model = Decoder(VOCABULARY, DecoderConfig(width=8, heads=2, blocks=1, context=16))
-    with pytest.raises(td.InputError, match=r"embedding\.token"):
-        td.token_noise_(model, 0.1)
-    td.token_noise_(model, 0.5, embedding="embedding.token")
+    with pytest.raises(td.InputError, match=r"embedding\.token, embedding\.position"):
+        td.token_noise_(nn.ModuleDict({"embedding": model.embedding}), 0.1)
+    handle = td.token_noise_(model, 0.5)
     ids = tokens(length=16)
     losses = {model(ids, ids).item() for _ in range(3)}
     assert len(losses) == 3
+    with handle.off():
+        assert len({model(ids, ids).item() for _ in range(3)}) == 1
+    assert model(ids, ids).item() != model(ids, ids).item()
     model.eval()
     assert len({model(ids, ids).item() for _ in range(3)}) == 1
 
