@@ -1,6 +1,8 @@
 """Tiny runs for all tests: a text of a few kilobytes, a decoder of a few thousand weights, one thread."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,3 +86,35 @@ def tiny(text_file: Path) -> Callable[..., RunConfig]:
 def learned() -> list[dict[str, Any]]:
     """A recipe whose masks are random in training: a learned one and a plain one."""
     return [LEARNED, DROPOUT]
+
+
+HEADLESS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[..., str]:
+    """Open a page in headless Chromium and return what it prints."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI must have chromium on PATH to look at pages")
+        pytest.skip("chromium is not on PATH")
+
+    def browse(page: Path, *options: str, size: str = "500,1600") -> str:
+        command = [chromium, *HEADLESS, f"--window-size={size}", f"--user-data-dir={tmp_path / 'profile'}"]
+        done = subprocess.run(
+            [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stdout
+
+    return browse

@@ -6,6 +6,7 @@ from . import recipes as recipes
 from .audit import audit as audit
 from .audit.contexts import disabled as disabled
 from .audit.contexts import mc_dropout as mc_dropout
+from .audit.show import show as show
 from .compare.trials import compare as compare
 from .compare.tuning.trials import tune as tune
 from .errors import InputError as InputError

@@ -1,9 +1,6 @@
 """The page of an audit: everything at its place, nothing loaded, nothing run, readable on a phone."""
 
-import os
 import re
-import shutil
-import subprocess
 from collections import OrderedDict
 from html.parser import HTMLParser
 
@@ -16,18 +13,6 @@ import transformer_dropout as td
 from transformer_dropout.audit.page import audit_page, cards_of
 from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 
-HEADLESS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--window-size=500,1600",
-]
 EVIL = "<script>alert(1)</script>"
 
 
@@ -143,17 +128,6 @@ def test_a_model_that_drops_nothing_has_a_page_too():
     )
 
 
-def browse(page, profile, *options):
-    """Open a page in headless Chromium and return what it prints."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI must have chromium on PATH to look at the page")
-        pytest.skip("chromium is not on PATH")
-    command = [chromium, *HEADLESS, f"--user-data-dir={profile}", *options, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 PROBE = """<script>
 document.body.style.width = "360px";
 const parts = [...document.body.querySelectorAll("*")].map(part => part.getBoundingClientRect());
@@ -164,16 +138,16 @@ document.body.dataset.smallest = Math.min(...[...document.body.querySelectorAll(
 </script></body>"""
 
 
-def test_a_phone_shows_the_column_without_scrolling_sideways(page, tmp_path):
+def test_a_phone_shows_the_column_without_scrolling_sideways(page, tmp_path, browse):
     probed = tmp_path / "probed.html"
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
-    rendered = browse(probed, tmp_path / "profile", "--dump-dom")
+    rendered = browse(probed, "--dump-dom")
     assert float(re.search(r'data-reaches="([\d.]+)"', rendered)[1]) <= 360
     assert float(re.search(r'data-smallest="([\d.]+)"', rendered)[1]) >= 12
     assert rendered.count('<article class="card') == 3
 
 
-def test_a_browser_can_take_a_picture_of_the_page(page, tmp_path):
+def test_a_browser_can_take_a_picture_of_the_page(page, tmp_path, browse):
     picture = tmp_path / "page.png"
-    browse(page, tmp_path / "profile", f"--screenshot={picture}")
+    browse(page, f"--screenshot={picture}")
     assert picture.stat().st_size > 60_000  # a blank page of this size is below 10 kB

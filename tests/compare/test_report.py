@@ -1,10 +1,7 @@
 """The report: a page that stands alone, in a real browser too, and files that carry every number."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -13,18 +10,7 @@ from filelock import FileLock
 from transformer_dropout.compare.report import LiveReport, write_all, write_report
 from transformer_dropout.errors import InputError
 
-HEADLESS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--window-size=1280,3300",
-]
+SIZE = "1280,3300"
 
 
 class Links(HTMLParser):
@@ -138,21 +124,9 @@ def test_a_failed_report_leaves_the_old_one(folder):
     assert (path / "report.html").read_text() == before
 
 
-def browse(page, profile, *options):
-    """Open a page in headless Chromium and return what it prints."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI must have chromium on PATH to look at the report")
-        pytest.skip("chromium is not on PATH")
-    command = [chromium, *HEADLESS, f"--user-data-dir={profile}", *options, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
-
-
-def test_a_browser_shows_headline_table_and_figures(folder, tmp_path):
+def test_a_browser_shows_headline_table_and_figures(folder, browse):
     page = write_report(folder.write())
-    rendered = browse(page, tmp_path / "profile", "--dump-dom")
+    rendered = browse(page, "--dump-dom", size=SIZE)
     assert re.search(r'<h1 id="headline">learned has the lowest validation loss', rendered)
     rows = re.findall(r'<th scope="row"><span class="arm">(.*?)</span>', rendered)
     assert rows[:4] == ["none", "dropout p=0.1", "learned", "twin"]
@@ -160,10 +134,10 @@ def test_a_browser_shows_headline_table_and_figures(folder, tmp_path):
     assert "← better" in rendered
 
 
-def test_a_browser_can_take_a_picture_of_the_page(folder, tmp_path):
+def test_a_browser_can_take_a_picture_of_the_page(folder, tmp_path, browse):
     page = write_report(folder.write(seeds=(1, 2, 3)))
     picture = tmp_path / "report.png"
-    browse(page, tmp_path / "profile", f"--screenshot={picture}")
+    browse(page, f"--screenshot={picture}", size=SIZE)
     assert picture.stat().st_size > 100_000  # a blank page of this size is below 20 kB
 
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
+from transformer_dropout.errors import InputError
 from transformer_dropout.runs.checkpoint import (
-    KEPT,
     Checkpoint,
     DamagedCheckpoint,
     checkpoint_folders,
@@ -15,6 +15,7 @@ from transformer_dropout.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from transformer_dropout.runs.run import run
 
 
 def made(step, run="run"):
@@ -51,7 +52,6 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in (0, 5, 10, 100):
         save_checkpoint(tmp_path, made(step))
     assert [place.name for place in checkpoint_folders(tmp_path)] == ["step-00000100", "step-00000010"]
-    assert KEPT == 2
 
 
 def test_a_checkpoint_with_a_name_of_its_own_is_kept(tmp_path):
@@ -151,3 +151,11 @@ def test_every_flipped_bit_of_the_state_is_noticed_or_changes_nothing(tmp_path):
         went_on += 1
         assert (loaded.step, loaded.state) == (saved.step, saved.state)
     assert went_on < len(content) / 10
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(tiny, tmp_path):
+    run(tiny(keep_checkpoints=3, steps=20, eval_every=5), tmp_path / "out")
+    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000010", "step-00000015", "step-00000020"]
+    with pytest.raises(InputError, match="keep_checkpoints is 1, but it must be at least 2"):
+        tiny(keep_checkpoints=1)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ._events import Audit, Event, Finding, field_cells, generalized, show_rate
 from ._places import block_paths, within
+from ._template import rendered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,17 +166,10 @@ def audit_page(audit: Audit, model: nn.Module, *, title: str) -> str:
         model: the model that was audited, whose blocks make the column.
         title: what was audited.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("transformer_dropout.audit", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cards, findings = cards_of(audit, model)
-    return environment.get_template("page.html.jinja").render(
+    return rendered(
+        "audit",
+        "page.html.jinja",
         title=title,
         model=type(model).__name__,
         audit=audit,

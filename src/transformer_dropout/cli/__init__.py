@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError
-from . import audit, compare, generate, report, sites, train, tune
+from . import audit, compare, generate, report, show, sites, train, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="See, control, learn and prove dropout and its rivals on transformers.",
 )
-for module in (audit, sites, compare, tune, train, generate, report):
+for module in (audit, sites, compare, tune, train, generate, show, report):
     name = module.__name__.rsplit(".", 1)[1]
     app.command(name)(getattr(module, name))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..audit._template import rendered
 from ..errors import InputError
 from ..runs.task import Metric
 from . import plots
@@ -163,14 +163,7 @@ def render(comparison: Comparison, judgement: Judgement, figures: Sequence[Figur
 
 def page(template: str, **content: Any) -> str:
     """Return a page from one of the templates beside this file; every text in it is escaped."""
-    environment = Environment(
-        loader=PackageLoader("transformer_dropout.compare", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**content)
+    return rendered("compare", template, **content)
 
 
 def markdown(comparison: Comparison, judgement: Judgement) -> str:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from .files import flush_to_disk, write_json, write_tensors
 
-KEPT = 2
 NAME = re.compile(r"step-(\d{8})")
 
 
@@ -55,13 +54,14 @@ def digest_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, name: str | None = None) -> Path:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, name: str | None = None, keep: int = 2) -> Path:
     """Write a checkpoint, then remove all but the newest few.
 
     Args:
         folder: where the checkpoints of one run lie.
         checkpoint: what to write.
         name: a name of its own, which is kept until the same name is written again.
+        keep: how many of the numbered ones are left.
     """
     place = folder / (name or f"step-{checkpoint.step:08d}")
     temporary = folder / f".writing-{place.name}"
@@ -80,7 +80,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, name: str | None = 
         shutil.rmtree(place)
     temporary.rename(place)
     if name is None:
-        for old in checkpoint_folders(folder)[KEPT:]:
+        for old in checkpoint_folders(folder)[keep:]:
             shutil.rmtree(old)
     return place
 

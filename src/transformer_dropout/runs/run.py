@@ -221,7 +221,7 @@ class RunInFolder:
             # The best first: a kill between the two must not leave a run that counts on a best it lacks.
             if best and self.config.training.early_stopping:
                 save_checkpoint(self.checkpoints, checkpoint, name="best")
-            save_checkpoint(self.checkpoints, checkpoint)
+            save_checkpoint(self.checkpoints, checkpoint, keep=self.config.training.keep_checkpoints)
         self.processes.wait()
         if training.step >= ALARM_FROM * self.config.training.steps:
             for alarm in collapsed_masks(self.metrics):
@@ -261,7 +261,7 @@ class RunInFolder:
         self.training.check_finite()
         checkpoint = self.checkpoint()
         if self.processes.first:
-            save_checkpoint(self.checkpoints, checkpoint)
+            save_checkpoint(self.checkpoints, checkpoint, keep=self.config.training.keep_checkpoints)
         raise Interrupted(max(numbers), checkpoint.step)
 
     def asked_by_file(self) -> bool:

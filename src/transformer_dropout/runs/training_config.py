@@ -112,6 +112,8 @@ class TrainingConfig:
         early_stopping: None to train to the last step.
         folds, fold: for a cross-validation, in how many parts the training split is divided, and which of
             them validates in place of the validation split; 0 for none.
+        keep_checkpoints: how many of the newest checkpoints are kept, at least 2; `dropout show` goes through
+            them.
         tensorboard: whether to write TensorBoard event files beside the records.
     """
 
@@ -149,6 +151,7 @@ class TrainingConfig:
     tensorboard: bool = False
     folds: int = field(default=0, metadata=NEWER)
     fold: int = field(default=0, metadata=NEWER)
+    keep_checkpoints: int = field(default=2, metadata=NEWER)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulation", "eval_every", "probe_windows"):
@@ -182,6 +185,11 @@ class TrainingConfig:
                 "counted from 0, or folds: 0."
             )
         self.check_views()
+        if self.keep_checkpoints < 2:
+            raise InputError(
+                f"training.keep_checkpoints is {self.keep_checkpoints}, but it must be at least 2: where the "
+                "newest is damaged, a run goes on from the one before."
+            )
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"training.clip is {self.clip}, but it must be above 0; null is no clipping.")
         for name in ("beta1", "beta2"):

