@@ -21,6 +21,7 @@ FLOORS = {
     "kernels": 0,
     "notebook": 0,
     "schedules": 0,
+    "yaml_file": 0,
     "layers": 1,
     "terms": 1,
     "sites": 2,

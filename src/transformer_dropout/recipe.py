@@ -1,6 +1,7 @@
 """Recipes: which layer acts where, how strongly, and when."""
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,7 +16,8 @@ from .sites import KINDS, Site, rates_in_config
 
 # Arguments that `regularize_` gives to a layer from the site and the recipe.
 GIVEN_BY_SITE = ("width", "p", "source", "inputs")
-RULE_KEYS = ("select", "layer", "p", "depth", "weight", "blocks")
+RULE_WORDS = ("select", "layer")
+RULE_KEYS = (*RULE_WORDS, "p", "depth", "weight", "blocks")
 
 
 @dataclass(frozen=True, init=False)
@@ -99,6 +101,12 @@ class Rule:
                 raise InputError(f"{key} of {name} is {value!r}, but it takes a value of type {wanted}.")
         for rate in () if self.p is None else self.p.bounds():
             check_rate(rate, f"the rule for {self.select!r}")
+        for key, schedule in (("weight", self.weight), ("depth", self.depth)):
+            for value in () if schedule is None else schedule.bounds():
+                if not 0 <= value < math.inf:
+                    raise InputError(
+                        f"{key} is {value} in the rule for {self.select!r}, but it is finite and at least 0."
+                    )
 
     def matches(self, site: Site) -> bool:
         """Return whether this rule selects the site."""
@@ -137,20 +145,21 @@ class Rule:
             InputError: for a missing or unknown word, naming the nearest known one, and for a layer of the
                 user's own that has not been imported.
         """
-        if not isinstance(data, Mapping) or "select" not in data or "layer" not in data:
+        if not isinstance(data, Mapping) or not all(isinstance(data.get(key), str) for key in RULE_WORDS):
             raise InputError(
                 "A rule needs select and layer, for example {select: mlp_output, layer: Dropout, p: 0.1}, "
                 f"not {data!r}."
             )
         rest = dict(data)
-        select, name = str(rest.pop("select")), str(rest.pop("layer"))
+        select, name = (rest.pop(key) for key in RULE_WORDS)
         layer = layers.layer_for(name)
         for key in ("p", "depth", "weight"):
             if rest.get(key) is not None:
                 rest[key] = schedule_from_data(rest[key], f"{key} of the rule for {select!r}")
         for key in rest:
-            if not isinstance(key, str):
-                raise InputError(f"The rule for {select!r} has the key {key!r}, which is not a word.")
+            # Python's own name for the rule, which no layer has an argument of.
+            if not isinstance(key, str) or key == "self":
+                raise InputError(f"The rule for {select!r} has the key {key!r}, which is not a word for it.")
         return cls(select, layer, **rest)
 
 
@@ -273,14 +282,14 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> "Recipe":
-        """Return the recipe in YAML text, or in a file when given a ``Path``."""
-        import yaml
+        """Return the recipe in YAML text, or in a file when given a ``Path``.
 
-        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"The recipe is not valid YAML: {error}") from None
+        Raises:
+            InputError: for anything but a list of rules; the message names the place in a file.
+        """
+        from .yaml_file import read_text, read_yaml
+
+        data = (read_yaml(source) if isinstance(source, Path) else read_text(source, "The recipe")).data
         if data is not None and not isinstance(data, list):
             raise InputError("A recipe in YAML is a list of rules, each beginning with '- select:'.")
         return cls.from_data(data or [])

@@ -4,10 +4,13 @@ The same type serves rates over training, rates over depth and penalty weights o
 """
 
 import math
+import sys
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, fields
 
 from .errors import InputError, did_you_mean
+
+LARGEST_EXPONENT = 700
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,12 @@ class Schedule:
         raise NotImplementedError
 
     def bounds(self) -> tuple[float, float]:
-        """Return the least and the greatest value; a schedule that turns nowhere has them at its ends."""
+        """Return the least and the greatest value; a schedule that turns nowhere has them at its ends.
+
+        Where an end is no number, neither is either of the two.
+        """
         ends = self(0.0), self(1.0)
-        return min(ends), max(ends)
+        return (math.nan, math.nan) if any(map(math.isnan, ends)) else (min(ends), max(ends))
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Exponential(Schedule):
     Args:
         start: the value at progress 0.
         end: the value from progress ``until`` on.
-        rate: the exponent at ``until``; 0 is refused, since that is ``Linear``.
+        rate: the exponent at ``until``, at most 700; 0 is refused, since that is ``Linear``.
         until: the progress, above 0, at which ``end`` is reached. It may lie beyond 1.
     """
 
@@ -76,7 +82,9 @@ class Exponential(Schedule):
     def __post_init__(self) -> None:
         if self.rate == 0:
             raise InputError("Exponential needs a rate other than 0; for a straight line use Linear.")
-        if self.until <= 0:
+        if not self.rate <= LARGEST_EXPONENT:
+            raise InputError(f"Exponential has the rate {self.rate}; beyond {LARGEST_EXPONENT} no float goes.")
+        if not self.until > 0:
             raise InputError(f"Exponential needs until above 0, not {self.until}.")
 
     def __call__(self, progress: float) -> float:
@@ -301,8 +309,8 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
         return parse_schedule(value)
     try:
         return Constant(float(value))
-    except (TypeError, ValueError):
-        raise InputError(f"{value!r} is no schedule; write a number or {EXAMPLE}.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{value!r:.60} is no schedule; write a number or {EXAMPLE}.") from None
 
 
 KINDS: dict[str, type[Schedule]] = {
@@ -329,7 +337,7 @@ def schedule_from_data(data: float | str | dict, where: str) -> Schedule:
     Raises:
         InputError: for anything else; the message says what to write.
     """
-    if isinstance(data, int | float) and not isinstance(data, bool):
+    if _is_number(data):
         return Constant(float(data))
     if isinstance(data, str):
         return parse_schedule(data, where)
@@ -338,13 +346,23 @@ def schedule_from_data(data: float | str | dict, where: str) -> Schedule:
     ((name, arguments),) = data.items()
     if name not in KINDS:
         raise InputError(f"{where} has the unknown schedule {name!r}.{did_you_mean(str(name), KINDS)}")
-    known = [field.name for field in fields(KINDS[name])]
-    if not isinstance(arguments, dict) or not all(isinstance(v, int | float) for v in arguments.values()):
-        raise InputError(f"{where}: schedule {name!r} takes the numbers {', '.join(known)}.")
-    for key in arguments:
-        if key not in known:
-            raise InputError(f"{where}: schedule {name!r} has no {key!r}.{did_you_mean(str(key), known)}")
+    kinds = {field.name: field.type for field in fields(KINDS[name])}
+    wanted = f"{where}: schedule {name!r} takes the numbers {', '.join(kinds)}."
+    if not isinstance(arguments, dict):
+        raise InputError(wanted)
+    for key, value in arguments.items():
+        if key not in kinds:
+            raise InputError(f"{where}: schedule {name!r} has no {key!r}.{did_you_mean(str(key), kinds)}")
+        # Early and Late also take whether they are linear.
+        if not (isinstance(value, bool) if kinds[key] is bool else _is_number(value)):
+            raise InputError(wanted)
     try:
         return KINDS[name](**arguments)
     except TypeError:
-        raise InputError(f"{where}: schedule {name!r} takes the numbers {', '.join(known)}.") from None
+        raise InputError(wanted) from None
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value is a number that a float can hold."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max

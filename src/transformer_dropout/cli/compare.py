@@ -208,7 +208,7 @@ def load_trials(
     """
     from ..compare.trials import trial_configs
     from ..runs.trial_config import load_arms as read_arms
-    from ..runs.yaml_file import parse_value
+    from ..yaml_file import parse_value
 
     if (len(places) == 1) == (run is not None) or len(places) > 1:
         raise InputError("Name one training: FILE.py:FUNCTION, or --run 'COMMAND'.")

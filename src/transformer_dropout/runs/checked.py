@@ -7,7 +7,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import InputError, did_you_mean
 from .strict_types import refuse_loose
-from .yaml_file import KeyPath
+from ..yaml_file import KeyPath
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from .find_task import find_task
 from .sections import NEWER, to_plain
 from .task import Task
 from .training_config import TrainingConfig
-from .yaml_file import KeyPath, dump_yaml, parse_value, read_yaml
+from ..yaml_file import KeyPath, dump_yaml, parse_value, read_yaml
 
 # The version of the run config format; a file of a newer one is refused.
 FORMAT = 1

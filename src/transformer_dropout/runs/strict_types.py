@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
-from .yaml_file import KeyPath
+from ..yaml_file import KeyPath
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 

@@ -15,7 +15,7 @@ from ..errors import InputError, did_you_mean
 from ..recipe import Recipe
 from .checked import STRICT_KEYS, checked
 from .find_task import module_of_file
-from .yaml_file import dump_yaml, read_yaml
+from ..yaml_file import dump_yaml, read_yaml
 
 FORMAT = 1
 # Files that a command names and that are small enough to be programs.

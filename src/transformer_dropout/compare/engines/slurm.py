@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...runs.files import write_json
-from ...runs.yaml_file import parse_value
+from ...yaml_file import parse_value
 from ..cell_process import CellRunner
 from ..cells import Cell, Outcome
 from . import Resources

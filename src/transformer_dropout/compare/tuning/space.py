@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import InputError, did_you_mean
 from ...runs.run_config import RunConfig, config_from_data, set_dotted
 from ...runs.training_config import TrainingConfig
-from ...runs.yaml_file import read_yaml
+from ...yaml_file import read_yaml
 from ..cells import CellConfig
 
 # All rules of a recipe at once: ``recipe.*.p``.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ...errors import InputError
 from ...runs.checked import STRICT_KEYS, checked
-from ...runs.yaml_file import KeyPath
+from ...yaml_file import KeyPath
 
 # What the published runs multiply a penalty by; their code's own default, which none of them uses, is 1.
 COEFFICIENT = 0.1

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import InputError
+from .errors import InputError
 
 KeyPath = tuple[str | int, ...]
 
@@ -49,16 +49,31 @@ for _first, _resolvers in Loader.yaml_implicit_resolvers.items():
 
 def _construct_int(loader: Loader, node: yaml.ScalarNode) -> int:
     # YAML 1.1 would read a leading zero as octal.
-    return int(loader.construct_scalar(node))
+    number = int(loader.construct_scalar(node)) if len(node.value) <= LONGEST_NUMBER else 2**64
+    if not -(2**63) <= number < 2**64:
+        raise yaml.constructor.ConstructorError(
+            problem="a whole number of more than 64 bits", problem_mark=node.start_mark
+        )
+    return number
+
+
+def _refuse_tag(loader: Loader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(
+        problem=f"the tag {node.tag!r} is none of plain data", problem_mark=node.start_mark
+    )
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+# Dates, sets and bytes are no values of any key.
+for _tag in ("timestamp", "binary", "set", "omap", "pairs"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _refuse_tag)
 
 
 # What reading YAML can end in: its own errors, and those of a tag whose value does not fit it.
 UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-# Keys, items and values of a file with all its aliases written out; and how deep they may lie.
-MOST_NODES, DEEPEST = 100_000, 50
+# Characters of a file; keys, items and values of it with all its aliases written out; how deep they may lie.
+MOST_CHARACTERS, MOST_NODES, DEEPEST = 1_000_000, 100_000, 50
+LONGEST_NUMBER = 30
 
 
 def refuse_bombs(root: yaml.Node, where: str) -> None:
@@ -107,7 +122,11 @@ class YamlFile:
 
 
 def parse_value(text: str) -> Any:
-    """Return the value of one YAML scalar or flow collection, as ``--set key=value`` takes it."""
+    """Return the value of one YAML scalar or flow collection, as ``--set key=value`` takes it.
+
+    Raises:
+        InputError: for a number of more than 64 bits, and for what would grow without bound.
+    """
     try:
         root = yaml.compose(text, Loader)
         if root is None:
@@ -116,7 +135,9 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader)
     except InputError:
         raise
-    except UNREADABLE:
+    except UNREADABLE as error:
+        if isinstance(error, yaml.constructor.ConstructorError):
+            raise InputError(f"--set: {text[:60]!r} is no value ({error.problem}).") from None
         return text
 
 
@@ -134,39 +155,54 @@ def read_yaml(path: Path) -> YamlFile:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"There is no file {path}; give the path of a run config.") from None
+        raise InputError(f"There is no file {path}; give the path of a YAML file.") from None
     except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give the path of a run config, a YAML file.") from None
+        raise InputError(f"{path} is a folder; give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    return read_text(text, str(path))
+
+
+def read_text(text: str, name: str) -> YamlFile:
+    """Read YAML text.
+
+    Args:
+        text: the YAML.
+        name: what it is called in messages, as a file's path.
+
+    Raises:
+        InputError: for what is not YAML or would grow without bound, and for a key written twice.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(f"{name} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read.")
     try:
         root = yaml.compose(text, Loader)
         if root is not None:
-            refuse_bombs(root, str(path))
+            refuse_bombs(root, name)
         data = None if root is None else yaml.load(text, Loader)
     except InputError:
         raise
     except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).split("\n")[0] or type(error).__name__
         raise InputError(f"{place}: this is not YAML that can be read ({problem}).") from None
     places: dict[KeyPath, str] = {}
     if root is not None:
-        _collect_places(root, (), path, places)
+        _collect_places(root, (), name, places)
     return YamlFile(data=data, places=places)
 
 
-def _collect_places(node: yaml.Node, prefix: KeyPath, path: Path, places: dict[KeyPath, str]) -> None:
+def _collect_places(node: yaml.Node, prefix: KeyPath, name: str, places: dict[KeyPath, str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            place = f"{path}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
+            place = f"{name}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
             here = (*prefix, key.value)
             if here in places:
                 raise InputError(f"{place}: the key {key.value!r} stands here twice; keep one.")
             places[here] = place
-            _collect_places(value, here, path, places)
+            _collect_places(value, here, name, places)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            places[*prefix, index] = f"{path}:{value.start_mark.line + 1}:{value.start_mark.column + 1}"
-            _collect_places(value, (*prefix, index), path, places)
+            places[*prefix, index] = f"{name}:{value.start_mark.line + 1}:{value.start_mark.column + 1}"
+            _collect_places(value, (*prefix, index), name, places)

@@ -5,7 +5,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer_dropout.errors import InputError
-from transformer_dropout.runs.yaml_file import dump_yaml, parse_value, read_yaml
+from transformer_dropout.recipe import Recipe
+from transformer_dropout.yaml_file import dump_yaml, parse_value, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,46 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content, part):
     assert part in str(caught.value)
 
 
+NESTED_ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 20))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (NESTED_ALIASES, "its aliases stand for more than 100,000 values"),
+        ("&a [*a]", "an alias stands inside what it stands for"),
+        ("[" * 1000 + "]" * 1000, ""),
+        ("[" * 60 + "]" * 60, "lie more than 50 deep"),
+        ("a: !!int abc", "this is not YAML that can be read"),
+        ("a: !!float x", "this is not YAML that can be read"),
+        ("a: !!bool x", "this is not YAML that can be read"),
+        ("a: !!timestamp 2024-01-01", ":1:4: this is not YAML that can be read (the tag"),
+        ("a: !!set {b}", "is none of plain data"),
+        ("a: !!binary aGk=", "is none of plain data"),
+        ("a: " + "9" * 5000, ":1:4: this is not YAML that can be read (a whole number of more than 64 bits)"),
+        ("a: 18446744073709551616", "a whole number of more than 64 bits"),
+        ("? [a]\n: b", "this is not YAML that can be read"),
+        ("a: '" + "x" * 1_000_000 + "'", "at most 1,000,000 are read"),
+    ],
+)
+def test_what_would_grow_or_is_no_plain_data_is_refused_as_a_config_and_as_a_recipe(tmp_path, text, part):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    for read in (read_yaml, Recipe.from_yaml):
+        with pytest.raises(InputError, match=r"^[^\n]{1,200}$") as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert part in str(caught.value)
+    with pytest.raises(InputError, match=r"^The recipe[^\n]{1,200}$"):
+        Recipe.from_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 30, "!!timestamp 2024-01-01", "!unknown x"])
+def test_a_value_on_the_command_line_that_is_no_plain_data_is_refused(text):
+    with pytest.raises(InputError, match=r"^--set: [^\n]{1,200}$"):
+        parse_value(text)
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="There is no file"):
         read_yaml(tmp_path / "none.yaml")
@@ -97,6 +138,6 @@ def test_a_text_survives_writing_and_reading(text):
 
 
 @settings(deadline=None)
-@given(st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none())
+@given(st.floats(allow_nan=False) | st.integers(-(2**63), 2**64 - 1) | st.booleans() | st.none())
 def test_a_scalar_survives_writing_and_reading(value):
     assert parse_value(dump_yaml([value])) == [value]
