@@ -130,9 +130,42 @@ def test_the_real_process_ends_in_the_same_way(start, tmp_path, config_file, tin
         assert part in err
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["trian"], ["compare", "--seeds", "0"], ["train", "--x"]])
-def test_a_command_line_that_does_not_parse(here, arguments):
-    result = here(*arguments)
-    assert result.code == 2
-    assert "Traceback" not in result.err
-    assert "Usage" in result.err
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["train"], "Missing argument 'config'; dropout train --help says what there is."),
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["compare", "--seeds", "0"], "'--seeds'"),
+        (["train", "--x"], "No such option: --x"),
+        (["train", "my.yaml", "--threads", "0"], "'--threads'"),
+        (["generate", "run", "--prompt", "caf\udce9"], r"'caf\udce9' is not UTF-8 text"),
+        (["generate", "run", "--prompt", "\x1b[2J"], r"'\x1b[2J' has control characters"),
+    ],
+)
+def test_a_command_line_that_does_not_parse(here, arguments, part):
+    assert_refused(here(*arguments), part)
+
+
+def test_a_folder_that_cannot_be_written_to(here, tmp_path, snapshot, config_file, tiny):
+    path = config_file(tiny())
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    before = snapshot()
+    for out, part in [
+        ("file", "file is a file"),
+        ("file/below", "a part of the path is a file and no folder"),
+        ("n" * 300, "the name is too long"),
+        ("circle/run", "symbolic links lead in a circle"),
+        ("~nouser/run", "there is no such user's home"),
+    ]:
+        for command in ("train", "compare", "tune"):
+            assert_refused(here(command, path, "--out", out), part)
+    assert snapshot() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"my.yaml", "file", "circle"}
+
+
+def test_a_refused_run_leaves_no_folder(here, tmp_path, config_file, tiny):
+    (tmp_path / "short.txt").write_text("too short")
+    path = config_file(tiny())
+    assert_refused(here("train", path, "--out", "some/where/new", "--data", "short.txt"), "one window")
+    assert {path.name for path in tmp_path.iterdir()} == {"my.yaml", "short.txt"}

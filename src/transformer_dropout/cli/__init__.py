@@ -1,7 +1,13 @@
 """The command ``dropout``."""
 
 import errno
+import signal
 import sys
+import threading
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -25,9 +31,16 @@ for module in (audit, sites, compare, tune, train, generate, show, report):
 def main(command: typer.Typer = app) -> None:
     """Run a command line; what a user can put right is one sentence and exit code 2."""
     try:
-        command()
+        with noted_interrupts() as interrupts:
+            check_words(sys.argv[1:])
+            words = ["--help"] if command is app and not sys.argv[1:] else sys.argv[1:]
+            name = "dropout" if command is app else None
+            sys.exit(command(words, prog_name=name, standalone_mode=False) or 0)
     except InputError as error:
         say(str(error))
+        sys.exit(2)
+    except typer.TyperException as error:
+        say(f"{error.format_message().rstrip('.')}; {how_to_ask(error)}")
         sys.exit(2)
     except OSError as error:
         say(f"{what_failed(error)}.")
@@ -38,8 +51,51 @@ def main(command: typer.Typer = app) -> None:
         say("The memory of this machine does not suffice; make the model, the batch or the data smaller.")
         sys.exit(2)
     except Exception as error:
+        if interrupts:
+            # What a library's import made of Ctrl-C.
+            sys.exit(130)
         say(f"Unforeseen: {type(error).__name__}: {str(error)[:200]} (the whole is in {log_of(error)}).")
         sys.exit(1)
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[list[int]]:
+    """Yield a list that tells of every Ctrl-C, which raises KeyboardInterrupt besides."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        # A destructor or a callback that it meets would print a traceback of its own.
+        sys.unraisablehook = lambda unraisable: None
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse what no terminal, page or record could show again.
+
+    Raises:
+        InputError: for a word that is not UTF-8, or has control characters but line breaks and tabs.
+    """
+    for word in words:
+        if any("\ud800" <= sign <= "\udfff" for sign in word):
+            raise InputError(f"{word!r} is not UTF-8 text; type it in UTF-8, or rename the file.")
+        if any(unicodedata.category(sign) == "Cc" and sign not in "\n\t" for sign in word):
+            raise InputError(f"{word!r} has control characters; take them out.")
+
+
+def how_to_ask(error: typer.TyperException) -> str:
+    """Return where to read what a command takes."""
+    context = getattr(error, "ctx", None)
+    return f"{'dropout' if context is None else context.command_path} --help says what there is."
 
 
 def say(sentence: str) -> None:
@@ -57,6 +113,7 @@ def what_failed(error: OSError) -> str:
         errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
         errno.ENOTDIR: "a part of the path is a file and no folder; choose another place",
         errno.ELOOP: "symbolic links lead in a circle; choose another place",
+        errno.ENOMEM: "the memory of this machine does not suffice",
         errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
     }
     reason = reasons.get(error.errno or 0, (error.strerror or str(error)).lower())

@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError
-from .options import DataOption, LoraOption, ModelOption, SetOption, StepsOption, TaskOption, dotted_changes
+from .options import (
+    DataOption,
+    LoraOption,
+    ModelOption,
+    SetOption,
+    StepsOption,
+    TaskOption,
+    dotted_changes,
+    usable_folder,
+)
 from .progress import note, run_bars, stop_bars
 from .tables import table_console
 
@@ -32,7 +41,7 @@ OnOption = Annotated[
 ]
 GpusOption = Annotated[
     int | None,
-    typer.Option("--gpus", min=0, metavar="N", help="GPUs of a run; default: 1 where there is any."),
+    typer.Option("--gpus", min=0, max=1024, metavar="N", help="GPUs of a run; default: 1 where there is any."),
 ]
 
 
@@ -40,10 +49,12 @@ ConfigsArgument = Annotated[
     list[Path] | None,
     typer.Argument(help="Run configs, one an arm, or FILE.py:FUNCTION; none for the task's own arms."),
 ]
-SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each arm.")]
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The comparison's folder.")]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, max=10_000, help="Runs of each arm.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", callback=usable_folder, help="The comparison's folder.")
+]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", min=1, help="Runs at once, one thread each; default: the cores.")
+    int | None, typer.Option("--jobs", min=1, max=10_000, help="Runs at once, one thread each; default: the cores.")
 ]
 ReferenceOption = Annotated[
     str | None,

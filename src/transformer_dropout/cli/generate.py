@@ -16,7 +16,7 @@ def generate(
         list[str] | None,
         typer.Option("--prompt", help="What the text begins with; several are continued together."),
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=0, help="How many tokens to add.")] = 200,
+    tokens: Annotated[int, typer.Option("--tokens", min=0, max=1_000_000, help="How many tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[
         int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens only.")
@@ -28,7 +28,7 @@ def generate(
     sample_masks: Annotated[
         bool, typer.Option("--sample-masks", help="Draw the learned masks instead of thresholding them.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the drawing.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**64 - 1, help="Of the drawing.")] = 0,
     no_cache: Annotated[
         bool,
         typer.Option(

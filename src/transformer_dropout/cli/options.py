@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,36 @@ SHORTHANDS = {
     "model": "model.source",
     "lora": "model.lora",
 }
+
+
+def usable_folder(folder: Path | None) -> Path | None:
+    """Return a folder that a command is to write to; the system says what is wrong with it.
+
+    Raises:
+        InputError: for a file, a place that cannot be written to, and a user's home that nobody has expanded.
+        OSError: for a path that is too long, leads in a circle, or through a file.
+    """
+    if folder is None:
+        return None
+    if str(folder).startswith("~"):
+        raise InputError(f"--out {folder}: there is no such user's home; write the path in full.")
+    there = folder
+    while not is_there(there):
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"--out {folder}: {there} is a file; name a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder}: you may not write to {there}; choose another folder.")
+    return folder
+
+
+def is_there(path: Path) -> bool:
+    """Return whether something lies at a path; unlike ``Path.exists`` raise for one that cannot be followed."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def dotted_changes(changes: list[str] | None, **options: object) -> dict[str, str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError
-from .options import DataOption, SetOption, StepsOption, dotted_changes
+from .options import DataOption, SetOption, StepsOption, dotted_changes, usable_folder
 from .progress import note, rich_table, run_bars, stop_bars
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[Path, typer.Argument(help="A run config: a YAML file.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", callback=usable_folder, help="The run folder."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue what the run folder holds.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, tokens, FLOPs and memory; train nothing.")
@@ -28,7 +31,7 @@ def train(
     data: DataOption = None,
     steps: StepsOption = None,
     changes: SetOption = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = None,
 ) -> None:
     """Train one run config.
 

@@ -19,7 +19,7 @@ from .compare import (
     RunOption,
     chosen_arms,
 )
-from .options import DataOption, LoraOption, ModelOption, SetOption, StepsOption, TaskOption
+from .options import DataOption, LoraOption, ModelOption, SetOption, StepsOption, TaskOption, usable_folder
 from .progress import rich_table
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ MethodOption = Annotated[
     list[str] | None,
     typer.Option("--method", metavar="ARM", help="Search this arm only; may be repeated."),
 ]
-FolderOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The search's folder.")]
+FolderOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", callback=usable_folder, help="The search's folder.")
+]
 FoldsOption = Annotated[
-    int, typer.Option("--folds", min=1, help="Parts of a cross-validation, each a run of its own.")
+    int, typer.Option("--folds", min=1, max=1000, help="Parts of a cross-validation, each a run of its own.")
 ]
 
 
@@ -44,7 +46,7 @@ def tune(
     configs: ConfigsArgument = None,
     task: TaskOption = None,
     space: SpaceOption = None,
-    trials: Annotated[int, typer.Option("--trials", min=2, help="Settings tried for each method.")] = 40,
+    trials: Annotated[int, typer.Option("--trials", min=2, max=100_000, help="Settings tried for each method.")] = 40,
     folds: FoldsOption = 1,
     methods: MethodOption = None,
     prune: Annotated[

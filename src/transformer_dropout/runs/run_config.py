@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..recipe import Recipe
+from .arm_names import check_name, folder_name
 from .checked import STRICT_KEYS, checked
 from .find_task import find_task
 from .sections import NEWER, to_plain
@@ -20,7 +20,6 @@ from ..yaml_file import KeyPath, dump_yaml, parse_value, read_yaml
 # The version of the run config format; a file of a newer one is refused.
 FORMAT = 1
 DEFAULT_TASK = "language"
-LONGEST_NAME = 120
 
 Places = dict[KeyPath, str]
 
@@ -58,11 +57,7 @@ class RunConfig:
                 f"The run config has format {self.format}, but this version reads up to format {FORMAT}; "
                 "upgrade with: pip install --upgrade transformer-dropout"
             )
-        if not self.name or len(self.name) > LONGEST_NAME or not self.name.isprintable():
-            raise InputError(
-                f"The name of an arm is text of 1 to {LONGEST_NAME} characters that can be printed, not "
-                f"{self.name[:20]!r}."
-            )
+        check_name(self.name)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}, but it lies between 0 and {2**32 - 1}.")
         Recipe.from_data(self.recipe)
@@ -92,7 +87,7 @@ class RunConfig:
 
     def slug(self) -> str:
         """Return the name as a folder name."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.") or "run"
+        return folder_name(self.name, "run")
 
 
 def check_terms(name: str, task: Task, training: TrainingConfig) -> None:

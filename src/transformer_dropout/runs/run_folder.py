@@ -79,8 +79,12 @@ def clear_half_written(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, processes: Processes) -> Iterator[None]:
-    """Hold the folder for this run alone; the system frees it when the process dies."""
+    """Hold the folder for this run alone; the system frees it when the process dies.
+
+    A folder that was made for it goes again where the run is refused before it has written anything.
+    """
     lock = FileLock(folder / ".run.lock")
+    made = [path for path in (folder, *folder.parents) if not path.exists()] if processes.first else []
     if processes.first:
         with clear_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +97,22 @@ def locked(folder: Path, processes: Processes) -> Iterator[None]:
                 ) from None
     try:
         yield
+    except InputError:
+        remove_unused(made, Path(lock.lock_file))
+        raise
     finally:
         if processes.first:
             lock.release()
+
+
+def remove_unused(folders: list[Path], lock: Path) -> None:
+    """Remove folders, the inner ones first, of which the innermost holds nothing but a lock."""
+    if not folders or {path.name for path in folders[0].iterdir()} != {lock.name}:
+        return
+    lock.unlink()
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            # Somebody else has put something there meanwhile.
+            return

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from .. import recipes
 from ..errors import InputError, did_you_mean
 from ..recipe import Recipe
+from .arm_names import check_name, folder_name
 from .checked import STRICT_KEYS, checked
 from .find_task import module_of_file
 from ..yaml_file import dump_yaml, read_yaml
@@ -59,6 +59,11 @@ class TrialConfig:
                 f"The trial has format {self.format}, but this version reads up to format {FORMAT}; upgrade "
                 "with: pip install --upgrade transformer-dropout"
             )
+        check_name(self.name)
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}, but it lies between 0 and {2**32 - 1}.")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps is {self.steps}, but it must be at least 1.")
         Recipe.from_data(self.recipe)
 
     def to_data(self) -> dict[str, Any]:
@@ -75,7 +80,7 @@ class TrialConfig:
 
     def slug(self) -> str:
         """Return the name as a folder name."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.") or "trial"
+        return folder_name(self.name, "trial")
 
 
 def load_trial_config(path: Path) -> TrialConfig:

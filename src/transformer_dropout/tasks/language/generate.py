@@ -13,6 +13,8 @@ from .cache import Cache
 from .decoder import Attention, Decoder
 
 Prompt = Sequence[int]
+# Beyond these, logits that are divided by it leave what floats can tell apart.
+COLDEST, HOTTEST = 1e-3, 1e6
 
 
 @overload
@@ -69,7 +71,7 @@ def generate(
         model: in evaluation mode.
         prompt: at least one token id; or several such prompts, of any lengths.
         tokens: how many to generate.
-        temperature: 0 or more.
+        temperature: 0, or from 0.001 on.
         top_k: only so many of the likeliest tokens may be drawn; None for all.
         top_p: only the likeliest tokens may be drawn whose probabilities just reach this sum; None for all.
         cache: whether keys and values are kept, learned masks' own included.
@@ -148,8 +150,10 @@ def drops_attention_weights(model: Decoder) -> bool:
 
 def check_settings(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Refuse settings outside their range."""
-    if temperature < 0:
-        raise InputError(f"temperature is {temperature}, but it is 0 (the likeliest token) or more.")
+    if temperature and not COLDEST <= temperature <= HOTTEST:
+        raise InputError(
+            f"temperature is {temperature}, but it is 0 (the likeliest token), or from {COLDEST} to {HOTTEST}."
+        )
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k is {top_k}, but at least 1 token must be left; leave it out for all.")
     if top_p is not None and not 0 < top_p <= 1:
