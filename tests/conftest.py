@@ -30,6 +30,15 @@ MODEL = DecoderConfig(width=16, heads=2, blocks=1, context=16)
 TRAINING = TrainingConfig(steps=20, batch=4, eval_every=10, warmup_steps=2, lr=1e-2, probe_windows=8)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bad-inputs",
+        type=int,
+        metavar="N",
+        help="draw N new cases of each kind of bad input, instead of the few of tests/bad_inputs",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Two busy threads on a shared machine are slower than one."""
