@@ -18,9 +18,12 @@ BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 FLOORS = {
     "errors": 0,
     "functional": 0,
+    "json_file": 0,
     "kernels": 0,
     "notebook": 0,
+    "schedule_data": 0,
     "schedules": 0,
+    "tensor_file": 0,
     "yaml_file": 0,
     "layers": 1,
     "terms": 1,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformer_dropout.errors import InputError
 from transformer_dropout.layers import Dropout
 from transformer_dropout.recipe import Recipe, Rule
+from transformer_dropout.schedule_data import schedule_from_data, schedule_to_data
 from transformer_dropout.schedules import (
     Constant,
     Cosine,
@@ -20,8 +21,6 @@ from transformer_dropout.schedules import (
     Piecewise,
     as_schedule,
     parse_schedule,
-    schedule_from_data,
-    schedule_to_data,
 )
 from transformer_dropout.surgery.regularize import regularize_
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig

@@ -194,8 +194,14 @@ def test_a_wrong_rule_is_refused_when_it_is_written(arguments, message):
         ("- {select: a, layer: LearnedDropout, weight: -1}", "weight is -1.0"),
         ("- {select: a, layer: LearnedDropout, weight: .nan}", "weight of the rule for 'a' is nan"),
         ("- {select: a, layer: Dropout, p: 0.1, depth: '0,-1'}", "depth is -1.0"),
-        ("- {select: a, layer: Dropout, p: {linear: {start: 0.0, end: true}}}", "takes the numbers start, end"),
-        ("- {select: a, layer: Dropout, p: {linear: {start: 0.0, end: .nan}}}", "takes the numbers start, end"),
+        (
+            "- {select: a, layer: Dropout, p: {linear: {start: 0.0, end: true}}}",
+            "takes the numbers start, end",
+        ),
+        (
+            "- {select: a, layer: Dropout, p: {linear: {start: 0.0, end: .nan}}}",
+            "takes the numbers start, end",
+        ),
         (
             "- {select: a, layer: Dropout, p: {exponential: {start: 0, end: 1, rate: 1000}}}",
             "Exponential has the rate 1000",

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_dropout.errors import InputError
+from transformer_dropout.schedule_data import schedule_from_data, schedule_to_data
 from transformer_dropout.schedules import (
     Constant,
     Cosine,
@@ -13,8 +14,6 @@ from transformer_dropout.schedules import (
     Linear,
     Schedule,
     as_schedule,
-    schedule_from_data,
-    schedule_to_data,
 )
 
 values = st.floats(-10, 10)
@@ -146,3 +145,8 @@ def test_schedules_are_values():
         Linear(0, 1).end = 2
     with pytest.raises(NotImplementedError):
         Schedule()(0.5)
+
+
+@pytest.mark.parametrize("schedule", [Linear(0.1, math.nan), Linear(math.nan, 0.1), Cosine(0.1, math.nan)])
+def test_what_is_no_number_at_an_end_has_no_bounds(schedule):
+    assert all(map(math.isnan, schedule.bounds()))

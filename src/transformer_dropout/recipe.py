@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from . import layers
 from .errors import InputError, did_you_mean
-from .schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
+from .schedule_data import schedule_from_data, schedule_to_data
+from .schedules import Schedule, as_schedule
 from .sites import KINDS, Site, rates_in_config
 
 # Arguments that `regularize_` gives to a layer from the site and the recipe.

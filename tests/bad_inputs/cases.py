@@ -135,7 +135,9 @@ def unreadable(good, kind):
     return st.one_of(ways)
 
 
-NESTED = b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 30))
+NESTED = b"a0: &a0 [x, x]\n" + b"".join(
+    b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 30)
+)
 BAD_YAML = [
     b"[",
     b"{",

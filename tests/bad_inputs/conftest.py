@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from tests.bad_inputs.cases import FOLDER
 
+from tests.bad_inputs.cases import FOLDER
 from transformer_dropout import cli
 from transformer_dropout.compare.comparison import comparison_content
 from transformer_dropout.runs.files import write_json
@@ -98,7 +98,9 @@ def good(tmp_path_factory, tiny, learned, cache):
             (folder / f"{task}.yaml").write_text(own.to_yaml())
     (folder / "finetune.py").write_text("def train(trial):\n    trial.report(step=1, val_loss=1.0)\n")
     rule = "{select: mlp_output, layer: Dropout, p: 0.1}"
-    (folder / "arms.yaml").write_text(f"- {{name: a, recipe: [{rule}], settings: {{lr: 0.1}}}}\n- {{name: b}}\n")
+    (folder / "arms.yaml").write_text(
+        f"- {{name: a, recipe: [{rule}], settings: {{lr: 0.1}}}}\n- {{name: b}}\n"
+    )
     (folder / "space.yaml").write_text("settings:\n  training.lr: {low: 1e-4, high: 1e-2, log: true}\n")
     (folder / "recipe.yaml").write_text(f"- {rule}\n")
     for file in (Path(__file__).parents[2] / "configs" / "published").glob("*.yaml"):
@@ -115,7 +117,9 @@ def images(folder):
         header = struct.pack(">4I", 0x0803, *pixels.shape)
         (folder / f"{use}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         labels = random.integers(0, 3, count).astype(np.uint8)
-        (folder / f"{use}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, count) + labels.tobytes())
+        (folder / f"{use}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2I", 0x0801, count) + labels.tobytes()
+        )
 
 
 @pytest.fixture
@@ -165,7 +169,10 @@ def spoil(path, content):
 def everything_in(folder):
     """Return every file and folder below one, with what would tell a change."""
     return {
-        (path.relative_to(folder), (path.lstat().st_size, path.lstat().st_mtime_ns) if path.is_file() else None)
+        (
+            path.relative_to(folder),
+            (path.lstat().st_size, path.lstat().st_mtime_ns) if path.is_file() else None,
+        )
         for path in folder.rglob("*")
     }
 

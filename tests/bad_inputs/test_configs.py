@@ -4,8 +4,8 @@ import re
 
 import pytest
 from hypothesis import strategies as st
-from tests.bad_inputs.cases import Case, section_paths, unreadable, with_value, words_like, wrong_values
 
+from tests.bad_inputs.cases import Case, section_paths, unreadable, with_value, words_like, wrong_values
 from transformer_dropout import layers
 from transformer_dropout.compare.trials import trial_configs
 from transformer_dropout.compare.tuning.space import read_methods
@@ -56,7 +56,16 @@ OUTSIDE = {
     "model.blocks": (0, -1, 10**6, *TOO_MANY),
     "model.context": (0, -1, 10**10, *TOO_MANY),
     "model.hidden": ([0], [-4], [10**12], [2**62, 2**62], ["4"], 4, "4"),
-    "data.source": ("", "nowhere.txt", "nowhere", "~nouser/text.txt", "dataset:", "a\0b", "n" * 5000, "stdlib"),
+    "data.source": (
+        "",
+        "nowhere.txt",
+        "nowhere",
+        "~nouser/text.txt",
+        "dataset:",
+        "a\0b",
+        "n" * 5000,
+        "stdlib",
+    ),
     "data.tokenizer": ("", "byte", "bpe", "bpe:", "bpe:3", "bpe:x", "bpe:-1", "gpt2:nowhere", "chars:1"),
     "data.train_tokens": (0, -1, 3),
     "data.validation_tokens": (0, -1, 3),
@@ -71,7 +80,10 @@ OUTSIDE = {
 RULE = {"select": "mlp_output", "layer": "Dropout", "p": 0.1}
 BAD_RULES = [
     *({**RULE, "p": p} for p in (-0.1, 1.5, float("nan"), float("inf"), True, "0.1", "x", [0.1], {}, "0,2")),
-    *({**RULE, "select": select} for select in ("mlp_outptu", "", "[", 5, None, ["mlp_output"], "blocks.9.*")),
+    *(
+        {**RULE, "select": select}
+        for select in ("mlp_outptu", "", "[", 5, None, ["mlp_output"], "blocks.9.*")
+    ),
     *({**RULE, "layer": layer} for layer in ("Droput", "", 5, None, "os:getcwd", "torch.nn:Linear", "a:b:c")),
     *({**RULE, "blocks": blocks} for blocks in (0, "0", [0.5], [99], [-1], ["0"], {"a": 1}, [True])),
     *({**RULE, "depth": depth} for depth in (-1.0, "x", "20,20", float("nan"), True)),
@@ -80,9 +92,15 @@ BAD_RULES = [
     {"layer": "Dropout", "p": 0.1},
     {"select": "mlp_output", "layer": "Dropout"},
     {"select": "mlp_output", "layer": "LearnedDropout", "p": 0.1},
-    *({"select": "mlp_output", "layer": "LearnedDropout", "heads": n} for n in (0, -1, 5, 1.5, "2", True, 10**9)),
+    *(
+        {"select": "mlp_output", "layer": "LearnedDropout", "heads": n}
+        for n in (0, -1, 5, 1.5, "2", True, 10**9)
+    ),
     *({"select": "mlp_output", "layer": "LearnedDropout", "shift": n} for n in (-1, 4.0, "x", float("nan"))),
-    *({"select": "mlp_output", "layer": "LearnedDropout", "weight": w} for w in (-0.1, "x", float("inf"), True)),
+    *(
+        {"select": "mlp_output", "layer": "LearnedDropout", "weight": w}
+        for w in (-0.1, "x", float("inf"), True)
+    ),
     {"select": "mlp_output", "layer": "LearnedDropout", "penalty": "sqared"},
     {"select": "attention_weights", "layer": "LayerDrop", "p": 0.1},
     {"select": "block", "layer": "DropKey", "p": 0.1},
@@ -148,7 +166,9 @@ def test_published_configs(good, all_refused):
         top = st.sampled_from([key for key in data if key not in ("model_config", "decay_lr")])
         wrong = st.tuples(top, st.sampled_from(["x", "1", True, None, [1], {"a": 1}, float("nan"), -1e400]))
         inside = st.sampled_from(sorted(data["model_config"])).flatmap(
-            lambda key: st.sampled_from([(key, value) for value in ("x", [1], {"zzz": 1}, float("inf"), 2**70)])
+            lambda key: st.sampled_from(
+                [(key, value) for value in ("x", [1], {"zzz": 1}, float("inf"), 2**70)]
+            )
         )
         return st.one_of(
             wrong.map(lambda pair: {**data, pair[0]: pair[1]}),
@@ -211,7 +231,9 @@ def test_files_of_arms(good, all_refused):
 
 def test_good_files_of_arms_are_read(good):
     place = str(good / "finetune.py:train")
-    found = trial_configs(load_arms(good / "arms.yaml"), settings={}, steps=None, metric=None, function=place, command=None)
+    found = trial_configs(
+        load_arms(good / "arms.yaml"), settings={}, steps=None, metric=None, function=place, command=None
+    )
     assert [config.name for config in found] == ["a", "b"]
 
 
@@ -230,7 +252,10 @@ def bad_spaces():
     ]
     spaces = [
         *({"settings": {"training.lr": search}} for search in ranges),
-        *({"settings": {key: [0.1]}} for key in ("training.lrr", "zzz", "training.lr.x", "recipe.7.p", "", ".")),
+        *(
+            {"settings": {key: [0.1]}}
+            for key in ("training.lrr", "zzz", "training.lr.x", "recipe.7.p", "", ".")
+        ),
         *({"settings": settings} for settings in (5, "x", [1], {}, None, True)),
         *({"methods": methods} for methods in ({"zzz": {}}, ["one"], 5, "x", {"tiny": 5}, {"tiny": [1]})),
         *({"parameters": entry} for entry in ({"lr": 5}, {"lr": {}}, {"lr": {"min": 1}}, 5, [1], None, {})),

@@ -90,8 +90,8 @@ def test_a_function_of_the_user(here, tmp_path):
     [
         ("gtp2", "nearest are gpt2"),
         ("no_such_module:build", "is no function"),
-        ("missing/config.json", "is not a readable config.json"),
-        (".", "is not a readable config.json"),
+        ("missing/config.json", "config.json cannot be read (no such file or directory)"),
+        (".", "config.json cannot be read (no such file or directory)"),
     ],
 )
 def test_bad_targets_are_one_sentence_and_exit_with_2(here, target, message):

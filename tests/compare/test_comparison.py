@@ -96,10 +96,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path, arms):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is damaged"),
-        ('{"format": 1', "is damaged"),
+        ("", "is not valid JSON: choose another folder"),
+        ('{"format": 1', "is not valid JSON: choose another folder"),
         ("{}", "is damaged"),
-        ("[1]", "is damaged"),
+        ("[1]", "is not a JSON object: choose another folder"),
         ('{"format": 1, "fingerprints": [], "seeds": []}', "is damaged"),
         ('{"format": 99}', "has a newer format"),
     ],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, did_you_mean
+from ..json_file import read_object
 from ..sites._own_inputs import usable_inputs
 from ._configured import dropout_fields
 from .tiny_configs import BLOCKS, TINY, TOKENS, shrunk
@@ -111,13 +111,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: when there is none, or when it names remote code.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise InputError(
-            f"{path} is not a readable config.json; give the file of a Hugging Face model."
-        ) from None
-    if not isinstance(config, dict) or "model_type" not in config:
+    config = read_object(path, hint="give the config.json of a Hugging Face model")
+    if not isinstance(config.get("model_type"), str):
         raise InputError(f"{path} names no model_type; give the config.json of a Hugging Face model.")
     refuse_remote_code(config, path)
     return config

@@ -30,8 +30,9 @@ for module in (audit, sites, compare, tune, train, generate, show, report):
 
 def main(command: typer.Typer = app) -> None:
     """Run a command line; what a user can put right is one sentence and exit code 2."""
+    interrupts: list[int] = []
     try:
-        with noted_interrupts() as interrupts:
+        with noted_interrupts(interrupts):
             check_words(sys.argv[1:])
             words = ["--help"] if command is app and not sys.argv[1:] else sys.argv[1:]
             name = "dropout" if command is app else None
@@ -59,9 +60,8 @@ def main(command: typer.Typer = app) -> None:
 
 
 @contextmanager
-def noted_interrupts() -> Iterator[list[int]]:
-    """Yield a list that tells of every Ctrl-C, which raises KeyboardInterrupt besides."""
-    seen: list[int] = []
+def noted_interrupts(seen: list[int]) -> Iterator[None]:
+    """Put every Ctrl-C into a list; it raises KeyboardInterrupt besides."""
 
     def note(number: int, frame: FrameType | None) -> None:
         seen.append(number)
@@ -70,11 +70,11 @@ def noted_interrupts() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield seen
+        yield
         return
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield seen
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 

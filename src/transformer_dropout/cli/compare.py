@@ -41,7 +41,9 @@ OnOption = Annotated[
 ]
 GpusOption = Annotated[
     int | None,
-    typer.Option("--gpus", min=0, max=1024, metavar="N", help="GPUs of a run; default: 1 where there is any."),
+    typer.Option(
+        "--gpus", min=0, max=1024, metavar="N", help="GPUs of a run; default: 1 where there is any."
+    ),
 ]
 
 
@@ -54,7 +56,8 @@ OutOption = Annotated[
     Path, typer.Option("--out", metavar="DIR", callback=usable_folder, help="The comparison's folder.")
 ]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", min=1, max=10_000, help="Runs at once, one thread each; default: the cores.")
+    int | None,
+    typer.Option("--jobs", min=1, max=10_000, help="Runs at once, one thread each; default: the cores."),
 ]
 ReferenceOption = Annotated[
     str | None,

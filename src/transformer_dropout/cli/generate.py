@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
 from .options import model_folder
 
 
@@ -16,7 +17,9 @@ def generate(
         list[str] | None,
         typer.Option("--prompt", help="What the text begins with; several are continued together."),
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=0, max=1_000_000, help="How many tokens to add.")] = 200,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=0, max=1_000_000, help="How many tokens to add.")
+    ] = 200,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[
         int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens only.")
@@ -57,6 +60,11 @@ def generate(
     folder = model_folder(run)
     model, regularization = load_model(folder)
     tokenizer = load_tokenizer(folder)
+    if tokenizer.vocabulary_size != model.vocabulary_size:
+        raise InputError(
+            f"The tokenizer in {folder} has {tokenizer.vocabulary_size:,} entries and the model "
+            f"{model.vocabulary_size:,}; they do not belong together."
+        )
     if sample_masks:
         let_masks_be_sampled(regularization)
     torch.manual_seed(seed)

@@ -70,7 +70,7 @@ def usable_folder(folder: Path | None) -> Path | None:
 
 
 def is_there(path: Path) -> bool:
-    """Return whether something lies at a path; unlike ``Path.exists`` raise for one that cannot be followed."""
+    """Return whether something lies at a path; raise OSError for one that cannot be followed."""
     try:
         path.stat()
     except FileNotFoundError:

@@ -46,7 +46,9 @@ def tune(
     configs: ConfigsArgument = None,
     task: TaskOption = None,
     space: SpaceOption = None,
-    trials: Annotated[int, typer.Option("--trials", min=2, max=100_000, help="Settings tried for each method.")] = 40,
+    trials: Annotated[
+        int, typer.Option("--trials", min=2, max=100_000, help="Settings tried for each method.")
+    ] = 40,
     folds: FoldsOption = 1,
     methods: MethodOption = None,
     prune: Annotated[

@@ -1,6 +1,5 @@
 """A comparison: arms x seeds, run where missing, remembered in its folder."""
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
+from ..json_file import read_object
 from ..runs.files import clear_write_errors, write_json
 from ..runs.run import check_config, prepare
 from ..runs.run_config import RunConfig
@@ -150,13 +150,11 @@ def read_comparison(path: Path) -> dict:
     Raises:
         InputError: when it is damaged or of a newer format.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        newer = content["format"] > FORMAT
-        sound = newer or (isinstance(content["fingerprints"], dict) and isinstance(content["seeds"], list))
-    except (OSError, ValueError, KeyError, TypeError):
-        content, newer, sound = {}, False, False
-    if not sound:
+    content = read_object(path, hint="choose another folder with --out")
+    newer = isinstance(content.get("format"), int) and content["format"] > FORMAT
+    kinds = {"format": int, "arms": list, "fingerprints": dict, "seeds": list}
+    sound = all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+    if not newer and not (sound and all(type(seed) is int for seed in content["seeds"])):
         raise InputError(f"{path} is damaged; choose another folder with --out.")
     if newer:
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
+from ..json_file import read_object
 
 FORMAT = 1
 
@@ -106,15 +107,7 @@ def read_file(path: Path, kind: type[File], *, hint: str) -> dict[str, Any]:
     Raises:
         InputError: when it cannot be read, is of a newer format, or does not hold what is asked.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path} cannot be read: {hint}.") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is not valid JSON: {hint}.") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} is not a JSON object: {hint}.")
-    record = printable(record)
+    record = printable(read_object(path, hint=hint))
     version = record.get("format", FORMAT)
     if isinstance(version, int) and version > FORMAT:
         raise InputError(

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from ..errors import InputError, did_you_mean
 from ..runs.task import ACCURACY, LOSS, Metric
 from ..runs.training_config import REGULARIZERS
-from ..schedules import schedule_from_data
+from ..schedule_data import schedule_from_data
 from .record_files import ComparisonFile, RunFile, read_file, read_rows
 
 # Losses compare only over the same items of the same vocabulary.

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..runs.task import Metric
-from ..schedules import schedule_from_data
+from ..schedule_data import schedule_from_data
 from .metrics import value_unit
 from .records import Run, number
 from .svg import ink, legend, styles, svg

@@ -6,8 +6,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import InputError, did_you_mean
-from .strict_types import refuse_loose
 from ..yaml_file import KeyPath
+from .strict_types import refuse_loose
 
 T = TypeVar("T")
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError
+from ..yaml_file import parse_value
 from .find_task import find_task
 from .run_config import RunConfig, config_from_data, set_dotted
-from ..yaml_file import parse_value
 
 
 def default_arms(task: str, changes: Mapping[str, str]) -> list[RunConfig]:

@@ -9,13 +9,13 @@ from typing import Any
 
 from ..errors import InputError
 from ..recipe import Recipe
+from ..yaml_file import KeyPath, dump_yaml, parse_value, read_yaml
 from .arm_names import check_name, folder_name
 from .checked import STRICT_KEYS, checked
 from .find_task import find_task
 from .sections import NEWER, to_plain
 from .task import Task
 from .training_config import TrainingConfig
-from ..yaml_file import KeyPath, dump_yaml, parse_value, read_yaml
 
 # The version of the run config format; a file of a newer one is refused.
 FORMAT = 1

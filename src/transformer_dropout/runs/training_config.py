@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..schedules import Schedule, schedule_from_data
+from ..schedule_data import schedule_from_data
+from ..schedules import Schedule
 from .sections import NEWER
 
 # A schedule as a file says it: a number, text such as "0,0.3@0.5,0", or {linear: {start: 0.0, end: 0.1}}.

@@ -12,10 +12,10 @@ from typing import Any
 from .. import recipes
 from ..errors import InputError, did_you_mean
 from ..recipe import Recipe
+from ..yaml_file import dump_yaml, read_yaml
 from .arm_names import check_name, folder_name
 from .checked import STRICT_KEYS, checked
 from .find_task import module_of_file
-from ..yaml_file import dump_yaml, read_yaml
 
 FORMAT = 1
 # Files that a command names and that are small enough to be programs.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.sharded import sum_of
-from ..schedules import schedule_from_data
+from ..schedule_data import schedule_from_data
 from ..terms.penalties import L1, L2, L2SP, ElasticNet, proximal_l1_
 from ..terms.weights import decayed_groups, select_parameters, set_weight_decay
 from .training_config import TrainingConfig

@@ -12,7 +12,8 @@ from ..errors import InputError
 from ..layers import Dropout, DropoutLayer, LayerDrop, RateLayer
 from ..notebook import html_table
 from ..recipe import Recipe, Rule, check_rate, selects
-from ..schedules import Schedule, as_schedule, schedule_from_data, schedule_to_data
+from ..schedule_data import schedule_from_data, schedule_to_data
+from ..schedules import Schedule, as_schedule
 from ..sites import Site, find_sites
 from ._apply import Surgery
 from ._beside import beside, prove

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..kernels.sharded import is_sharded, like_shards, whole
 from ..layers import DropoutLayer
 from ..recipe import Recipe
+from ..tensor_file import check_fit, read_tensors
 from .regularize import Regularization, regularize_
 
 RECIPE_FILE = "regularization.yaml"
@@ -135,9 +136,6 @@ def restore(wanted: dict[str, Tensor], path: Path) -> None:
     Raises:
         InputError: when it does not.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not wanted:
         return
     if not path.is_file():
@@ -146,21 +144,7 @@ def restore(wanted: dict[str, Tensor], path: Path) -> None:
             "td.save_regularized(folder, handle), or start anew with td.regularize_(model, "
             "td.load_recipe(folder))."
         )
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
-    for key in sorted(wanted.keys() | stored.keys()):
-        here, there = wanted.get(key), stored.get(key)
-        if here is None or there is None or here.shape != there.shape:
-            raise InputError(
-                f"{path} does not fit the model: {key} is {shape_of(there)} in the file and {shape_of(here)} "
-                "in the model."
-            )
+    stored = read_tensors(path)
+    check_fit(path, stored, wanted)
     for key, tensor in wanted.items():
         tensor.data.copy_(like_shards(stored[key], tensor))
-
-
-def shape_of(tensor: Tensor | None) -> str:
-    """Return a tensor's shape as text."""
-    return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"

@@ -14,9 +14,9 @@ from transformer_dropout.runs.cost import count_cost, count_parameters, sketched
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.run import run
 from transformer_dropout.runs.run_config import config_from_data, load_run_config
-from transformer_dropout.yaml_file import read_yaml
-from transformer_dropout.schedules import schedule_from_data
+from transformer_dropout.schedule_data import schedule_from_data
 from transformer_dropout.tasks.language.published import PublishedCoefficient, from_published, is_published
+from transformer_dropout.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parents[3] / "configs" / "published"
 VOCABULARY = 50_257

@@ -152,7 +152,7 @@ def check_settings(temperature: float, top_k: int | None, top_p: float | None) -
     """Refuse settings outside their range."""
     if temperature and not COLDEST <= temperature <= HOTTEST:
         raise InputError(
-            f"temperature is {temperature}, but it is 0 (the likeliest token), or from {COLDEST} to {HOTTEST}."
+            f"temperature is {temperature}, but it is 0 (the likeliest token), or {COLDEST} to {HOTTEST}."
         )
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k is {top_k}, but at least 1 token must be left; leave it out for all.")

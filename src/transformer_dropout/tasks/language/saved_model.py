@@ -1,19 +1,22 @@
 """Models on disk: ``config.json`` and ``model.safetensors``, with the recipe beside them."""
 
-import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...json_file import read_object
 from ...recipe import Recipe
+from ...runs.checked import checked
 from ...runs.files import write_atomically, write_json, write_tensors
 from ...surgery.regularize import Regularization, regularize_
+from ...tensor_file import check_fit, read_tensors
 from .decoder import Decoder, DecoderConfig
 
 MODEL_TYPE = "transformer-dropout-decoder"
+LARGEST_VOCABULARY = 2**31
 
 
 def save_model(
@@ -36,20 +39,58 @@ def save_model(
     temporary.replace(folder / "model.safetensors")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SavedDecoder(DecoderConfig):
+    """What a ``config.json`` says besides its ``model_type``.
+
+    Attributes:
+        vocabulary_size: ids that the model knows.
+    """
+
+    vocabulary_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.vocabulary_size <= LARGEST_VOCABULARY:
+            raise InputError(f"model.vocabulary_size is {self.vocabulary_size}, which no model has.")
+
+    def build(self) -> Decoder:
+        """Return the decoder, its weights drawn anew."""
+        shape = {entry.name: getattr(self, entry.name) for entry in fields(DecoderConfig)}
+        return Decoder(self.vocabulary_size, DecoderConfig(**shape))
+
+
 def load_model(folder: Path) -> tuple[Decoder, Regularization]:
     """Read a decoder that `save_model` wrote; its regularization is in place.
 
     Raises:
-        InputError: when the folder holds no such model.
+        InputError: when the folder holds no such model, or one of its files is damaged.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        raise InputError(f"{folder} holds no saved model; give the folder of a finished run.") from None
-    if config.pop("model_type", None) != MODEL_TYPE:
-        raise InputError(f"{folder / 'config.json'} is not of a {MODEL_TYPE}.")
-    model = Decoder(config.pop("vocabulary_size"), DecoderConfig(**config))
-    regularization = regularize_(model, Recipe.from_yaml(folder / "regularization.yaml"))
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    place, weights = folder / "config.json", folder / "model.safetensors"
+    config = read_config(place)
+    recipe, tensors = Recipe.from_yaml(folder / "regularization.yaml"), read_tensors(weights)
+    with torch.device("meta"):
+        # A damaged size must not take the memory that it asks for.
+        plain = config.build().state_dict()
+    check_fit(weights, {name: tensor for name, tensor in tensors.items() if name in plain}, plain)
+    model = config.build()
+    regularization = regularize_(model, recipe)
+    check_fit(weights, tensors, model.state_dict())
+    model.load_state_dict(tensors)
     regularization.set_progress(1.0)
     return model.eval(), regularization
+
+
+def read_config(path: Path) -> SavedDecoder:
+    """Read the ``config.json`` of a saved decoder.
+
+    Raises:
+        InputError: when it is damaged, or of another model.
+    """
+    content = read_object(path, hint="give the folder of a finished run")
+    if content.pop("model_type", None) != MODEL_TYPE:
+        raise InputError(f"{path} is not of a {MODEL_TYPE}.")
+    try:
+        return checked(SavedDecoder, content, {}, ("model",))
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {error}") from None

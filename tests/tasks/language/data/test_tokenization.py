@@ -78,7 +78,7 @@ def test_a_saved_tokenizer_comes_back(trained, spec, tmp_path):
 
 
 def test_loading_from_a_folder_without_one(tmp_path):
-    with pytest.raises(InputError, match=r"holds no tokenizer \(tokenizer_spec\.json is missing\)"):
+    with pytest.raises(InputError, match=r"tokenizer_spec\.json cannot be read .*: name a folder that"):
         load_tokenizer(tmp_path)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from transformer_dropout.errors import InputError, did_you_mean
+from transformer_dropout.json_file import read_object
 
 from .gpt2_files import VOCABULARY_SIZE as GPT2_VOCABULARY_SIZE
 from .gpt2_files import load_gpt2
@@ -161,20 +162,28 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer that ``save`` wrote.
 
     Raises:
-        InputError: when the folder holds none.
+        InputError: when the folder holds none, or a damaged one.
     """
     from tokenizers import Tokenizer as Library
 
     folder = Path(folder)
-    try:
-        spec = json.loads((folder / _SPEC_FILE).read_text(encoding="utf-8"))["tokenizer"]
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} holds no tokenizer ({_SPEC_FILE} is missing): name a folder a tokenizer was saved to"
-        ) from error
+    stored = read_object(folder / _SPEC_FILE, hint="name a folder that a tokenizer was saved to")
+    spec, library = stored.get("tokenizer"), folder / _LIBRARY_FILE
+    if not isinstance(spec, str):
+        raise InputError(f"{folder / _SPEC_FILE} names no tokenizer: name a folder that one was saved to.")
+    size = vocabulary_size(spec)
     if spec == "bytes":
         return ByteTokenizer()
-    return LibraryTokenizer(spec, Library.from_file(str(folder / _LIBRARY_FILE)))
+    try:
+        inner = Library.from_file(str(library))
+    except Exception as error:  # the library raises plain Exception for a file it cannot read
+        raise InputError(
+            f"{library} cannot be read ({' '.join(str(error).split())}): copy it again."
+        ) from None
+    found = LibraryTokenizer(spec, inner)
+    if found.separator_id is None or size not in (None, found.vocabulary_size):
+        raise InputError(f"{library} is of another tokenizer than {spec!r}: copy both files again.")
+    return found
 
 
 def pieces(text: str, size: int = _PIECE) -> Iterator[str]:
