@@ -242,9 +242,8 @@ class Regularization:
             raise InputError(
                 "The state belongs to another recipe; apply td.Recipe.from_data(state['recipe'])."
             )
-        self._changed_rates = {
-            name: schedule_from_data(data, name) for name, data in state["changed_rates"].items()
-        }
+        rates = state["changed_rates"].items()
+        self._changed_rates = {name: schedule_from_data(data, name) for name, data in rates}
         self.set_progress(state["progress"])
 
     def remove(self) -> None:
