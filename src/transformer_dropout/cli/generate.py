@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InputError
 from .options import model_folder
+
+if TYPE_CHECKING:
+    from ..surgery.regularize import Regularization
+    from ..tasks.language.data import Tokenizer
+    from ..tasks.language.decoder import Decoder
 
 
 def generate(
@@ -52,9 +57,27 @@ def generate(
     """
     import torch
 
-    from ..tasks.language.data import load_tokenizer
     from ..tasks.language.generate import generate as generate_tokens
     from ..tasks.language.generate import sample_masks as let_masks_be_sampled
+
+    model, regularization, tokenizer = opened_run(run)
+    if sample_masks:
+        let_masks_be_sampled(regularization)
+    torch.manual_seed(seed)
+    rows = [[int(token) for token in tokenizer.encode(text)] for text in prompt or ["Return "]]
+    steps = generate_tokens(
+        model, rows, tokens, temperature=temperature, top_k=top_k, top_p=top_p, cache=not no_cache
+    )
+    show(rows, steps, tokenizer.decode)
+
+
+def opened_run(run: Path) -> "tuple[Decoder, Regularization, Tokenizer]":
+    """Return the model of a run, its regularization and its tokenizer.
+
+    Raises:
+        InputError: when one is missing or damaged, or they do not belong together.
+    """
+    from ..tasks.language.data import load_tokenizer
     from ..tasks.language.saved_model import load_model
 
     folder = model_folder(run)
@@ -65,14 +88,7 @@ def generate(
             f"The tokenizer in {folder} has {tokenizer.vocabulary_size:,} entries and the model "
             f"{model.vocabulary_size:,}; they do not belong together."
         )
-    if sample_masks:
-        let_masks_be_sampled(regularization)
-    torch.manual_seed(seed)
-    rows = [[int(token) for token in tokenizer.encode(text)] for text in prompt or ["Return "]]
-    steps = generate_tokens(
-        model, rows, tokens, temperature=temperature, top_k=top_k, top_p=top_p, cache=not no_cache
-    )
-    show(rows, steps, tokenizer.decode)
+    return model, regularization, tokenizer
 
 
 def show(rows: list[list[int]], steps: Iterable[list[int]], decode: Callable[[list[int]], str]) -> None:
