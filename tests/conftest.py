@@ -37,6 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="draw N new cases of each kind of bad input, instead of the few of tests/bad_inputs",
     )
+    parser.addoption(
+        "--kills",
+        type=int,
+        metavar="N",
+        default=20,
+        help="kill runs N times at random moments, in tests/runs/test_crash_safety.py",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -141,3 +141,69 @@ def test_the_gradients_of_the_penalties_are_right(function):
     torch.manual_seed(0)
     keep = (0.05 + 0.9 * torch.rand(4, 5, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(function, keep)
+
+
+@pytest.mark.parametrize("queries", [1, 2, 4])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_fewer_queries_than_keys_sit_on_the_last_keys(queries, causal, padded, padding_mask):
+    query, key, value = projections()
+    mask = padding_mask if padded else None
+    whole = functional.attention(query, key, value, causal=causal, padding_mask=mask)
+    last = functional.attention(query[:, :, -queries:], key, value, causal=causal, padding_mask=mask)
+    torch.testing.assert_close(last, whole[:, :, -queries:])
+
+
+class Past:
+    """Remembers keys and values as a cache does."""
+
+    def __init__(self):
+        self.kept = None
+
+    def extend(self, key, value):
+        new = key, value
+        self.kept = new if self.kept is None else tuple(map(lambda *t: torch.cat(t, 2), self.kept, new))
+        return self.kept
+
+
+def test_self_attention_goes_on_from_what_it_remembers(padding_mask):
+    qkv = torch.randn(3, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = functional.self_attention(qkv, 2, causal=True, padding_mask=padding_mask)
+    past, found = Past(), []
+    for part in qkv.split([2, 1, 2], dim=1):
+        seen = sum(each.shape[1] for each in found) + part.shape[1]
+        mask = padding_mask[:, :seen]
+        found.append(functional.self_attention(part, 2, causal=True, padding_mask=mask, past=past))
+    torch.testing.assert_close(torch.cat(found, 1), whole)
+
+
+def test_a_sampled_mask_keeps_with_its_probability_and_is_straight_through():
+    torch.manual_seed(0)
+    keep = torch.tensor([0.0, 0.25, 0.75, 1.0]).repeat(20_000, 1).requires_grad_()
+    mask = functional.sampled_mask(keep)
+    assert mask.shape == keep.shape and set(mask.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(mask.mean(0), keep[0].detach(), atol=0.02, rtol=0)
+    assert mask[:, 0].count_nonzero() == 0 and mask[:, 3].all()
+    weights = torch.randn(20_000, 4)
+    (mask * weights).sum().backward()
+    assert torch.equal(keep.grad, weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_thresholded_mask_keeps_from_one_half_on_and_is_straight_through(dtype):
+    keep = torch.tensor([0.0, 0.49, 0.5, 1.0], dtype=dtype, requires_grad=True)
+    mask = functional.thresholded_mask(keep)
+    assert mask.dtype == dtype and mask.tolist() == [0.0, 0.0, 1.0, 1.0]
+    (mask * torch.arange(4.0).to(dtype)).sum().backward()
+    assert keep.grad.tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_probabilities_and_entropies_of_half_precision_are_computed_in_float32():
+    half = torch.tensor([0.1, 0.9], dtype=torch.bfloat16)
+    probability = functional.cosine_keep_probability(half, torch.zeros(2))
+    assert probability.dtype == torch.float32
+    torch.testing.assert_close(probability, functional.cosine_keep_probability(half.float(), torch.zeros(2)))
+    assert functional.entropy_penalty(half).dtype == torch.float32
+    assert functional.entropy_penalty(half) == functional.entropy_penalty(half.float())
+    bare = functional.cosine_keep_probability(half, torch.zeros(2, dtype=torch.bfloat16))
+    assert bare.dtype == torch.float32

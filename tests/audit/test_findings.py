@@ -81,6 +81,17 @@ def test_blocks_share_one_finding():
     assert [(f.code, f.site) for f in findings(model)] == [("active-in-eval", "*")]
 
 
+def test_blocks_of_other_rates_are_told_apart_or_as_a_span():
+    forgetful = nn.Sequential(*(Function(lambda m, x, p=p: F.dropout(x, p)) for p in (0.1, 0.1, 0.2)))
+    told = [(f.code, f.site, f.message.split()[6]) for f in findings(forgetful)]
+    assert told == [("active-in-eval", "*", "0.1"), ("active-in-eval", "2", "0.2")]
+    parts = (nn.Sequential(nn.Linear(8, 8), nn.Dropout(p), nn.Dropout(p)) for p in (0.1, 0.3, 0.2))
+    (finding,) = findings(nn.Sequential(*parts))
+    assert (finding.code, finding.site) == ("dropout-twice", "*.2")
+    assert "It drops with 0.1 to 0.3 what the dropout of *.1 has left" in finding.message
+    assert "0.19 to 0.51 together" in finding.message
+
+
 def test_noise_in_evaluation_is_random_in_eval():
     assert codes(Function(lambda m, x: x + torch.randn_like(x))) == ["random-in-eval"]
     assert codes(Function(lambda m, x: x + torch.randn_like(x) if m.training else x)) == []
@@ -171,6 +182,26 @@ def test_dropout_that_reaches_a_batch_norm_is_found():
     assert "batch norm 3" in finding.message
     after = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 8))
     assert codes(after) == []
+
+
+class NormCalledTwice(nn.Module):
+    """One batch norm for two branches, each with a dropout of its own or with none."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second, self.norm = first, second, nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.norm(self.first(x)) + self.norm(self.second(x))
+
+
+def test_every_call_of_a_batch_norm_counts():
+    def sites(*branches):
+        return [f.site for f in findings(NormCalledTwice(*branches))]
+
+    assert sites(nn.Dropout(0.3), nn.Dropout(0.2)) == ["first", "second"]
+    assert sites(nn.Dropout(0.3), nn.Identity()) == ["first"]
+    assert sites(nn.Identity(), nn.Dropout(0.3)) == ["second"]
 
 
 def test_dropout_through_attention_reaches_a_batch_norm():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from transformer_dropout.cli.generate import show
 from transformer_dropout.runs.run import run
 
 
@@ -55,3 +56,25 @@ def test_a_setting_out_of_range_is_one_sentence(here, tmp_path, tiny, options, m
     result = here("generate", "out", *options)
     assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
     assert result.err.startswith(message)
+
+
+@pytest.mark.parametrize("text", ["aé", "é", "aéb", "a漢é😀", "a😀b漢"])
+@pytest.mark.parametrize("prompt", [0, 1, 2])
+def test_a_character_of_several_tokens_is_written_when_it_is_whole(capsys, text, prompt):
+    ids = list(text.encode())
+    written = []
+
+    def steps():
+        for number in ids[prompt:]:
+            yield [number]
+            written.append(capsys.readouterr().out)
+
+    show([ids[:prompt]], steps(), lambda row: bytes(row).decode(errors="replace"))
+    written.append(capsys.readouterr().out)
+    assert "".join(written) == f"{text}\n"
+    assert not any("\ufffd" in part for part in written)
+
+
+def test_half_a_character_at_the_end_is_shown_as_such(capsys):
+    show([[]], [[97], [0xE6]], lambda row: bytes(row).decode(errors="replace"))
+    assert capsys.readouterr().out == "a\ufffd\n"

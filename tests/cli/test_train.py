@@ -1,13 +1,16 @@
 """``dropout train`` and ``dropout generate``."""
 
+import inspect
 import json
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from transformer_dropout import layers
 from transformer_dropout.runs.checkpoint import checkpoint_folders
 from transformer_dropout.runs.record import read_metrics, read_run
 from transformer_dropout.runs.run import run
@@ -107,3 +110,47 @@ def test_ctrl_c_saves_and_says_how_to_continue(start, here, tmp_path, config_fil
         for name in ("out", "whole")
     )
     assert ours == theirs
+
+
+def rule_of(name):
+    """Return a rule for a layer as a run config writes it, at a place that takes it."""
+    kind = getattr(layers, name)
+    place = "attention_weights" if kind.acts_on in ("heads", "scores") else "mlp_output"
+    place = {"LayerDrop": "block", "LearnedBlockDropout": "mlp_hidden"}.get(name, place)
+    parameters = inspect.signature(kind).parameters
+    rule = {"select": place, "layer": name}
+    rule |= {key: value for key, value in {"heads": 2, "std": 0.5, "block": 2}.items() if key in parameters}
+    rule |= {"p": 0.3} if issubclass(kind, layers.RateLayer) else {}
+    return rule | ({"weight": 0.1} if kind.has_penalty or "penalty" in parameters else {})
+
+
+@pytest.mark.parametrize("name", layers.__all__)
+def test_every_layer_trains_to_the_end_and_being_measured_changes_nothing(
+    here, tmp_path, config_file, tiny, name
+):
+    config = tiny(recipe=[rule_of(name)], steps=3, eval_every=1, batch=2, warmup_steps=0, eval_windows=4)
+    result = here("train", config_file(config), "--out", "often")
+    assert (result.code, result.err) == (0, "")
+    record, rows = read_run(tmp_path / "often"), read_metrics(tmp_path / "often" / "metrics.jsonl")
+    assert (record["status"], record["result"]["step"]) == ("finished", 3)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert {"val_loss", "keep", "keep_eval", "penalty"} <= record["result"].keys()
+    assert f"val loss {record['result']['val_loss']:.4f}" in result.out
+    run(replace(config, training=replace(config.training, eval_every=3)), tmp_path / "once")
+    models = [(tmp_path / place / "model" / "model.safetensors").read_bytes() for place in ("often", "once")]
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_seed_given_is_the_seed_taken(here, tmp_path, config_file, tiny, seed):
+    assert here("train", config_file(tiny(steps=1, seed=3)), "--out", "out", "--seed", seed).code == 0
+    assert read_run(tmp_path / "out")["seed"] == seed
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(here, tmp_path, config_file, tiny, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = here("train", config_file(tiny(steps=1)), "--out", "out")
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert result.err.startswith(f"error: {tmp_path / 'cache'}")
+    assert not (tmp_path / "out" / "run.json").exists()

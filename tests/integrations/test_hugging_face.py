@@ -13,7 +13,7 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState, DistributedType
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import tiny_model
@@ -316,10 +316,29 @@ def test_rates_move_with_the_steps_and_are_logged_with_the_penalty(tmp_path):
 def test_the_logged_loss_is_the_task_loss_alone(tmp_path):
     heavy = td.Recipe([td.Rule("mlp_output", td.LearnedDropout, heads=4, shift=1.2, weight=1000.0)])
     model = tiny_model("llama")
-    mine = trainer(tmp_path, model, td.regularize_(model, heavy), max_steps=1, gradient_accumulation_steps=2)
+    # Eight examples, so that a step has two batches indeed.
+    options = {"max_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    mine = trainer(tmp_path, model, td.regularize_(model, heavy), **options)
     mine.train()
     assert logged(mine, "penalty")[1] > 100
     assert 3 < logged(mine, "loss")[1] < 6
+
+
+@pytest.mark.parametrize("name", ["llama", "plain"])
+def test_losses_and_penalties_are_logged_as_means_over_what_was_not_logged_yet(name, tmp_path):
+    found = []
+    for every in (1, 2):
+        model, handle, term, _ = penalized(name)
+        options = {"logging_steps": every, "gradient_accumulation_steps": 2, "learning_rate": 0.1}
+        options |= {"max_steps": 4, "per_device_train_batch_size": 2}
+        mine = trainer(tmp_path, model, handle, optional={"penalties": [term], "probe": 0}, **options)
+        mine.train()
+        found.append([logged(mine, key) for key in ("loss", "penalty")])
+    for single, pairs in zip(*found, strict=True):
+        # The Trainer rounds losses to four places.
+        means = [(single[1] + single[2]) / 2, (single[3] + single[4]) / 2]
+        assert list(pairs.values()) == pytest.approx(means, abs=2e-4)
+        assert abs(single[1] - single[4]) > 1e-3
 
 
 class StopAt(TrainerCallback):
@@ -419,6 +438,15 @@ def test_training_stops_when_the_gap_stays_above_the_bound(tmp_path):
     patient.add_callback(GapStopping(100.0))
     patient.train()
     assert patient.state.global_step == 6
+
+
+def test_only_gaps_in_a_row_stop():
+    stopping, stopped = GapStopping(0.5, patience=2), []
+    for gap in (1.0, 0.1, 1.0, 0.5, 1.0, 1.0):
+        control = TrainerControl()
+        stopping.on_evaluate(None, TrainerState(), control, metrics={"eval_gap": gap})
+        stopped.append(control.should_training_stop)
+    assert stopped == [False] * 5 + [True]
 
 
 STEERING = td.Feedback(gap=0.01, gain=0.7, low=0.0, high=0.9)

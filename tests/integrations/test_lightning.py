@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -297,6 +298,30 @@ def test_training_stops_when_the_gap_stays_above_the_bound(tmp_path):
         fit(Module(), tmp_path, others=[GapStopping(0.1)])
     with pytest.raises(td.InputError, match="at least 1"):
         GapStopping(0.1, patience=0)
+
+
+def test_only_gaps_in_a_row_stop():
+    stopping, stopped = GapStopping(0.5, patience=2), []
+    state = SimpleNamespace(fn="fit")
+    for gap in (1.0, 0.1, 1.0, 0.5, 1.0, 1.0):
+        metrics = {"gap": torch.tensor(gap)}
+        trainer = SimpleNamespace(
+            sanity_checking=False, state=state, callback_metrics=metrics, should_stop=False
+        )
+        stopping.on_validation_end(trainer, None)
+        stopped.append(trainer.should_stop)
+    assert stopped == [False] * 5 + [True]
+
+
+def test_a_validation_outside_the_training_steers_nothing(tmp_path):
+    module, stopping = Module(), GapStopping(-100.0, patience=50)
+    callback = RegularizationCallback(
+        module.regularization, probe=windows().split(4), feedback=td.Feedback(gap=0.0, gain=5.0, high=0.9)
+    )
+    trainer = fit(module, tmp_path, callback, epochs=1, others=[stopping])
+    rates, waited = module.regularization.metrics(), stopping.waited
+    trainer.validate(module, DataLoader(windows(4, seed=2), batch_size=4), verbose=False)
+    assert module.regularization.metrics() == rates and stopping.waited == waited == 1
 
 
 class Gaps(pl.Callback):

@@ -8,6 +8,8 @@ import torch
 
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.cost import META, count_cost, count_flops, count_parameters, sketched
+from transformer_dropout.runs.loop import build_model
+from transformer_dropout.runs.run import prepare
 from transformer_dropout.tasks.language import Language
 from transformer_dropout.tasks.language.data import Windows
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
@@ -114,3 +116,11 @@ def test_a_recipe_that_does_not_fit_is_refused(tiny, learned):
         cost_of(config)
     with pytest.raises(InputError, match="matches no site"):
         cost_of(replace(config, recipe=[learned[1] | {"select": "blocks.9.mlp"}]))
+
+
+def test_counting_leaves_no_gradient_behind(tiny):
+    config = tiny()
+    splits, task = prepare(config), config.find_task()
+    model, _ = build_model(config, splits)
+    count_flops(task, model, task.batch(splits.train, [0, 1]))
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,7 +1,9 @@
 """Real processes, killed at random moments: the resumed run is the run that was never killed."""
 
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,3 +167,42 @@ def test_a_kill_before_the_first_checkpoint_loses_nothing(tmp_path, random_run, 
     finish(start(random_run, tmp_path / "run"))
     run(random_run, tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def forked(config, folder):
+    """Continue a run in a copy of this process, which saves the start of another; return its number."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        run(config, folder, resume=True)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, tiny, learned, request):
+    random_run = tiny(recipe=learned, steps=48, eval_every=4, accumulation=2)
+    wanted, killed, runs, steps = request.config.getoption("kills"), 0, 0, set()
+    run(random_run, tmp_path / "warm")  # compiled loops are there for all
+    begun = time.perf_counter()
+    run(random_run, tmp_path / "whole")
+    seconds, chance = time.perf_counter() - begun, random.Random(wanted)
+    while killed < wanted:
+        folder, runs, code = tmp_path / f"run-{runs}", runs + 1, None
+        while code != 0:
+            child = forked(random_run, folder)
+            if killed < wanted:
+                time.sleep(chance.uniform(0, seconds))
+                os.kill(child, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert code in (0, -signal.SIGKILL)
+            killed += code != 0
+            steps |= {place.name for place in checkpoint_folders(folder / "checkpoints")}
+        assert_same_run(folder, tmp_path / "whole")
+        shutil.rmtree(folder)
+    # Not all at the beginning, and not all in one run.
+    assert len(steps) > 3 and runs >= wanted // 20

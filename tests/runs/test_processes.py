@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.loop import Training
@@ -126,3 +127,37 @@ def test_stopped_runs_of_both_kinds_go_on_and_equal_each_other_bit_for_bit(tmp_p
     assert models[0] == models[1]
     with pytest.raises(InputError, match="written by another number of processes"):
         run_unfinished(config, folder)
+
+
+class Synchronised(FSDPModule, torch.nn.Linear):
+    """A sharded module that notes when it is to share its gradients out."""
+
+    def __new__(cls, *arguments):
+        return torch.nn.Linear.__new__(cls)
+
+    def __init__(self):
+        torch.nn.Linear.__init__(self, 2, 2)
+        self.asked = []
+
+    def set_requires_gradient_sync(self, requires_gradient_sync, *, recurse=True):
+        self.asked.append(requires_gradient_sync)
+
+
+def test_sharded_gradients_are_shared_in_the_last_forward_of_a_step_only():
+    module, two = Synchronised(), Processes(rank=0, size=2, device=torch.device("cpu"))
+    for last in (False, False, True):
+        with without_gradient_sync(module, two, last):
+            pass
+    assert module.asked == [False, False, True]
+
+
+def test_copied_gradients_are_shared_in_the_last_forward_of_a_step_only():
+    module = torch.nn.parallel.DistributedDataParallel.__new__(torch.nn.parallel.DistributedDataParallel)
+    torch.nn.Module.__init__(module)
+    module.require_backward_grad_sync = True
+    two = Processes(rank=0, size=2, device=torch.device("cpu"))
+    asked = []
+    for last in (False, False, True):
+        with without_gradient_sync(module, two, last):
+            asked.append(module.require_backward_grad_sync)
+    assert asked == [False, False, True]

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformer_dropout.runs.record import read_metrics, read_run
 from transformer_dropout.runs.run import prepare, run
 from transformer_dropout.runs.run_config import load_run_config
 from transformer_dropout.runs.training_config import EarlyStoppingConfig
+from transformer_dropout.tasks.language.data import DataConfig
 from transformer_dropout.tasks.language.saved_model import load_model
 
 METRICS = {
@@ -325,3 +327,46 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path, tiny, environm
     lock = FileLock(folder / ".run.lock")
     with lock.acquire(blocking=False):
         assert lock.is_locked
+
+
+def test_the_last_step_is_evaluated_where_it_is_no_multiple(tmp_path, tiny):
+    record = run(tiny(steps=5, eval_every=2), tmp_path / "run")
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 2, 4, 5]
+    assert record["result"]["val_loss"] == rows(tmp_path / "run")[-1]["val_loss"]
+
+
+def test_an_alarm_is_told_once(tmp_path, tiny, learned):
+    config = tiny(recipe=[learned[0] | {"shift": math.pi}], steps=4, eval_every=1)
+    told = [sentence for sentence in messages_of(config, tmp_path / "run") if "blocks.0.mlp" in sentence]
+    assert len(told) == len({sentence.partition(": ")[2] for sentence in told}) > 0
+
+
+def unfinished(folder):
+    """Let a finished run look as if its end had not been recorded."""
+    (folder / "run.json").write_text(json.dumps(read_run(folder) | {"status": "running"}))
+
+
+def test_a_run_continued_under_other_code_says_so(tmp_path, tiny, monkeypatch):
+    config = tiny(steps=4, eval_every=2)
+    run(config, tmp_path / "run")
+    assert read_run(tmp_path / "run")["notes"] == []
+    unfinished(tmp_path / "run")
+    monkeypatch.setattr("transformer_dropout.runs.record.native_version", lambda: "0.1")
+    said = messages_of(config, tmp_path / "run", resume=True)
+    (note,) = read_run(tmp_path / "run")["notes"]
+    assert note in said
+    assert note.startswith("Continued under other code, so last digits may differ: native ")
+    assert note.endswith(" before, 0.1 from here on.")
+
+
+def test_a_run_is_not_continued_on_other_data(tmp_path, tiny):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {n} of one text.\n" for n in range(200)))
+    config = replace(tiny(steps=4, eval_every=2), data=DataConfig(source=str(text)))
+    run(config, tmp_path / "run")
+    unfinished(tmp_path / "run")
+    before = snapshot(tmp_path / "run" / "checkpoints")
+    text.write_text(text.read_text().replace("one", "two"))
+    with pytest.raises(InputError, match=r"began with other data \(train differs\); put it back"):
+        run(config, tmp_path / "run", resume=True)
+    assert snapshot(tmp_path / "run" / "checkpoints") == before

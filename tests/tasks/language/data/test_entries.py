@@ -36,11 +36,19 @@ def test_the_first_of_two_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
+def flip_one_bit(entry):
+    """Damage a file that keeps its size."""
+    content = bytearray((entry / "train.bin").read_bytes())
+    content[-1] ^= 1
+    (entry / "train.bin").write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda entry: (entry / "train.bin").write_text("tok"),
         lambda entry: (entry / "train.bin").unlink(),
+        flip_one_bit,
         lambda entry: (entry / "manifest.json").unlink(),
         lambda entry: (entry / "manifest.json").write_text("{"),
         lambda entry: (entry / "manifest.json").write_text("{}"),

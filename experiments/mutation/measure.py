@@ -1,0 +1,147 @@
+"""Count how many small mistakes in one module its own tests notice, and keep the record beside this file.
+
+``python experiments/mutation/measure.py functional``, or ``terms/penalties``, or ``runs/loop --sample 60``.
+mutmut makes the mistakes, in a copy of the sources, one process at a time; `[tool.mutmut]` in pyproject.toml
+says how. Only the fast tests that mirror the module are run; ``--tests`` adds others.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+COPIED = ("src", "tests", "docs", "configs", "examples", "benchmarks", "experiments", "pyproject.toml")
+MUTMUT = Path(sys.executable).with_name("mutmut")
+NOTICED = ("killed", "timeout", "segfault")
+# Without its directory and its place, a name of a mistake holds in another copy too.
+STATUS = re.compile(r"^\s*(\S+): (killed|survived|no tests|timeout|segfault|suspicious|not checked)$")
+
+
+def main() -> None:
+    """Measure one module and write its record."""
+    words = arguments()
+    tests = [*mirrored(words.module), *words.tests]
+    with tempfile.TemporaryDirectory() as folder:
+        place = copied(Path(folder), words.module, tests)
+        chosen = sampled(place, words.module, words.sample, words.seed)
+        command = [MUTMUT, "run", "--max-children", "1", *chosen]
+        subprocess.run(command, cwd=place, check=True, env=environment(), stdout=subprocess.DEVNULL)
+        statuses = results(place)
+        tried = {name: status for name, status in statuses.items() if not chosen or name in chosen}
+        left = [name for name, status in tried.items() if status not in NOTICED]
+        unnoticed = [judged(words.module, place, name, tried[name]) for name in left]
+    record = {
+        "command": f"python experiments/mutation/measure.py {' '.join(sys.argv[1:])}",
+        "tests": tests,
+        "mistakes": len(statuses),
+        "tried": len(tried),
+        "outcomes": dict(sorted(Counter(tried.values()).items())),
+        "unnoticed": unnoticed,
+    }
+    file = HERE / f"{words.module.replace('/', '.')}.json"
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    equivalent = sum("equivalent" in mistake for mistake in unnoticed)
+    noticed = len(tried) - len(left)
+    print(f"{words.module}: noticed {noticed}, equivalent {equivalent}, of {len(tried)} tried -> {file}")
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("module", help="a file of the package without its ending, such as terms/penalties")
+    parser.add_argument("--tests", nargs="+", default=[], help="further test files")
+    parser.add_argument("--sample", type=int, help="try so many mistakes, drawn at random; else all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    return parser.parse_args()
+
+
+def mirrored(module: str) -> list[str]:
+    """Return the test files of a module: the one of its name, and those whose names go on from it."""
+    place = Path("tests") / module
+    stem = f"test_{place.name.lstrip('_')}"
+    files = [place.with_name(f"{stem}.py"), *sorted((ROOT / place.parent).glob(f"{stem}_*.py"))]
+    return [
+        str(file.relative_to(ROOT) if file.is_absolute() else file)
+        for file in files
+        if (ROOT / file).is_file()
+    ]
+
+
+def copied(folder: Path, module: str, tests: list[str]) -> Path:
+    """Copy what the tests need into a folder, with a configuration for one module."""
+    for name in COPIED:
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    lines = [
+        f"only_mutate = {json.dumps([f'src/transformer_dropout/{module}.py'])}",
+        f"pytest_add_cli_args_test_selection = {json.dumps(tests)}",
+    ]
+    with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
+        # The table of mutmut is the last one in the file.
+        file.write("\n".join(lines) + "\n")
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the tests: one thread, and nothing but the copy to import from."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+
+
+def sampled(place: Path, module: str, count: int | None, seed: int) -> list[str]:
+    """Return the names of the mistakes to try; none stands for all."""
+    if count is None:
+        return []
+    # Making them takes a run; a name that matches nothing makes all and tries none.
+    command = [MUTMUT, "run", "--max-children", "1", "no such mistake"]
+    subprocess.run(command, cwd=place, env=environment(), capture_output=True)
+    names = sorted(results(place))
+    return names if len(names) <= count else sorted(random.Random(seed).sample(names, count))
+
+
+def results(place: Path) -> dict[str, str]:
+    """Return what became of each mistake."""
+    lines = subprocess.run(
+        [MUTMUT, "results", "--all", "true"],
+        cwd=place,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return {match[1]: match[2] for line in lines if (match := STATUS.match(line))}
+
+
+def judged(module: str, place: Path, name: str, status: str) -> dict[str, str]:
+    """Return a mistake that nobody noticed, with the reason where it is judged to change nothing."""
+    shown = subprocess.run(
+        [MUTMUT, "show", name], cwd=place, env=environment(), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    was, becomes = (
+        "\n".join(line[1:].strip() for line in shown if re.match(rf"{sign}(?!{sign})", line))
+        for sign in ("-", r"\+")
+    )
+    function = re.sub(r"^.*?x[_ǁ]|__mutmut_\d+$", "", name.rpartition(".")[2]).replace("ǁ", ".")
+    mistake = {"function": function, "was": was, "becomes": becomes, "outcome": status}
+    for entry in yaml.safe_load((HERE / "equivalent.yaml").read_text(encoding="utf-8")):
+        if (
+            re.fullmatch(entry["module"], module)
+            and re.search(entry["becomes"], becomes)
+            and re.search(entry.get("was", ""), was)
+        ):
+            return mistake | {"equivalent": entry["why"]}
+    return mistake
+
+
+if __name__ == "__main__":
+    main()

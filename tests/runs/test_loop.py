@@ -1,0 +1,94 @@
+"""The training loop itself, a step at a time and without files: accumulation, checkpoints, processes."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from transformer_dropout.runs.loop import Training
+from transformer_dropout.runs.processes import Processes
+from transformer_dropout.runs.run import prepare
+from transformer_dropout.runs.training_config import EarlyStoppingConfig
+
+# A gate that draws nothing, with a penalty that weighs as much as the loss.
+GATE = {"select": "mlp_output", "layer": "LearnedSigmoidDropout", "heads": 2, "shift": 1.0, "weight": 5.0}
+
+
+def training_of(config, rank=0):
+    processes = Processes(rank=rank, size=1, device=torch.device("cpu"))
+    return Training(config, prepare(config), processes)
+
+
+def gradients_of_steps(config, steps):
+    """Return every gradient that the optimizer gets in some steps."""
+    training, seen = training_of(config), []
+    training.optimizer.register_step_pre_hook(
+        lambda *_: seen.append([p.grad.clone() for p in training.model.parameters() if p.grad is not None])
+    )
+    for _ in range(steps):
+        training.advance()
+    return seen
+
+
+def test_a_step_has_the_gradients_of_all_its_examples_at_every_accumulation(tiny):
+    whole, parts = (
+        gradients_of_steps(tiny(recipe=[GATE], batch=batch, accumulation=8 // batch, clip=None), steps=2)
+        for batch in (8, 2)
+    )
+    for one, other in zip(whole, parts, strict=True):
+        for gradient, expected in zip(other, one, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_each_example_of_an_epoch_is_seen_once_under_accumulation(tiny):
+    training = training_of(tiny(batch=3, accumulation=2))
+    train = training.splits.train
+    steps, seen = len(train) // 6, Counter()
+    for training.step in range(steps):
+        for part in range(2):
+            seen.update(map(tuple, training.training_batch(part).targets.tolist()))
+    # Some windows of the text are alike.
+    there = Counter(map(tuple, train.inputs_and_targets(range(len(train)))[1].tolist()))
+    assert seen.total() == 6 * steps > 30 and seen <= there
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_parts_and_holds_no_penalty(tiny):
+    losses = []
+    for weight in (0.0, 100.0):
+        training = training_of(tiny(recipe=[GATE | {"weight": weight}], accumulation=2))
+        training.advance()
+        losses.append(training.loss.item())
+    assert losses[0] == losses[1] == pytest.approx(5.5, abs=0.3)  # log 256, a uniform guess
+
+
+def test_what_a_step_leaves_behind(tiny):
+    training = training_of(tiny(accumulation=3))
+    training.advance()
+    assert all(parameter.grad is None for parameter in training.model.parameters())
+    assert training.items == 4 * 3 * 16
+
+
+def test_a_checkpoint_brings_back_what_was_counted(tiny):
+    config = tiny(early_stopping=EarlyStoppingConfig(patience=3))
+    before = training_of(config)
+    before.step, before.items, before.seconds_before = 7, 99, 1000.0
+    for step, loss in enumerate([3.0, 2.0, 2.5]):
+        before.early_stopping.update(step, loss)
+    after = training_of(config)
+    after.load(before.checkpoint())
+    assert (after.step, after.items) == (7, 99)
+    assert after.early_stopping.state() == before.early_stopping.state()
+    assert after.early_stopping.waited == 1
+    assert 1000 < after.seconds < 1100
+
+
+def test_each_process_draws_masks_of_its_own(tiny, learned):
+    config = tiny(recipe=learned)
+    drawn = []
+    for rank in (0, 1, 0):
+        training_of(config, rank)
+        drawn.append(torch.rand(4))
+    assert drawn[0].equal(drawn[2]) and not drawn[0].equal(drawn[1])
+    training_of(replace(config, seed=1))
+    assert not drawn[0].equal(torch.rand(4))
