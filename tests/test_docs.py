@@ -155,3 +155,31 @@ def test_schedules_are_written_in_run_configs_as_the_page_says():
 def test_every_file_that_is_linked_exists(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", words_of(page)):
         assert (page.parent / target).exists(), target
+
+
+RELIABILITY = DOCS / "reliability.md"
+MUTATION = DOCS.parent / "experiments" / "mutation"
+
+
+def test_every_promise_names_a_test_that_is_there():
+    promises, _, rest = words_of(RELIABILITY).partition("## What is not promised")
+    lines = [line for line in promises.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(lines) > 25
+    named = [re.search(r"`(tests/[\w/]+\.py)::(\w+)` \|$", line) for line in lines]
+    assert [line for line, match in zip(lines, named, strict=True) if match is None] == []
+    for file, name in (match.groups() for match in named if match):
+        assert f"\ndef {name}(" in words_of(DOCS.parent / file), f"{file} has no {name}"
+    assert "tests/" not in rest.partition("## Tests that notice")[0]
+
+
+@pytest.fixture(scope="module")
+def measure():
+    """The script that counts the mistakes which tests notice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(MUTATION)
+        yield importlib.import_module("measure")
+
+
+def test_the_scores_of_the_tests_are_those_of_the_records(measure):
+    shown = re.findall(r"^\| `.*% \|$", words_of(RELIABILITY), flags=re.M)
+    assert shown == [measure.row(file) for file in sorted(MUTATION.glob("*.json"))]

@@ -31,7 +31,7 @@ def regularized(family, select="mlp_output", layer=td.LearnedDropout, **argument
     handle = td.regularize_(model, td.Recipe([rule]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "qkv.weight" in name and "dropout" in name:
+            if "qkv.weight" in name and ("dropout" in name or "mask_embedding" in name):
                 parameter.normal_(std=0.5)
     return model, handle
 

@@ -24,7 +24,6 @@ ROOT = HERE.parents[1]
 COPIED = ("src", "tests", "docs", "configs", "examples", "benchmarks", "experiments", "pyproject.toml")
 MUTMUT = Path(sys.executable).with_name("mutmut")
 NOTICED = ("killed", "timeout", "segfault")
-# Without its directory and its place, a name of a mistake holds in another copy too.
 STATUS = re.compile(r"^\s*(\S+): (killed|survived|no tests|timeout|segfault|suspicious|not checked)$")
 
 
@@ -51,9 +50,18 @@ def main() -> None:
     }
     file = HERE / f"{words.module.replace('/', '.')}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    equivalent = sum("equivalent" in mistake for mistake in unnoticed)
-    noticed = len(tried) - len(left)
-    print(f"{words.module}: noticed {noticed}, equivalent {equivalent}, of {len(tried)} tried -> {file}")
+    print(row(file))
+
+
+def row(file: Path) -> str:
+    """Return the row of docs/reliability.md for a record."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    noticed = sum(record["outcomes"].get(outcome, 0) for outcome in NOTICED)
+    equivalent = sum("equivalent" in mistake for mistake in record["unnoticed"])
+    share = noticed / (record["tried"] - equivalent)
+    left = len(record["unnoticed"]) - equivalent
+    counts = (record["mistakes"], record["tried"], noticed, equivalent, left)
+    return f"| `{file.stem.replace('.', '/')}` | {' | '.join(map(str, counts))} | {share:.0%} |"
 
 
 def arguments() -> argparse.Namespace:

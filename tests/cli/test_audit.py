@@ -91,6 +91,7 @@ def test_a_function_of_the_user(here, tmp_path):
         ("gtp2", "nearest are gpt2"),
         ("no_such_module:build", "is no function"),
         ("missing/config.json", "config.json cannot be read (no such file or directory)"),
+        ("missing.json", "missing.json cannot be read (no such file or directory)"),
         (".", "config.json cannot be read (no such file or directory)"),
     ],
 )
