@@ -249,3 +249,10 @@ def test_feedback_drives_a_handle_and_the_rate_stays_while_progress_goes_on():
         reg.update({"mlp_output": rate})
     reg.set_progress(0.6)
     assert [placed.layer.p for placed in reg.placed] == pytest.approx([0.4, 0.4])
+
+
+def test_the_ends_of_what_is_allowed():
+    assert Early(0.3, 1)(0.9) == Late(0.3, 0)(0.0) == 0.3
+    assert Feedback(high=1).next_rate(0.9, 0.0, 5.0) == 1
+    with pytest.raises(InputError, match=r"^The schedule "):
+        parse_schedule("0,0@2")

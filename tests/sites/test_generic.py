@@ -396,3 +396,32 @@ def test_a_site_by_hand_that_claims_an_attention_function_is_refused():
     site = td.Site(path="blocks.0.attn", kind="attention_weights", access="attention")
     with pytest.raises(td.InputError, match="where no layer can reach its weights"):
         td.regularize_(model, td.Recipe([td.Rule("attention_weights", td.Dropout, p=0.1)]), sites=[site])
+
+
+class SquareBlock(TimmBlock):
+    """A block whose MLP goes on through a layer that keeps the width."""
+
+    def __init__(self, p):
+        super().__init__(p)
+        self.mix = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mix(self.mlp(self.norm2(x)))
+
+
+class TwoProducts(TimmBlock):
+    """A block whose MLP has no activation, and an own norm in front."""
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp.fc2(self.mlp.fc1(self.norm2(x)))
+
+
+@pytest.mark.parametrize("block", [lambda: SquareBlock(0.0), lambda: SquareBlock(0.1), TwoProducts])
+def test_a_square_layer_behind_an_mlp_is_not_taken_for_its_second_product(block):
+    model = TimmVit()
+    model.blocks = nn.Sequential(block(), block())
+    hidden = [(site.path, site.width) for site in find_sites(model) if site.kind == "mlp_hidden"]
+    assert {width for path, width in hidden if ".drop2" not in path} == {4 * WIDTH}
+    assert len(hidden) >= 2

@@ -9,9 +9,9 @@ from torch import nn
 
 from .._site import Kind, Site
 from .blocks import Block, stacks_of
-from .branches import Branch, Tail, attentions_of, branches_of, tail_of
+from .branches import SAME, SCALES, Branch, Tail, attentions_of, branches_of, tail_of
 from .causality import mixes
-from .graph import ModuleCall, Run, bits
+from .graph import ModuleCall, Node, Run, bits
 from .places import Place, Places
 from .random import Draw
 
@@ -136,14 +136,22 @@ class BlockReader:
         return False
 
     def read_hidden(self, branch: Branch, tail: Tail, once: int, where: dict[str, Any]) -> None:
-        """Name the place of the hidden units of an MLP: what its last product is given."""
-        last = self.run.nodes[tail.values[0]]
-        call = self.run.calls[last.call]
-        sources = [s for s in self.run.activations(last) if branch.inside >> s & 1]
-        linears = sum(self.run.is_linear(self.run.nodes[n]) for n in bits(branch.inside))
-        if not sources or not is_product(call) or linears < 2:
-            return
-        hidden = tail_of(self.run, sources[0], branch.inside)
+        """Name the place of the hidden units of an MLP: what its last product but square ones is given."""
+        run, last, products = self.run, tail.values[0], 0
+        for node in bits(branch.inside):
+            products |= run.is_linear(run.nodes[node]) << node
+        while True:
+            call = run.calls[run.nodes[last].call]
+            sources = [s for s in run.activations(run.nodes[last]) if branch.inside >> s & 1]
+            if not sources or not is_product(call) or products.bit_count() < 2:
+                return
+            hidden = tail_of(run, sources[0], branch.inside)
+            earlier = run.nodes[hidden.values[0]]
+            # A product of another product's result, with no activation between, mixes the MLP's output.
+            passed_on = hidden.linear and all(passes_on(run.nodes[value]) for value in hidden.values[1:])
+            if not (passed_on and earlier.before & products & ~(1 << earlier.index)):
+                break
+            last = earlier.index
         self.add("mlp_hidden", self.places.before(call, hidden, once), **where)
 
     def is_mlp(self, branch: Branch) -> bool:
@@ -187,6 +195,11 @@ def holds_experts(module: nn.Module) -> bool:
 def is_called_mlp(call: ModuleCall) -> bool:
     """Return whether a module has a name that MLPs have."""
     return MLP.search(f"{call.path.rpartition('.')[2]} {type(call.module).__name__}") is not None
+
+
+def passes_on(node: Node) -> bool:
+    """Return whether a function returns what it was given, but for its scale, shape, and what it drops."""
+    return bool(node.drawn) or node.name in SAME or node.name in SCALES
 
 
 def is_product(call: ModuleCall) -> bool:
