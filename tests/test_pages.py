@@ -117,3 +117,56 @@ def test_dropout_makes_the_network_bear_the_loss_of_what_was_dropped(measured):
     assert pixels["pixels lost"] < min(first["pixels lost"], last["pixels lost"]) < none["pixels lost"]
     assert max(first["units lost"], last["units lost"]) < pixels["units lost"] < none["units lost"]
     assert both["units lost"] < pixels["units lost"] and both["pixels lost"] < first["pixels lost"]
+
+
+def test_eight_lines_are_dropout_in_each_framework(measured):
+    _, found = measured("from_scratch")
+    assert {framework for framework, _ in found["rows"]} == {"PyTorch", "JAX", "NumPy"}
+    for (_, p), row in found["rows"].items():
+        assert row["difference"] < 1e-6
+        assert row["kept"] == pytest.approx(1 - p, abs=0.01)
+        assert row["mean"] == pytest.approx(1.0, abs=0.01)
+        assert row["std"] == pytest.approx((p / (1 - p)) ** 0.5, rel=0.02)
+    assert found["means"]["not divided"][-1][1] < 0.1
+
+
+def test_the_page_from_scratch_shows_the_code_that_was_run():
+    page = (DOCS / "pages" / "from_scratch.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "def " in block]
+    sources = "".join(
+        (DOCS / "pages" / f"{name}.py").read_text() for name in ("from_scratch", "from_scratch_jax")
+    )
+    plain = re.sub(r"dropout_in_\w+\(", "dropout(", sources)
+    assert len(blocks) == 3
+    for block in blocks:
+        assert block in plain
+        # The signature, and eight lines.
+        assert len(block.splitlines()) == 9
+
+
+def test_without_the_root_a_softmax_has_chosen_before_anything_is_learned(measured):
+    _, found = measured("attention_scale")
+    widths = sorted({width for width, _ in found["random"]})
+    with_root, without = ([found["random"][width, root] for width in widths] for root in (True, False))
+    assert max(row["largest"] for row in with_root) < 0.2
+    assert all(row["std"] == pytest.approx(1.0, abs=0.05) for row in with_root)
+    for width, row in zip(widths, without, strict=True):
+        assert row["std"] == pytest.approx(width**0.5, rel=0.05)
+    for narrow, wide in pairwise(without):
+        assert wide["largest"] > narrow["largest"] and wide["slopes"] < narrow["slopes"]
+    at_64 = found["random"][64, False]
+    assert at_64["largest"] > 0.8 and at_64["slopes"] < 0.3
+    assert found["learned"]["with the root"][-1][1] < 0.5 * found["learned"]["without"][-1][1]
+    with_root, without = found["gate"]
+    assert without > 2 * with_root
+
+
+def test_each_textbooks_lambda_is_a_weight_of_l2(measured):
+    _, found = measured("l2")
+    assert all(difference < 1e-9 for _, difference in found["converted"].values())
+    assert found["all parameters"] < 1e-9
+    assert found["optimizers"]["SGD"] < 1e-9
+    assert found["optimizers"]["AdamW"] > 0.05
+    matrices, everything = (dict(curve) for curve in found["means"].values())
+    assert all(mean == pytest.approx(3.0, abs=0.01) for mean in matrices.values())
+    assert everything[3.0] < 1.0
