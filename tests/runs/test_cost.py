@@ -10,6 +10,7 @@ from transformer_dropout.errors import InputError
 from transformer_dropout.runs.cost import META, count_cost, count_flops, count_parameters, sketched
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.run import prepare
+from transformer_dropout.runs.training_config import SelfTunedConfig
 from transformer_dropout.tasks.language import Language
 from transformer_dropout.tasks.language.data import Windows
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
@@ -104,6 +105,17 @@ def test_two_passes_cost_twice_and_two_ends_of_one_what_lies_behind_the_fork(tin
     noise = cost_of(tiny(rdrop=1.0, rdrop_view="token_noise", token_noise=0.1))
     assert noise.training_flops_per_item == 2 * plain.training_flops_per_item
     assert two.memory_bytes > plain.memory_bytes
+
+
+def test_gates_and_rates_that_learn_from_held_out_data_cost_their_passes(tiny, learned):
+    plain = cost_of(tiny(recipe=learned)).training_flops_per_item
+    held, seldom = (cost_of(tiny(recipe=learned, held_out=0.1, held_out_every=n)) for n in (1, 10))
+    extra = held.training_flops_per_item - plain
+    # A forward, and a backward through everything behind the gate.
+    assert forward_flops_per_token() < extra < plain
+    assert seldom.training_flops_per_item == pytest.approx(plain + extra / 10)
+    tuned = cost_of(tiny(recipe=learned, self_tuned=SelfTunedConfig(every=10)))
+    assert tuned.training_flops_per_item == pytest.approx(1.3 * plain)
 
 
 def test_averaged_weights_need_memory(tiny):

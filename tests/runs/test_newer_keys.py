@@ -13,7 +13,7 @@ from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.record import read_metrics
 from transformer_dropout.runs.run import prepare, run
 from transformer_dropout.runs.run_config import RunConfig
-from transformer_dropout.runs.training_config import EarlyStoppingConfig, TrainingConfig
+from transformer_dropout.runs.training_config import EarlyStoppingConfig, SelfTunedConfig, TrainingConfig
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 MEASURED = ("step_seconds", "peak_memory_bytes")
@@ -25,6 +25,9 @@ KEYS = {
     "R-Drop in the last block": {"rdrop": 1.0, "rdrop_blocks": 1},
     "R-Drop with noise": {"rdrop": 1.0, "rdrop_view": "token_noise", "token_noise": 0.1},
     "R-Drop with learned masks": {"rdrop": 1.0, "rdrop_view": "learned"},
+    "gates on a held-out part": {"held_out": 0.2},
+    "gates on a held-out part now and then": {"held_out": 0.2, "held_out_every": 3},
+    "self-tuned rates": {"self_tuned": SelfTunedConfig(share=0.2, every=3)},
     "R-Drop with adversarial masks": {"rdrop": "0,1", "rdrop_view": "adversarial"},
 }
 ANCHORED = {"select": "mlp_output", "layer": "AnchoredDropout", "heads": 2, "lr_scale": 3.0, "weight": 0.1}
@@ -173,9 +176,72 @@ def test_views_of_masks_without_a_layer_for_them_are_refused_before_there_is_a_f
     assert not (tmp_path / "run").exists()
 
 
+def test_the_weights_never_train_on_the_held_out_part_and_the_gates_on_nothing_else(tiny, learned):
+    training = training_of(tiny(recipe=learned, held_out=0.25, held_out_every=2))
+    whole, examples = prepare(tiny()), training.examples
+    kept, held = set(examples.splits.train.indices), set(examples.held_out.indices)
+    assert kept | held == set(range(len(whole.train))) and not kept & held
+    assert len(held) == round(0.25 * len(whole.train))
+    used = {n for batch in range(20) for n in held_of(examples, batch)}
+    assert used <= held and len(used) == min(80, len(held))
+    names = dict(training.model.named_parameters())
+    found = []
+    original = training.optimizer.step
+
+    def step():
+        found.append({name: None if p.grad is None else p.grad.clone() for name, p in names.items()})
+        original()
+
+    training.optimizer.step = step
+    losses = []
+    original_loss = training.loss_of
+
+    def loss_of(batch, loss):
+        losses.append(len(batch.targets) * [loss is not training.objective])
+        return original_loss(batch, loss)
+
+    training.loss_of = loss_of
+    training.advance()
+    training.advance()
+    gates = names.keys() - dict(training_of(tiny()).model.named_parameters()).keys()
+    assert len(gates) == 2
+    assert all(found[0][name] is not None for name in names)
+    assert {name for name, gradient in found[1].items() if gradient is None} == gates
+    assert losses == [4 * [False], 4 * [True], 4 * [False]]
+
+
+def held_of(examples, step):
+    """Return which examples a step's held-out batch holds."""
+    seen = []
+    original = examples.task.batch
+    examples.task.batch = lambda split, indices: seen.extend(indices) or original(split, indices)
+    examples.held_out_batch(step, 0)
+    del examples.task.batch
+    return seen
+
+
+def test_self_tuned_rates_leave_those_of_the_recipe_and_are_recorded(tmp_path, tiny):
+    recipe = [{"select": kind, "layer": "Dropout", "p": 0.3} for kind in ("mlp_output", "attention_output")]
+    run(tiny(recipe=recipe, self_tuned=SelfTunedConfig(share=0.2, every=2)), tmp_path / "run")
+    first, _, last = (row["rate_by_site"] for row in rows(tmp_path / "run"))
+    assert all(rate == pytest.approx(0.3) for rate in first.values())
+    assert all(0 < rate < 1 and rate != first[site] for site, rate in last.items())
+
+
+def test_several_processes_are_refused_where_only_one_can_learn(tiny, learned):
+    two = Processes(rank=0, size=2, device=torch.device("cpu"))
+    config = tiny(recipe=learned, held_out=0.1)
+    with pytest.raises(InputError, match=r"training.held_out trains in one process"):
+        Training(config, prepare(config), two)
+
+
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
+        ({"held_out": 1.0}, "training.held_out is 1.0, but it is a share from 0 to below 1."),
+        ({"held_out_every": 2}, "training.held_out_every needs a share: training.held_out: 0.1."),
+        ({"held_out": 0.1, "held_out_every": 0}, "training.held_out_every is 0"),
+        ({"held_out": 0.1, "self_tuned": SelfTunedConfig()}, "do not go together; take one out."),
         ({"rdrop_view": "learned"}, "need a weight: training.rdrop: 1.0."),
         ({"rdrop": 1.0, "rdrop_view": "token_noise"}, "needs a rate: training.token_noise: 0.05."),
         ({"rdrop": 1.0, "rdrop_blocks": 0}, "training.rdrop_blocks is 0, but it is at least 1, or null."),

@@ -1,21 +1,22 @@
 """What a run costs, counted before it starts: parameters, FLOPs, memory."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError
 from ..kernels.torch_internals import storage_identity
-from .loop import build_model
+from ..surgery.regularize import Regularization
+from .held_out import HeldOut
+from .loop import Loss, build_model
 from .objective import Objective
 from .run_config import RunConfig
 from .task import Batch, Splits
+from .training_config import TrainingConfig
 
-Loss = Callable[[nn.Module, Batch], Tensor]
 META = torch.device("meta")
 # Parts of names that tell an embedding of positions, which papers leave out of a model's size.
 POSITIONAL = ("position", "wpe", "pos_embed")
@@ -68,13 +69,19 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
         InputError: when the recipe does not fit the model.
     """
     task, training = config.find_task(), config.training
-    model, objective, batch = measured(config, splits)
-    plain, _, its_batch = measured(without_recipe(config), splits)
+    model, objective, batch, regularization = measured(config, splits)
+    plain, _, its_batch, _ = measured(without_recipe(config), splits)
     forward, both = count_flops(task.loss, model, batch)
     plain_both = count_flops(task.loss, plain, its_batch)[1]
     total = count_parameters(model)
     examples = min(2, training.batch)
     per_example = saved_bytes(objective, model, batch) / examples
+    training_flops = count_flops(objective, model, batch)[1]
+    held_out = HeldOut(training, model, regularization, config.seed)
+    if held_out.gates is not None:
+        training_flops += count_flops(task.loss, model, batch, held_out.gates.gates)[1] / held_out.every
+    if held_out.tuned is not None:
+        training_flops += (2 * training_flops + both) / (held_out.every * training.accumulation)
     forwards = training.steps * training.accumulation
     positional = sum(
         parameter.numel()
@@ -88,33 +95,32 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
         frozen=total - count_parameters(plain) - (count_trained(model) - count_trained(plain)),
         trained=count_trained(model),
         items=forwards * training.batch * batch.items // examples,
-        training_flops_per_item=count_flops(objective, model, batch)[1] / batch.items,
+        training_flops_per_item=training_flops / batch.items,
         inference_flops_per_item=forward / batch.items,
         gate_share=1 - plain_both / both,
         memory_bytes=int((20 if training.ema else 16) * total + per_example * training.batch),
     )
 
 
-def measured(config: RunConfig, splits: Splits) -> tuple[nn.Module, Objective, Batch]:
-    """Return the model of a run, its loss and a small batch, without data where the model allows it."""
+def measured(config: RunConfig, splits: Splits) -> tuple[nn.Module, Objective, Batch, Regularization]:
+    """Return a run's model, loss, small batch and layers, without data where the model allows it."""
     task = config.find_task()
     batch = task.batch(splits.train, range(min(2, config.training.batch, len(splits.train))))
     try:
         with META:
-            model, _ = build_model(config, splits)
+            model, regularization = build_model(config, splits)
         objective = Objective(task, config.training, model, splits)
         objective(model, batch.to(META))
     except (RuntimeError, NotImplementedError, InputError):
         # Its code looks at numbers, or its places show in a run only; such a model has neither.
-        model, _ = build_model(config, splits)
-        return model, Objective(task, config.training, model, splits), batch
-    return model, objective, batch.to(META)
+        model, regularization = build_model(config, splits)
+        return model, Objective(task, config.training, model, splits), batch, regularization
+    return model, objective, batch.to(META), regularization
 
 
 def without_recipe(config: RunConfig) -> RunConfig:
-    """Return the run without its layers, and without views that some of them make."""
-    training = replace(config.training, rdrop=0.0, rdrop_view="dropout", rdrop_blocks=None)
-    return replace(config, recipe=[], training=training)
+    """Return the run without its layers, and without what needs some."""
+    return replace(config, recipe=[], training=TrainingConfig(batch=config.training.batch))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -127,13 +133,21 @@ def count_trained(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def count_flops(loss_of: Loss, model: nn.Module, batch: Batch) -> tuple[int, int]:
-    """Return the FLOPs of one forward, and of one forward and backward; no gradient stays behind."""
+def count_flops(
+    loss_of: Loss, model: nn.Module, batch: Batch, parameters: list[nn.Parameter] | None = None
+) -> tuple[int, int]:
+    """Return the FLOPs of one forward, and of one forward and backward; no gradient stays behind.
+
+    Args:
+        loss_of: the loss of the forward.
+        model, batch: what it is computed of.
+        parameters: those that the backward is for; None for all.
+    """
     # The plain attention path is made of products that the counter knows; the fused ones differ by device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         loss = loss_of(model, batch)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
-        loss.backward()
+        loss.backward(inputs=parameters)
     model.zero_grad(set_to_none=True)
     return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
 

@@ -1,11 +1,13 @@
 """The training examples of each step, augmented: a function of the config and the step alone."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from .folds import batch_of, folded
+from ..terms.held_out import held_out_split
+from .folds import Part, batch_of, folded, part_of
 from .order import batch_indices, epoch_order
 from .processes import Processes
 from .run_config import RunConfig
@@ -21,14 +23,22 @@ class Examples:
         processes: those that train together, each on a part of a batch.
 
     Attributes:
-        splits: as trained and evaluated: of a cross-validation its fold.
+        splits: as trained and evaluated: of a cross-validation its fold, and without the held-out part.
+        held_out: the part of the training split that the weights never train on; None for no such part.
     """
 
     def __init__(self, config: RunConfig, splits: Splits, processes: Processes) -> None:
         training = config.training
         self.config, self.processes, self.task = config, processes, config.find_task()
         self.splits = folded(splits, training.folds, training.fold)
-        ordered = hasattr(self.task, "order") and not training.folds
+        self.held_out: Part | None = None
+        share = training.held_out if training.self_tuned is None else training.self_tuned.share
+        if share:
+            train = self.splits.train
+            kept, held = (part.numpy() for part in held_out_split(len(train), share, config.seed))
+            self.splits = replace(self.splits, train=part_of(train, kept))
+            self.held_out = part_of(train, held)
+        ordered = hasattr(self.task, "order") and not (training.folds or share)
         self.order = lru_cache(maxsize=4)(self.own_order) if ordered else epoch_order
 
     def own_order(self, examples: int, seed: int, epoch: int) -> np.ndarray:
@@ -48,3 +58,11 @@ class Examples:
             return batch
         seed = np.random.SeedSequence((self.config.seed, number, processes.rank)).generate_state(1, np.uint64)
         return augment(self.config.data, batch, torch.Generator().manual_seed(int(seed[0]) % 2**63))
+
+    def held_out_batch(self, step: int, part: int) -> Batch:
+        """Return as many examples of the held-out part, as they are."""
+        assert self.held_out is not None
+        training = self.config.training
+        number = step * training.accumulation + part
+        order = batch_indices(len(self.held_out), training.batch, number, self.config.seed)
+        return batch_of(self.task, self.held_out, order)

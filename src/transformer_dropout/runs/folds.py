@@ -27,6 +27,13 @@ class Part:
         return len(self.indices)
 
 
+def part_of(split: Any, indices: np.ndarray) -> Part:
+    """Return some examples of a split, or of a part of one."""
+    if isinstance(split, Part):
+        return Part(split=split.split, indices=split.indices[indices])
+    return Part(split=split, indices=indices)
+
+
 def folded(splits: Splits, folds: int, fold: int) -> Splits:
     """Return splits that train on all parts of the training split but one, and validate on that one.
 
@@ -44,7 +51,7 @@ def folded(splits: Splits, folds: int, fold: int) -> Splits:
         raise InputError(f"There are {len(splits.train)} training examples for {folds} folds; take fewer.")
     order = epoch_order(len(splits.train), 0, 0)
     held = np.arange(len(order)) % folds == fold
-    parts = [Part(split=splits.train, indices=np.sort(order[mask])) for mask in (~held, held)]
+    parts = [part_of(splits.train, np.sort(order[mask])) for mask in (~held, held)]
     return replace(splits, train=parts[0], validation=parts[1], test=None)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -20,8 +21,15 @@ from .early_stopping import EarlyStopping
 from .evaluate import Evaluator, fixed_randomness, mask_statistics
 from .examples import Examples
 from .folds import batch_of
+from .held_out import HeldOut, refuse_several_processes
 from .objective import Objective
-from .optimizer import learning_rate, make_optimizer, set_learning_rate
+from .optimizer import (
+    learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    set_learning_rate,
+)
 from .order import fixed_probe
 from .processes import Processes, peak_memory_bytes, spread, without_gradient_sync
 from .random_states import random_states, set_random_states
@@ -31,6 +39,7 @@ from .weight_penalties import WeightPenalties
 
 # Steps between checks for a loss that is not finite; a check makes a GPU wait.
 CHECK_EVERY = 10
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 class Diverged(RuntimeError):
@@ -72,6 +81,7 @@ class Training:
         self.config, self.processes, self.task = config, processes, config.find_task()
         self.examples = Examples(config, splits, processes)
         self.splits = splits = self.examples.splits
+        refuse_several_processes(training, processes)
         if training.batch % processes.size:
             raise InputError(
                 f"training.batch {training.batch} cannot be shared among {processes.size} processes; "
@@ -85,6 +95,7 @@ class Training:
         self.model.to(processes.device)
         self.average = EMA(self.model, training.schedule("ema")) if training.ema else None
         self.objective = Objective(self.task, training, self.model, splits)
+        self.held_out = HeldOut(training, self.model, self.regularization, config.seed)
         self.shared = spread(self.model, processes, training.distributed)
         self.called: nn.Module = self.shared
         if training.compile:
@@ -147,6 +158,11 @@ class Training:
         set_learning_rate(self.optimizer, rate)
         self.loss = torch.zeros((), device=self.processes.device)
         batches = [self.training_batch(part) for part in range(training.accumulation)]
+        self.held_out.tune(
+            self.step,
+            lambda: self.loss_of(batches[0], self.objective),
+            lambda: self.loss_of(self.examples.held_out_batch(self.step, 0), self.task.loss),
+        )
         total = self.processes.sum_of_numbers(sum(batch.items for batch in batches))
         for part, batch in enumerate(batches):
             self.backward(part, batch, total)
@@ -188,13 +204,27 @@ class Training:
         share = batch.items * training.accumulation * processes.size / total
         last = part == training.accumulation - 1
         with without_gradient_sync(self.shared, processes, last):
-            with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = share * self.objective(self.called, batch.to(processes.device))
-            whole_loss = (loss + self.regularization.penalty()) / training.accumulation
+            loss = share * self.loss_of(batch, self.objective)
+            whole_loss, penalty = loss / training.accumulation, self.layer_penalty()
             if last and self.weight_penalties.terms:
                 whole_loss = whole_loss + self.weight_penalties.penalty()
-            whole_loss.backward()
+            self.held_out.backward(self.step, whole_loss, penalty, lambda: self.held_out_loss(part))
         self.loss += loss.detach() / training.accumulation
+
+    def loss_of(self, batch: Batch, loss: Loss) -> Tensor:
+        """Return a loss of a batch under the run's precision."""
+        device = self.processes.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            return loss(self.called, batch.to(device))
+
+    def layer_penalty(self) -> Tensor:
+        """Return the penalty of the layers in the last forward, as one of a step's forwards adds it."""
+        return self.regularization.penalty() / self.config.training.accumulation
+
+    def held_out_loss(self, part: int) -> Tensor:
+        """Return what the gates learn from in one forward of a step: held-out examples and their penalty."""
+        loss = self.loss_of(self.examples.held_out_batch(self.step, part), self.task.loss)
+        return loss / self.config.training.accumulation + self.layer_penalty()
 
     def check_finite(self) -> None:
         """Raise Diverged when a loss since the start was not finite in any process."""
@@ -267,10 +297,7 @@ class Training:
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that the rest of the run depends on; every process must call it."""
-        optimizer = {}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                optimizer[f"{name}/{key}"] = whole(value).cpu()
+        optimizer = optimizer_state(self.model, self.optimizer)
         average = {} if self.average is None else {"average": self.average.state_dict()}
         random = {}
         for rank, states in enumerate(self.processes.gather(random_states(self.processes.device))):
@@ -278,11 +305,14 @@ class Training:
         return Checkpoint(
             step=self.step,
             run=self.config.fingerprint(),
-            tensors={"model": self.whole_state(), "optimizer": optimizer, "random": random} | average,
+            tensors={"model": self.whole_state(), "optimizer": optimizer, "random": random}
+            | average
+            | self.held_out.tensors(),
             state={
                 "early_stopping": self.early_stopping.state(),
                 "seconds": self.seconds,
                 "items": self.items,
+                **self.held_out.state(),
             },
         )
 
@@ -302,16 +332,12 @@ class Training:
                 "The checkpoint was written by another number of processes; start as many with torchrun."
             )
         self.load_weights(checkpoint)
-        for name, parameter in self.model.named_parameters():
-            prefix = f"{name}/"
-            for key, value in checkpoint.tensors["optimizer"].items():
-                if key.startswith(prefix):
-                    sharded = like_shards(value, parameter) if value.ndim else value.to(parameter.device)
-                    self.optimizer.state[parameter][key.removeprefix(prefix)] = sharded
+        load_optimizer_state(self.model, self.optimizer, checkpoint.tensors["optimizer"])
         set_random_states(
             {n.split("/")[1]: s for n, s in random.items() if n.startswith(f"{self.processes.rank}/")}
         )
         self.step, self.items = checkpoint.step, checkpoint.state["items"]
+        self.held_out.load(checkpoint.tensors, checkpoint.state)
         self.early_stopping.load_state(checkpoint.state["early_stopping"])
         self.seconds_before = checkpoint.state["seconds"]
 

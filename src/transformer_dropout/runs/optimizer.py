@@ -1,8 +1,9 @@
 """AdamW with decay on matrices only, and the learning rate over the steps."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..kernels.sharded import like_shards, whole
 from ..schedules import Cosine, Schedule
 from ..terms.weights import weight_decay_groups
 from .training_config import TrainingConfig
@@ -46,3 +47,24 @@ def peak_and_curve(config: TrainingConfig) -> tuple[float, Schedule]:
         return config.lr, Cosine(config.lr, config.min_lr)
     curve = config.schedule("lr")
     return curve(0.0), curve
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's moments by the names of the parameters; every process must call it."""
+    return {
+        f"{name}/{key}": whole(value).cpu()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
+) -> None:
+    """Give an optimizer the moments that `optimizer_state` returned."""
+    for name, parameter in model.named_parameters():
+        prefix = f"{name}/"
+        for key, value in state.items():
+            if key.startswith(prefix):
+                sharded = like_shards(value, parameter) if value.ndim else value.to(parameter.device)
+                optimizer.state[parameter][key.removeprefix(prefix)] = sharded

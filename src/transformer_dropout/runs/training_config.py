@@ -22,6 +22,8 @@ REGULARIZERS = (
     "l2_sp",
     "ema",
     "token_noise",
+    "held_out",
+    "self_tuned",
 )
 
 
@@ -60,6 +62,34 @@ class ElasticNetConfig:
         check_schedule(self.weight, "training.elastic_net.weight")
         if not 0 <= self.l1_ratio <= 1:
             raise InputError(f"training.elastic_net.l1_ratio is {self.l1_ratio}; it is a share from 0 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTunedConfig:
+    """Dropout rates that are tuned within the run, as `td.SelfTuned` does it.
+
+    Attributes:
+        share: of the training split that is held out for it.
+        every: steps between two measurements; one costs about three steps.
+        step: how far the logit of a rate moves in one.
+        delta: how far it is moved to measure.
+    """
+
+    share: float = 0.1
+    every: int = 10
+    step: float = 0.1
+    delta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(
+                f"training.self_tuned.share is {self.share}, but it lies strictly between 0 and 1, as 0.1."
+            )
+        for name in ("every", "step", "delta"):
+            if not getattr(self, name) > 0:
+                raise InputError(
+                    f"training.self_tuned.{name} is {getattr(self, name)}, but it must be above 0."
+                )
 
 
 def check_schedule(data: ScheduleData, where: str) -> None:
@@ -102,6 +132,10 @@ class TrainingConfig:
         l2_sp: weight of a pull to the weights at the start, for fine-tuning; a number or a schedule.
         ema: decay of the averaged weights that are evaluated and kept; a number or a schedule, 0 is none.
         token_noise: share of the input tokens that random ones replace in training; a number or a schedule.
+        held_out: share of the training split on which the gates of learned masks, and nothing else, take
+            their gradient; 0 for none.
+        held_out_every: steps between two gradients of those gates.
+        self_tuned: None for rates as the recipe says.
         beta1, beta2: AdamW's decay rates.
         clip: largest gradient norm; None for no clipping.
         precision: ``auto`` is bfloat16 autocast on a GPU that has it, else float32.
@@ -139,6 +173,9 @@ class TrainingConfig:
     l2_sp: ScheduleData = field(default=0.0, metadata=NEWER)
     ema: ScheduleData = field(default=0.0, metadata=NEWER)
     token_noise: ScheduleData = field(default=0.0, metadata=NEWER)
+    held_out: float = field(default=0.0, metadata=NEWER)
+    held_out_every: int = field(default=1, metadata=NEWER)
+    self_tuned: SelfTunedConfig | None = field(default=None, metadata=NEWER)
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float | None = 1.0
@@ -191,6 +228,7 @@ class TrainingConfig:
                 f"training.keep_checkpoints is {self.keep_checkpoints}, but it must be at least 2: where the "
                 "newest is damaged, a run goes on from the one before."
             )
+        self.check_held_out()
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"training.clip is {self.clip}, but it must be above 0; null is no clipping.")
         for name in ("beta1", "beta2"):
@@ -215,6 +253,17 @@ class TrainingConfig:
             raise InputError(
                 "training.rdrop_blocks goes with rdrop_view: dropout and compile: false; take it out."
             )
+
+    def check_held_out(self) -> None:
+        """Refuse a held-out part that there cannot be."""
+        if not 0 <= self.held_out < 1:
+            raise InputError(f"training.held_out is {self.held_out}, but it is a share from 0 to below 1.")
+        if self.held_out_every < 1:
+            raise InputError(f"training.held_out_every is {self.held_out_every}, but it must be at least 1.")
+        if self.held_out_every > 1 and not self.held_out:
+            raise InputError("training.held_out_every needs a share: training.held_out: 0.1.")
+        if self.held_out and self.self_tuned:
+            raise InputError("training.held_out and training.self_tuned do not go together; take one out.")
 
     def schedule(self, name: str) -> Schedule:
         """Return the schedule of a key that may be a number or one."""
