@@ -13,7 +13,12 @@ from transformer_dropout.runs.run_config import (
     load_run_config,
     set_dotted,
 )
-from transformer_dropout.runs.training_config import REGULARIZERS, EarlyStoppingConfig, ElasticNetConfig
+from transformer_dropout.runs.training_config import (
+    REGULARIZERS,
+    EarlyStoppingConfig,
+    ElasticNetConfig,
+    SelfTunedConfig,
+)
 
 RULE = "recipe: [{select: mlp_output, layer: Dropout, p: 0.1}]\n"
 
@@ -217,6 +222,14 @@ def different(value):
     return choices.get(value, "other") if isinstance(value, str) else 7
 
 
+# Keys that mean nothing without another, which has values of its own here.
+NEED_ANOTHER = {
+    "rdrop_view": ({"rdrop": 0.7}, "learned"),
+    "rdrop_blocks": ({"rdrop": 0.7}, 1),
+    "held_out_every": ({"held_out": 0.7}, 2),
+}
+
+
 def variants(config, prefix=()):
     """Yield for every field at any depth its path and a copy of the config in which only it differs."""
     for field in fields(config):
@@ -230,6 +243,12 @@ def variants(config, prefix=()):
             yield (*prefix, field.name), replace(config, folds=2)
         elif field.name in ("l2_sp", "label_smoothing", "fold"):
             continue  # not in this task, and not beside R-Drop
+        elif field.name in NEED_ANOTHER:
+            needed, value = NEED_ANOTHER[field.name]
+            with_both = replace(config, **needed, **{field.name: value})
+            yield (*prefix, field.name), with_both
+        elif field.name == "self_tuned":
+            yield (*prefix, field.name), replace(config, self_tuned=SelfTunedConfig())
         elif field.name == "recipe":
             rule = {"select": "mlp_output", "layer": "Dropout", "p": 0.5}
             yield (*prefix, field.name), replace(config, recipe=[rule])
