@@ -134,5 +134,5 @@ def test_counting_leaves_no_gradient_behind(tiny):
     config = tiny()
     splits, task = prepare(config), config.find_task()
     model, _ = build_model(config, splits)
-    count_flops(task, model, task.batch(splits.train, [0, 1]))
+    count_flops(task.loss, model, task.batch(splits.train, [0, 1]))
     assert all(parameter.grad is None for parameter in model.parameters())
