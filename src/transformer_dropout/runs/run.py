@@ -15,13 +15,13 @@ from ..recipe import Recipe
 from .checkpoint import Checkpoint, DamagedCheckpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from .cost import count_cost, sketched
 from .evaluate import collapsed_masks
-from .event_files import event_files
 from .files import clear_write_errors, write_atomically, write_tensors
 from .listener import Listener, Progress
 from .loop import CHECK_EVERY, Diverged, Training
 from .memory_limit import refuse_what_does_not_fit
 from .processes import Processes, joined_processes
 from .record import Records, new_record
+from .reporting import reporting
 from .run_config import RunConfig
 from .run_folder import check_folder, clear_half_written, locked
 from .stop_signals import StopRequest, stop_requests
@@ -138,8 +138,8 @@ class RunInFolder:
         self.restore()
         self.records.update(status="running")
         try:
-            with self.event_writer() as events:
-                self.train(events)
+            with self.reporting() as report:
+                self.train(report)
         except Diverged as error:
             self.fail(error)
         except Interrupted as interrupted:
@@ -147,11 +147,11 @@ class RunInFolder:
             raise
         return self.finish()
 
-    def event_writer(self) -> AbstractContextManager[Any]:
-        """Return a TensorBoard writer as a context manager, or one that gives None."""
-        if not (self.config.training.tensorboard and self.processes.first):
+    def reporting(self) -> AbstractContextManager[Any]:
+        """Return, as a context manager, what takes metrics; None where another process does."""
+        if not self.processes.first:
             return nullcontext()
-        return event_files(self.folder / "tensorboard", self.training.step)
+        return reporting(self.config, self.folder, self.training.step)
 
     def restore(self) -> None:
         """Continue from the newest sound checkpoint, if there is one.
@@ -194,27 +194,25 @@ class RunInFolder:
             now["notes"].append(sentence)
             self.listener.message(sentence)
 
-    def train(self, events: Any) -> None:
+    def train(self, report: Any) -> None:
         """Advance to the last step, evaluating and saving on the way."""
         training, config = self.training, self.config.training
         if not self.restored:
-            self.evaluate(events)
+            self.evaluate(report)
         while training.step < config.steps and not training.early_stopping.should_stop:
             training.advance()
             self.tell()
             if training.step % config.eval_every == 0 or training.step == config.steps:
-                self.evaluate(events)
+                self.evaluate(report)
             self.stop_if_asked()
 
-    def evaluate(self, events: Any) -> None:
+    def evaluate(self, report: Any) -> None:
         """Measure, record, save, and raise an alarm where masks have collapsed."""
         training = self.training
         self.metrics = training.evaluate(twice=training.step == self.config.training.steps)
         self.records.append(self.metrics)
-        if events is not None:
-            for name in (*self.metric_names(), "keep", "keep_eval", "penalty", "zeros", "lr"):
-                if self.metrics[name] is not None:
-                    events.add_scalar(name, self.metrics[name], training.step)
+        if report is not None:
+            report(self.metrics, training.step)
         best = training.early_stopping.update(training.step, training.deciding(self.metrics))
         checkpoint = self.checkpoint()
         if self.processes.first:

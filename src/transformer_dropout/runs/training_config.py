@@ -149,7 +149,8 @@ class TrainingConfig:
             them validates in place of the validation split; 0 for none.
         keep_checkpoints: how many of the newest checkpoints are kept, at least 2; `dropout show` goes through
             them.
-        tensorboard: whether to write TensorBoard event files beside the records.
+        tensorboard: the same as ``report_to: [tensorboard]``.
+        report_to: who is told every number beside the records; None for nobody.
     """
 
     steps: int = 2000
@@ -190,6 +191,7 @@ class TrainingConfig:
     folds: int = field(default=0, metadata=NEWER)
     fold: int = field(default=0, metadata=NEWER)
     keep_checkpoints: int = field(default=2, metadata=NEWER)
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulation", "eval_every", "probe_windows"):
