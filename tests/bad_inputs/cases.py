@@ -28,11 +28,12 @@ class Case:
         return f"dropout {' '.join(map(repr, self.words))}" + (f" with {files}" if files else "")
 
 
-def words_like(known):
-    """Draw words that are none of those known."""
+def words_like(known, others=True):
+    """Draw words that are none of those known, and keys that are no words if asked for."""
     letters = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12)
     near = st.sampled_from(sorted(known)).map(lambda word: word + "s")
-    return (letters | near).filter(lambda word: word not in known and word != "self")
+    words = (letters | near).filter(lambda word: word not in known and word != "self")
+    return words | st.sampled_from([5, 1.5, True, None, ""]) if others else words
 
 
 def not_of(hint):

@@ -102,7 +102,6 @@ BAD_RULES = [
         for w in (-0.1, "x", float("inf"), True)
     ),
     {"select": "mlp_output", "layer": "LearnedDropout", "penalty": "sqared"},
-    {"select": "attention_weights", "layer": "LayerDrop", "p": 0.1},
     {"select": "block", "layer": "DropKey", "p": 0.1},
     5,
     "Dropout",
@@ -212,7 +211,7 @@ def needs_a_model(recipe):
         return False
     rule = recipe[0]
     words = rule.get("select"), rule.get("layer")
-    beside = rule.get("blocks") in ([99], [-1]) or {"heads", "shift", "penalty"} & rule.keys()
+    beside = rule.get("blocks") in ([99], [-1]) or {"heads", "shift", "penalty", "depth"} & rule.keys()
     known = all(isinstance(word, str) for word in words) and words[1] in layers.__all__
     return known and (bool(beside) or words[0] != "mlp_output")
 
@@ -309,7 +308,7 @@ def test_configs_of_trials(good, tmp_path, all_refused):
         try:
             return f"read as {load_trial_config(path)}"
         except InputError as error:
-            return None if re.fullmatch(r"[^\n]{10,400}", str(error)) else f"no sentence: {error}"
+            return None if re.fullmatch(r"[^\n]{10,900}", str(error)) else f"no sentence: {error}"
 
     all_refused(texts.map(lambda text: Case(words=("-",), files={"config.yaml": text})), 30, problem)
     path.write_text(dump_yaml(sound))

@@ -59,12 +59,27 @@ class ConfigField:
     read_at: tuple[str, ...] | None
 
 
+# Every code of a finding.
+CODES = (
+    *(
+        "active-in-eval",
+        "dead-field",
+        "drop-path-twice",
+        "dropout-before-batch-norm",
+        "dropout-before-output",
+    ),
+    *("dropout-before-softmax", "dropout-twice", "eval-while-training", "frozen-but-drops"),
+    *("kernel-drops-attention-dropout", "never-called", "own-dropout-beside-recipe", "random-in-eval"),
+    *("recompute-mask-differs", "schedule-recompiles", "varies-in-eval", "weight-decay-on-norms"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """Something to put right.
 
     Attributes:
-        code: in kebab case.
+        code: one of `CODES`.
         site: the path, or a pattern for all paths that it concerns.
         message: what was observed, and the fix.
     """

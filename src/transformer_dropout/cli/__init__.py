@@ -117,7 +117,7 @@ def what_failed(error: OSError) -> str:
         errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
     }
     reason = reasons.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return f"{error.filename}: {reason}" if error.filename else f"The system refused: {reason}"
+    return f"{str(error.filename)[:200]}: {reason}" if error.filename else f"The system refused: {reason}"
 
 
 def log_of(error: Exception) -> str:

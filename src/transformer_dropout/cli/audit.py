@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import InputError
+from ..errors import InputError, check_choice
 from .tables import narrow_table, table_console
 from .target import Target, open_target, what_failed
 
@@ -53,8 +53,11 @@ def audit(
     - `dropout audit models/mine/config.json --ignore dead-field`
     - `dropout audit my_package.model:build`
     """
+    from ..audit import CODES
     from ..audit import audit as audit_model
 
+    for code in ignore or ():
+        check_choice(code, CODES, "--ignore")
     opened = open_target(target, attention)
     try:
         result = audit_model(opened.model, opened.inputs, rebuild=opened.rebuild)

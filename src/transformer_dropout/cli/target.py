@@ -61,8 +61,15 @@ def opened(target: str, attention: str | None) -> Target:
     if path.is_dir():
         return open_folder(path, attention)
     if ":" in target and not path.is_file():
+        refuse_attention(target, attention)
         return call_function(target)
     return build_tiny(path if path.is_file() or target.endswith(".json") else target, attention)
+
+
+def refuse_attention(target: str, attention: str | None) -> None:
+    """Raise InputError for an attention of a model that does not let it be chosen."""
+    if attention is not None:
+        raise InputError(f"--attention chooses that of a Hugging Face model, and {target} is none.")
 
 
 def build_tiny(source: str | Path, attention: str | None) -> Target:
@@ -85,6 +92,7 @@ def open_folder(folder: Path, attention: str | None) -> Target:
     if read_config(folder / "config.json")["model_type"] == MODEL_TYPE:
         import torch
 
+        refuse_attention(str(folder), attention)
         model, _ = load_model(folder)
         tokens = torch.arange(2 * model.config.context).reshape(2, -1) % model.vocabulary_size
         return Target(model=model, inputs=(tokens,))

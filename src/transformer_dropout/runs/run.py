@@ -123,7 +123,10 @@ class RunInFolder:
         self.processes, self.listener, self.stop = processes, listener, stop
         self.checkpoints = folder / "checkpoints"
         self.records = Records(folder, processes.first)
-        self.records.content = new_record(config, splits.manifest, count_cost(config, splits))
+        cost = count_cost(config, splits)
+        # Of a task that sketches nothing the size is known only now.
+        refuse_what_does_not_fit(config, cost)
+        self.records.content = new_record(config, splits.manifest, cost)
         self.training = Training(config, splits, processes)
         self.metrics: dict[str, Any] = {}
         self.alarmed: set[str] = set()

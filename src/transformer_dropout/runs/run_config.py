@@ -66,7 +66,7 @@ class RunConfig:
             section = getattr(self, name)
             if not isinstance(section, kind):
                 # The dataclass is frozen once it is complete.
-                object.__setattr__(self, name, checked(kind, section or {}, {}, (name,)))
+                object.__setattr__(self, name, checked(kind, {} if section is None else section, {}, (name,)))
         check_terms(self.task, task, self.training)
 
     def find_task(self) -> Task:

@@ -97,7 +97,7 @@ def locked(folder: Path, processes: Processes) -> Iterator[None]:
                 ) from None
     try:
         yield
-    except InputError:
+    except Exception:
         remove_unused(made, Path(lock.lock_file))
         raise
     finally:

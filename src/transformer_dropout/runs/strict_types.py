@@ -9,7 +9,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..errors import InputError
 from ..yaml_file import KeyPath
 
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+NAMES = WORDS | {type(None): "null"}
 
 
 def refuse_loose(kind: type, data: Any, places: Mapping[KeyPath, str], within: KeyPath) -> None:
@@ -29,17 +30,29 @@ def refuse_loose(kind: type, data: Any, places: Mapping[KeyPath, str], within: K
         return
     hints = get_type_hints(kind)
     for field in fields(kind):
-        if field.name not in data:
-            continue
-        value, path = data[field.name], (*within, field.name)
-        choices = choices_of(hints[field.name])
-        inner = next((choice for choice in choices if is_dataclass(choice)), None)
-        if inner is not None and isinstance(value, Mapping):
-            refuse_loose(inner, value, places, path)
-        elif all(choice in WORDS or choice is type(None) for choice in choices) and not fits(value, choices):
-            words = " or ".join(WORDS.get(choice, "null") for choice in choices)
-            hint = f"; write {int(value)}" if isinstance(value, float) and value == int(value) else ""
-            raise InputError(f"{at(path, places)} is {value!r}, but it is {words}{hint}.")
+        if field.name in data:
+            refuse_other(hints[field.name], data[field.name], places, (*within, field.name))
+
+
+def refuse_other(hint: Any, value: Any, places: Mapping[KeyPath, str], path: KeyPath) -> None:
+    """Refuse one value, and those inside it, that would be turned into the type asked for."""
+    choices = choices_of(hint)
+    inner = next((choice for choice in choices if is_dataclass(choice)), None)
+    items = next((get_args(choice)[0] for choice in choices if get_origin(choice) in (list, tuple)), None)
+    values = next((get_args(choice)[1] for choice in choices if get_origin(choice) is dict), None)
+    plain = [choice for choice in choices if choice in WORDS]
+    if inner is not None and isinstance(value, Mapping):
+        refuse_loose(inner, value, places, path)
+    elif items is not None and isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_other(items, item, places, (*path, index))
+    elif values is not None and isinstance(value, Mapping):
+        for key, item in value.items():
+            refuse_other(values, item, places, (*path, key))
+    elif plain and not isinstance(value, Mapping | list) and not fits(value, choices):
+        words = " or ".join(NAMES.get(choice, "a mapping") for choice in choices)
+        hint = f"; write {int(value)}" if isinstance(value, float) and value == int(value) else ""
+        raise InputError(f"{at(path, places)} is {value!r}, but it is {words}{hint}.")
 
 
 def refuse_endless(data: Any, places: Mapping[KeyPath, str], path: KeyPath) -> None:

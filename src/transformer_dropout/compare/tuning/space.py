@@ -14,6 +14,8 @@ from ..cells import CellConfig
 
 # All rules of a recipe at once: ``recipe.*.p``.
 EVERY_RULE = "recipe.*."
+# A file has settings and methods, or is a sweep with parameters.
+KEYS = ("parameters", "settings", "methods")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +142,27 @@ def read_methods(path: Path, arms: Sequence[CellConfig]) -> list[Method]:
         raise InputError(
             f"{path} holds no mapping; a space begins with 'settings:'. docs/tuning.md shows one."
         )
-    if "parameters" in data:
-        shared = {swept_key(key): of_sweep(path, key, entry) for key, entry in data["parameters"].items()}
-        return [Method(arm=arm, settings=shared) for arm in arms]
-    unknown = sorted(set(data) - {"settings", "methods"})
+    for key in KEYS:
+        if not isinstance(data.get(key), dict | None):
+            raise InputError(f"{path}: {key} is {data[key]!r}; it is a mapping. docs/tuning.md shows one.")
+    methods = swept(path, data["parameters"], arms) if "parameters" in data else written(path, data, arms)
+    for method in methods:
+        if not method.settings:
+            raise InputError(f"{path}: nothing is searched for {method.arm.name!r}; give it a setting.")
+    return methods
+
+
+def swept(path: Path, parameters: Mapping[str, Any] | None, arms: Sequence[CellConfig]) -> list[Method]:
+    """Return the methods of a W&B sweep: every arm, with the same settings."""
+    shared = {swept_key(key): of_sweep(path, key, entry) for key, entry in (parameters or {}).items()}
+    return [Method(arm=arm, settings=shared) for arm in arms]
+
+
+def written(path: Path, data: Mapping[str, Any], arms: Sequence[CellConfig]) -> list[Method]:
+    """Return the methods of a space in our own form."""
+    unknown = [key for key in data if key not in KEYS]
     if unknown:
-        raise InputError(
-            f"{path}: unknown key {unknown[0]!r}.{did_you_mean(unknown[0], ['settings', 'methods'])}"
-        )
+        raise InputError(f"{path}: unknown key {unknown[0]!r}.{did_you_mean(str(unknown[0]), KEYS)}")
     shared = settings_of(path, data.get("settings") or {})
     chosen = data.get("methods") or {arm.name: {} for arm in arms}
     known = {arm.name: arm for arm in arms}
@@ -156,10 +171,27 @@ def read_methods(path: Path, arms: Sequence[CellConfig]) -> list[Method]:
         if name not in known:
             raise InputError(f"{path}: there is no arm {name!r}.{did_you_mean(str(name), known)}")
         methods.append(Method(arm=known[name], settings=shared | settings_of(path, entry or {})))
-    for method in methods:
-        if not method.settings:
-            raise InputError(f"{path}: nothing is searched for {method.arm.name!r}; give it a setting.")
     return methods
+
+
+def refuse_values(methods: Sequence[Method]) -> None:
+    """Refuse values that a method's config cannot take, before anything is searched.
+
+    Each value of a list and both ends of each range are tried, with the others at the same end.
+
+    Raises:
+        InputError: for the first that does not fit.
+    """
+    for method in methods:
+        ends = [{key: search.at(share) for key, search in method.settings.items()} for share in (0.0, 1.0)]
+        others = [
+            ends[0] | {key: value}
+            for key, search in method.settings.items()
+            if isinstance(search, Choice)
+            for value in search.values
+        ]
+        for values in (*ends, *others):
+            method.configured(values)
 
 
 def settings_of(path: Path, data: Any) -> Settings:

@@ -14,13 +14,13 @@ import torch
 
 from ...errors import InputError
 from ...runs.record import read_metrics, read_run
-from ...runs.run import STOP_FILE
+from ...runs.run import STOP_FILE, prepare
 from ...runs.run_config import RunConfig
 from ..cells import TRAINING, Cell, Outcome
-from ..comparison import run_cells
+from ..comparison import check_arms, different_data, run_cells
 from ..engines import Engine
 from ..trials import TRIALS
-from .space import Method, Range, Search
+from .space import Method, Range, Search, refuse_values
 
 # Seeds of a comparison count from 0, so these are of no comparison.
 FIRST_SEED = 10_000
@@ -71,7 +71,15 @@ def tune(
         budget: what each method may spend.
         on_event: called with a cell and what its process tells.
         on_trial: called with a method and each of its trials that ended.
+
+    Raises:
+        InputError: for arms, values or data that do not fit; nothing is written then.
     """
+    arms = [method.arm for method in methods]
+    check_arms(arms)
+    refuse_values(methods)
+    for config in different_data([arm for arm in arms if isinstance(arm, RunConfig)]):
+        prepare(config)
     studies = [MethodSearch(method, out, budget) for method in methods]
     while True:
         asked = [trial for study in studies for trial in study.next_trials()]

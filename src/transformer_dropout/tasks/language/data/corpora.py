@@ -1,6 +1,7 @@
 """From the name of a source to its documents."""
 
 import hashlib
+import os
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def open_corpus(source: str, text_field: str = "text") -> Corpus:
 
 
 def _text_corpus(source: str) -> Corpus:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if source and path.is_dir():
         files = {
             file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if _is_text(file)

@@ -1,6 +1,7 @@
 """A dataset of the ``datasets`` library as a corpus: every row a document."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ def _load(name: str) -> Any:
         raise InputError(
             f"dataset:{name} needs the datasets library: pip install 'transformer-dropout[datasets]'"
         ) from error
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if any((folder / mark).is_file() for mark in _SAVED_MARKS):
         return datasets.load_from_disk(str(folder))
     path, _, configuration = name.partition(":")

@@ -1,6 +1,7 @@
 """GPT-2's tokenizer from files that are already on this machine; nothing here touches the network."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def gpt2_files(folder: str = "") -> list[Path]:
     if not folder:
         return [_cached_file()]
     for names in (_FILES, _OLD_FILES):
-        files = [Path(folder).expanduser() / name for name in names]
+        files = [Path(os.path.expanduser(folder)) / name for name in names]
         if all(file.is_file() for file in files):
             return files
     raise InputError(
