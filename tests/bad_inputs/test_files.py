@@ -77,7 +77,7 @@ def test_good_files_are_accepted(ended):
 def test_records_of_runs(good, all_refused):
     one = spoilt_json(good, "run/run.json", RECORD, st.just(("report", "run")))
     place = "comparison/runs/one/seed-0/run.json"
-    all_refused(one | spoilt_json(good, place, RECORD, st.just(("report", "comparison"))), 40)
+    all_refused(one | spoilt_json(good, place, RECORD, st.just(("report", "comparison"))), 25)
 
 
 def test_records_of_comparisons(good, all_refused):
@@ -257,6 +257,21 @@ def test_texts(good, all_refused):
         [("train", "language.yaml", "--out", "out"), ("compare", "language.yaml", "--out", "out")]
     )
     all_refused(st.builds(partial(spoilt, file="text.txt"), words, content=contents), 20)
+
+
+def test_journals_of_searches(all_refused):
+    lines = [
+        "x\n{}\n",
+        "[]\n{}\n",
+        "5\n5\n",
+        "{}\n{}\n",
+        '{"op_code": 99}\n{}\n',
+        '{"op_code": "x"}\n{}\n',
+        "\x00\n\x00\n",
+    ]
+    words = ("tune", "language.yaml", "--out", "search", "--trials", "2")
+    cases = [spoilt(words, "search/study.journal", line) for line in lines]
+    all_refused(st.sampled_from([*cases, spoilt(words, "search/notes.txt", "mine")]), 7)
 
 
 @pytest.fixture

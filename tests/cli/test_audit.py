@@ -1,10 +1,13 @@
 """``dropout audit``: tables, JSON and exit codes for every kind of target."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from transformer_dropout.audit import tiny_models
+import transformer_dropout.audit
+from transformer_dropout.audit import CODES, tiny_models
 from transformer_dropout.audit.tiny_models import tiny_model
 
 
@@ -210,3 +213,22 @@ def test_a_page_is_written_beside_the_tables(here, tmp_path):
     result = here("audit", "gpt2", "--html", "missing/report.html")
     assert result.code == 2
     assert "could not be written: No such file" in result.err
+
+
+def test_a_code_that_no_finding_has_and_an_attention_that_nobody_chooses_are_refused(here, tiny, tmp_path):
+    run(tiny(steps=1), tmp_path / "run")
+    for words, part in [
+        (("gpt2", "--ignore", "dead-feild"), "--ignore is 'dead-feild'. Did you mean 'dead-field'?"),
+        (("run", "--attention", "eager"), "--attention chooses that of a Hugging Face model, and run"),
+        (("os:getcwd", "--attention", "eager"), "--attention chooses that of a Hugging Face model"),
+    ]:
+        result = here("audit", *words)
+        assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
+        assert part in result.err
+
+
+def test_every_code_of_a_finding_is_known():
+    sources = "".join(
+        path.read_text() for path in Path(transformer_dropout.audit.__file__).parent.glob("*.py")
+    )
+    assert set(re.findall(r"code=\"([a-z-]+)\"", sources)) == set(CODES)

@@ -59,3 +59,29 @@ def test_a_wrong_type_names_place_key_and_value():
 def test_an_item_of_a_list_is_named_by_its_number():
     with pytest.raises(InputError, match=r"^numbers\.1 is 'x'"):
         checked(Outer, {"name": "a", "numbers": [1, "x"]}, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loose:
+    schedule: float | str | dict[str, float] = 0.0
+    sizes: tuple[int, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    inner: list[Inner] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"schedule": True}, "schedule is True, but it is a number or text or a mapping."),
+        ({"schedule": None}, "schedule is None, but it is a number or text or a mapping."),
+        ({"schedule": {"a": "1"}}, "schedule.a is '1', but it is a number."),
+        ({"sizes": ["4"]}, "sizes.0 is '4', but it is a whole number."),
+        ({"sizes": [4, 4.0]}, "sizes.1 is 4.0, but it is a whole number; write 4."),
+        ({"files": {"a": 5}}, "files.a is 5, but it is text."),
+        ({"inner": [{"width": "3"}]}, "inner.0.width is '3', but it is a whole number."),
+    ],
+)
+def test_nothing_is_turned_into_another_type_at_any_depth(data, sentence):
+    with pytest.raises(InputError) as caught:
+        checked(Loose, data, {})
+    assert str(caught.value) == sentence

@@ -81,7 +81,7 @@ class RunFile(File):
 class ComparisonFile(File):
     """A ``comparison.json``."""
 
-    arms: list[str] = Field(min_length=1)
+    arms: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
     seeds: list[int]
     reference: str | None = None
     command: str | None = None

@@ -25,6 +25,8 @@ from .space import Method, Range, Search, refuse_values
 # Seeds of a comparison count from 0, so these are of no comparison.
 FIRST_SEED = 10_000
 LOSS = {"name": "loss", "better": "lower"}
+# Where all studies of a search lie, and what makes a folder one.
+JOURNAL = "study.journal"
 # Seconds for which a trial that another machine began is taken to go on there.
 OTHERS_TRUSTED = 3600.0
 # A trial is pruned only when so many of its method have ended.
@@ -73,8 +75,11 @@ def tune(
         on_trial: called with a method and each of its trials that ended.
 
     Raises:
-        InputError: for arms, values or data that do not fit; nothing is written then.
+        InputError: for arms, values or data that do not fit, or a folder that holds something else; nothing
+            is written then.
     """
+    if out.exists() and any(out.iterdir()) and not (out / JOURNAL).exists():
+        raise InputError(f"{out} exists and is no search; choose another folder with --out.")
     arms = [method.arm for method in methods]
     check_arms(arms)
     refuse_values(methods)
@@ -217,7 +222,7 @@ def open_study(out: Path, name: str, budget: Budget) -> Any:
     """Return Optuna's study of a method, from the journal that several processes may share.
 
     Raises:
-        InputError: when Optuna is not installed.
+        InputError: when Optuna is not installed, or the journal is damaged.
     """
     try:
         import optuna
@@ -229,7 +234,10 @@ def open_study(out: Path, name: str, budget: Budget) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     out.mkdir(parents=True, exist_ok=True)
     with quiet():
-        storage = JournalStorage(JournalFileBackend(str(out / "study.journal")))
+        try:
+            storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError):
+            raise InputError(f"{out / JOURNAL} is damaged; choose another folder with --out.") from None
         sampler = optuna.samplers.TPESampler(
             seed=0, n_startup_trials=budget.quasi_random, constant_liar=True, multivariate=True
         )
