@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import transformer_dropout.audit
 from transformer_dropout.audit import CODES, tiny_models
 from transformer_dropout.audit.tiny_models import tiny_model
+from transformer_dropout.runs.run import run
 
 
 def test_a_family_with_a_dead_field(here):
