@@ -114,8 +114,6 @@ def test_remote_code_is_refused(here, tmp_path):
 
 
 def test_the_folder_that_a_run_wrote(here, tiny, learned, tmp_path):
-    from transformer_dropout.runs.run import run
-
     run(tiny(recipe=learned, steps=2, eval_every=2), tmp_path / "run")
     result = here("audit", tmp_path / "run")
     assert result.code == 0
@@ -228,7 +226,6 @@ def test_a_code_that_no_finding_has_and_an_attention_that_nobody_chooses_are_ref
 
 
 def test_every_code_of_a_finding_is_known():
-    sources = "".join(
-        path.read_text() for path in Path(transformer_dropout.audit.__file__).parent.glob("*.py")
-    )
+    folder = Path(tiny_models.__file__).parent
+    sources = "".join(path.read_text() for path in folder.glob("*.py"))
     assert set(re.findall(r"code=\"([a-z-]+)\"", sources)) == set(CODES)
