@@ -5,8 +5,20 @@ import os
 import torch
 
 from ..errors import InputError
-from .cost import Cost
+from .cost import Cost, count_cost
 from .run_config import RunConfig
+from .task import Splits
+
+
+def fitting_cost(config: RunConfig, splits: Splits) -> Cost:
+    """Return what a run costs with these examples, or with stand-ins for them.
+
+    Raises:
+        InputError: when it needs more memory than this machine has, or the recipe does not fit the model.
+    """
+    cost = count_cost(config, splits)
+    refuse_what_does_not_fit(config, cost)
+    return cost
 
 
 def refuse_what_does_not_fit(config: RunConfig, cost: Cost) -> None:

@@ -13,12 +13,12 @@ from torch import Tensor
 from ..errors import InputError
 from ..recipe import Recipe
 from .checkpoint import Checkpoint, DamagedCheckpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from .cost import count_cost, sketched
+from .cost import sketched
 from .evaluate import collapsed_masks
 from .files import clear_write_errors, write_atomically, write_tensors
 from .listener import Listener, Progress
 from .loop import CHECK_EVERY, Diverged, Training
-from .memory_limit import refuse_what_does_not_fit
+from .memory_limit import fitting_cost
 from .processes import Processes, joined_processes
 from .record import Records, new_record
 from .reporting import reporting
@@ -92,7 +92,7 @@ def check_config(config: RunConfig) -> None:
     """
     stand_ins = sketched(config)
     if stand_ins is not None:
-        refuse_what_does_not_fit(config, count_cost(config, stand_ins))
+        fitting_cost(config, stand_ins)
 
 
 def prepare(config: RunConfig, cache: Path | None = None) -> Splits:
@@ -123,10 +123,7 @@ class RunInFolder:
         self.processes, self.listener, self.stop = processes, listener, stop
         self.checkpoints = folder / "checkpoints"
         self.records = Records(folder, processes.first)
-        cost = count_cost(config, splits)
-        # Of a task that sketches nothing the size is known only now.
-        refuse_what_does_not_fit(config, cost)
-        self.records.content = new_record(config, splits.manifest, cost)
+        self.records.content = new_record(config, splits.manifest, fitting_cost(config, splits))
         self.training = Training(config, splits, processes)
         self.metrics: dict[str, Any] = {}
         self.alarmed: set[str] = set()
