@@ -169,6 +169,9 @@ class Past:
 def test_self_attention_goes_on_from_what_it_remembers(padding_mask):
     qkv = torch.randn(3, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = functional.self_attention(qkv, 2, causal=True, padding_mask=padding_mask)
+    parts = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    by_parts = functional.attention(*parts, causal=True, padding_mask=padding_mask)
+    torch.testing.assert_close(whole, by_parts.transpose(1, 2).flatten(2))
     past, found = Past(), []
     for part in qkv.split([2, 1, 2], dim=1):
         seen = sum(each.shape[1] for each in found) + part.shape[1]
@@ -187,6 +190,11 @@ def test_a_sampled_mask_keeps_with_its_probability_and_is_straight_through():
     weights = torch.randn(20_000, 4)
     (mask * weights).sum().backward()
     assert torch.equal(keep.grad, weights)
+
+
+def test_the_least_of_all_draws_does_not_keep_what_is_never_kept(monkeypatch):
+    monkeypatch.setattr(functional.random, "uniform", lambda key, count: torch.zeros(count))
+    assert functional.sampled_mask(torch.tensor([0.0, 2.0**-24])).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -22,7 +22,6 @@ import yaml
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COPIED = ("src", "tests", "docs", "configs", "examples", "benchmarks", "experiments", "pyproject.toml")
-MUTMUT = Path(sys.executable).with_name("mutmut")
 NOTICED = ("killed", "timeout", "segfault")
 STATUS = re.compile(r"^\s*(\S+): (killed|survived|no tests|timeout|segfault|suspicious|not checked)$")
 
@@ -34,10 +33,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = copied(Path(folder), words.module, tests)
         chosen = sampled(place, words.module, words.sample, words.seed)
-        command = [MUTMUT, "run", "--max-children", "1", *chosen]
-        subprocess.run(command, cwd=place, check=True, env=environment(), stdout=subprocess.DEVNULL)
+        mutmut(place, "run", "--max-children", "1", *chosen)
         statuses = results(place)
         tried = {name: status for name, status in statuses.items() if not chosen or name in chosen}
+        if not tried or "not checked" in tried.values():
+            sys.exit("mutmut stopped before it had tried all; do the tests pass without a mistake?")
         left = [name for name, status in tried.items() if status not in NOTICED]
         unnoticed = [judged(words.module, place, name, tried[name]) for name in left]
     record = {
@@ -76,14 +76,10 @@ def arguments() -> argparse.Namespace:
 
 def mirrored(module: str) -> list[str]:
     """Return the test files of a module: the one of its name, and those whose names go on from it."""
-    place = Path("tests") / module
-    stem = f"test_{place.name.lstrip('_')}"
-    files = [place.with_name(f"{stem}.py"), *sorted((ROOT / place.parent).glob(f"{stem}_*.py"))]
-    return [
-        str(file.relative_to(ROOT) if file.is_absolute() else file)
-        for file in files
-        if (ROOT / file).is_file()
-    ]
+    folder, _, name = f"tests/{module}".rpartition("/")
+    stem = f"test_{name.lstrip('_')}"
+    files = [file for pattern in (f"{stem}.py", f"{stem}_*.py") for file in (ROOT / folder).glob(pattern)]
+    return sorted(str(file.relative_to(ROOT)) for file in files)
 
 
 def copied(folder: Path, module: str, tests: list[str]) -> Path:
@@ -101,9 +97,13 @@ def copied(folder: Path, module: str, tests: list[str]) -> Path:
     return folder
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of the tests: one thread, and nothing but the copy to import from."""
-    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+def mutmut(place: Path, *arguments: str) -> list[str]:
+    """Call mutmut in a folder, on one thread and nothing but the folder to import from; return its lines."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [Path(sys.executable).with_name("mutmut"), *arguments]
+    return subprocess.run(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True
+    ).stdout.splitlines()
 
 
 def sampled(place: Path, module: str, count: int | None, seed: int) -> list[str]:
@@ -111,30 +111,20 @@ def sampled(place: Path, module: str, count: int | None, seed: int) -> list[str]
     if count is None:
         return []
     # Making them takes a run; a name that matches nothing makes all and tries none.
-    command = [MUTMUT, "run", "--max-children", "1", "no such mistake"]
-    subprocess.run(command, cwd=place, env=environment(), capture_output=True)
+    mutmut(place, "run", "--max-children", "1", "no such mistake")
     names = sorted(results(place))
     return names if len(names) <= count else sorted(random.Random(seed).sample(names, count))
 
 
 def results(place: Path) -> dict[str, str]:
     """Return what became of each mistake."""
-    lines = subprocess.run(
-        [MUTMUT, "results", "--all", "true"],
-        cwd=place,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
+    lines = mutmut(place, "results", "--all", "true")
     return {match[1]: match[2] for line in lines if (match := STATUS.match(line))}
 
 
 def judged(module: str, place: Path, name: str, status: str) -> dict[str, str]:
     """Return a mistake that nobody noticed, with the reason where it is judged to change nothing."""
-    shown = subprocess.run(
-        [MUTMUT, "show", name], cwd=place, env=environment(), capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    shown = mutmut(place, "show", name)
     was, becomes = (
         "\n".join(line[1:].strip() for line in shown if re.match(rf"{sign}(?!{sign})", line))
         for sign in ("-", r"\+")
