@@ -1,4 +1,4 @@
-"""Count how many small mistakes in one module its own tests notice, and keep the record beside this file.
+"""Count how many small mistakes in a module its own tests notice, here and in docs/reliability.md.
 
 ``python experiments/mutation/measure.py functional``, or ``terms/penalties``, or ``runs/loop --sample 60``.
 mutmut makes the mistakes, in a copy of the sources, one process at a time; `[tool.mutmut]` in pyproject.toml
@@ -21,6 +21,7 @@ import yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
 COPIED = ("src", "tests", "docs", "configs", "examples", "benchmarks", "experiments", "pyproject.toml")
 NOTICED = ("killed", "timeout", "segfault")
 STATUS = re.compile(r"^\s*(\S+): (killed|survived|no tests|timeout|segfault|suspicious|not checked)$")
@@ -50,11 +51,19 @@ def main() -> None:
     }
     file = HERE / f"{words.module.replace('/', '.')}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_rows()
     print(row(file))
 
 
+def write_rows() -> None:
+    """Put the rows of all records into the page's table, which ends the page."""
+    head = PAGE.read_text(encoding="utf-8").rpartition("|---|\n")
+    rows = [row(file) for file in sorted(HERE.glob("*.json"))]
+    PAGE.write_text("".join([*head[:2], *(f"{each}\n" for each in rows)]), encoding="utf-8")
+
+
 def row(file: Path) -> str:
-    """Return the row of docs/reliability.md for a record."""
+    """Return the page's row for a record."""
     record = json.loads(file.read_text(encoding="utf-8"))
     noticed = sum(record["outcomes"].get(outcome, 0) for outcome in NOTICED)
     equivalent = sum("equivalent" in mistake for mistake in record["unnoticed"])
