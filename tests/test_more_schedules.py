@@ -256,3 +256,6 @@ def test_the_ends_of_what_is_allowed():
     assert Feedback(high=1).next_rate(0.9, 0.0, 5.0) == 1
     with pytest.raises(InputError, match=r"^The schedule "):
         parse_schedule("0,0@2")
+    assert Exponential(0.0, 1.0, rate=700)(1.0) == 1
+    for ends in ((math.nan, 0.2), (0.2, math.nan)):
+        assert all(map(math.isnan, Linear(*ends).bounds()))

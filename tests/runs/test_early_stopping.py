@@ -46,6 +46,7 @@ def test_without_a_config_it_never_stops_but_follows_the_best():
     stopping = follow([1.0, *[2.0] * 50])
     assert not stopping.should_stop
     assert stopping.best_step == 0
+    assert follow([3.0, 2.9]).waited == 0
 
 
 def test_its_state_survives_json():
