@@ -2,10 +2,12 @@
 
 ``python experiments/mutation/measure.py functional``, or ``terms/penalties``, or ``runs/loop --sample 60``.
 mutmut makes the mistakes, in a copy of the sources, one process at a time; `[tool.mutmut]` in pyproject.toml
-says how. Only the fast tests that mirror the module are run; ``--tests`` adds others.
+says how. Only the fast tests that mirror the module are run; ``--tests`` adds others. ``--again`` tries
+what nobody noticed once more, after tests were added.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,29 +33,57 @@ STATUS = re.compile(r"^\s*(\S+): (killed|survived|no tests|timeout|segfault|susp
 def main() -> None:
     """Measure one module and write its record."""
     words = arguments()
-    tests = [*mirrored(words.module), *words.tests]
+    file = HERE / f"{words.module.replace('/', '.')}.json"
+    record = earlier(file, words.module) if words.again else started(words)
     with tempfile.TemporaryDirectory() as folder:
-        place = copied(Path(folder), words.module, tests)
-        chosen = sampled(place, words.module, words.sample, words.seed)
+        place = copied(Path(folder), words.module, record["tests"])
+        chosen = [mistake["name"] for mistake in record["unnoticed"]] or sampled(
+            place, words.sample, words.seed
+        )
         mutmut(place, "run", "--max-children", "1", *chosen)
         statuses = results(place)
         tried = {name: status for name, status in statuses.items() if not chosen or name in chosen}
         if not tried or "not checked" in tried.values():
             sys.exit("mutmut stopped before it had tried all; do the tests pass without a mistake?")
+        outcomes = Counter(record["outcomes"])
+        outcomes.subtract(mistake["outcome"] for mistake in record["unnoticed"])
+        outcomes.update(tried.values())
         left = [name for name, status in tried.items() if status not in NOTICED]
-        unnoticed = [judged(words.module, place, name, tried[name]) for name in left]
-    record = {
-        "command": f"python experiments/mutation/measure.py {' '.join(sys.argv[1:])}",
-        "tests": tests,
-        "mistakes": len(statuses),
-        "tried": len(tried),
-        "outcomes": dict(sorted(Counter(tried.values()).items())),
-        "unnoticed": unnoticed,
-    }
-    file = HERE / f"{words.module.replace('/', '.')}.json"
+        record |= {
+            "mistakes": len(statuses),
+            "tried": outcomes.total(),
+            "outcomes": dict(sorted((+outcomes).items())),
+            "unnoticed": [judged(words.module, place, name, tried[name]) for name in left],
+        }
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     write_rows()
     print(row(file))
+
+
+def started(words: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of a module of which nothing has been tried yet."""
+    return {
+        "command": f"python experiments/mutation/measure.py {' '.join(sys.argv[1:])}",
+        "module_sha256": digest(words.module),
+        "tests": [*mirrored(words.module), *words.tests],
+        "outcomes": {},
+        "unnoticed": [],
+    }
+
+
+def earlier(file: Path, module: str) -> dict[str, Any]:
+    """Return the record of a module; end the program where the module is another one by now."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["module_sha256"] != digest(module):
+        sys.exit(f"{module} has changed since; measure it anew, without --again.")
+    if not record["unnoticed"]:
+        sys.exit(f"Every mistake in {module} was noticed.")
+    return record
+
+
+def digest(module: str) -> str:
+    """Return the SHA-256 of a module's source."""
+    return hashlib.sha256((ROOT / "src" / "transformer_dropout" / f"{module}.py").read_bytes()).hexdigest()
 
 
 def write_rows() -> None:
@@ -80,6 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tests", nargs="+", default=[], help="further test files")
     parser.add_argument("--sample", type=int, help="try so many mistakes, drawn at random; else all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--again", action="store_true", help="try what nobody noticed, with the tests of now")
     return parser.parse_args()
 
 
@@ -115,7 +147,7 @@ def mutmut(place: Path, *arguments: str) -> list[str]:
     ).stdout.splitlines()
 
 
-def sampled(place: Path, module: str, count: int | None, seed: int) -> list[str]:
+def sampled(place: Path, count: int | None, seed: int) -> list[str]:
     """Return the names of the mistakes to try; none stands for all."""
     if count is None:
         return []
@@ -139,7 +171,7 @@ def judged(module: str, place: Path, name: str, status: str) -> dict[str, str]:
         for sign in ("-", r"\+")
     )
     function = re.sub(r"^.*?x[_ǁ]|__mutmut_\d+$", "", name.rpartition(".")[2]).replace("ǁ", ".")
-    mistake = {"function": function, "was": was, "becomes": becomes, "outcome": status}
+    mistake = {"name": name, "function": function, "was": was, "becomes": becomes, "outcome": status}
     for entry in yaml.safe_load((HERE / "equivalent.yaml").read_text(encoding="utf-8")):
         if (
             re.fullmatch(entry["module"], module)
