@@ -138,7 +138,20 @@ def test_bad_input_is_refused(model, build, says):
     assert says in str(error.value)
 
 
+def test_an_elastic_net_acts_on_what_is_selected_at_both_ends_of_its_ratio(model):
+    for ratio, same in ((1.0, td.L1), (0.0, td.L2)):
+        net = td.ElasticNet(model, 2.0, l1_ratio=ratio, select="body.weight")
+        assert net.parameters == [model.body.weight]
+        assert net().item() == pytest.approx(same([model.body.weight], 2.0)().item())
+
+
 # L2-SP
+
+
+def test_l2_sp_needs_a_start_for_every_parameter(model):
+    weights = [model.body.weight, model.tokens.weight]
+    with pytest.raises(ValueError, match="shorter"):
+        l2_sp_penalty(weights, weights[:1])
 
 
 def test_l2_sp_pulls_to_the_start_and_new_parameters_to_zero(model):
@@ -169,6 +182,7 @@ def test_l2_sp_knows_new_parameters_by_what_the_pretrained_lack(model):
     )
     with torch.no_grad():
         model.body.weight += 1.0
+    assert penalty.weight == 0.0
     penalty.set_progress(0.5)
     head = sum(v * v for v in flat(model.classifier.weight, model.extra.weight)) / 2
     assert penalty().item() == pytest.approx(1.0 * 4 / 2 + 0.3 * head, rel=1e-5)
@@ -179,6 +193,7 @@ def test_l2_sp_follows_the_model_to_another_dtype(model):
     model.double()
     assert penalty().dtype == torch.float64
     assert penalty().item() == 0.0
+    assert {start.dtype for start in penalty.start} == {torch.float64}
 
 
 def replaced(model, change=lambda value: value.clone()):
