@@ -1,6 +1,7 @@
 """The command ``dropout``."""
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -30,9 +31,8 @@ for module in (audit, sites, compare, tune, train, generate, show, report):
 
 def main(command: typer.Typer = app) -> None:
     """Run a command line; what a user can put right is one sentence and exit code 2."""
-    interrupts: list[int] = []
     try:
-        with noted_interrupts(interrupts):
+        with quiet_interrupts():
             check_words(sys.argv[1:])
             words = ["--help"] if command is app and not sys.argv[1:] else sys.argv[1:]
             name = "dropout" if command is app else None
@@ -52,31 +52,39 @@ def main(command: typer.Typer = app) -> None:
         say("The memory of this machine does not suffice; make the model, the batch or the data smaller.")
         sys.exit(2)
     except Exception as error:
-        if interrupts:
-            # What a library's import made of Ctrl-C.
-            sys.exit(130)
         say(f"Unforeseen: {type(error).__name__}: {str(error)[:200]} (the whole is in {log_of(error)}).")
         sys.exit(1)
 
 
 @contextmanager
-def noted_interrupts(seen: list[int]) -> Iterator[None]:
-    """Put every Ctrl-C into a list; it raises KeyboardInterrupt besides."""
+def quiet_interrupts() -> Iterator[None]:
+    """End at once on Ctrl-C while a library is being loaded; anywhere else it raises KeyboardInterrupt.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        # A destructor or a callback that it meets would print a traceback of its own.
-        sys.unraisablehook = lambda unraisable: None
+    Some libraries take an interrupt of their import for a failure of it, and go on without.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if is_importing(frame):
+            os._exit(128 + number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, note)
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Return whether a frame belongs to the import of a module."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """``dropout train``: one run."""
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +33,9 @@ def train(
     steps: StepsOption = None,
     changes: SetOption = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, max=1024, help="Processes of this machine, for one run.")
+    ] = 1,
 ) -> None:
     """Train one run config.
 
@@ -40,9 +44,11 @@ def train(
     - `dropout train configs/published/with_penalty.yaml --dry-run`
     - `dropout train my.yaml --out runs/my --set training.lr=3e-4`
     - `dropout train my.yaml --out runs/my --set training.lr=3e-4 --resume`
+    - `dropout train my.yaml --out runs/my --processes 2`
     - `torchrun --nproc_per_node 2 -m transformer_dropout train my.yaml --out runs/my`
     """
     from ..kernels.freed_memory import keep_freed_memory
+    from ..runs.launch import launch, launched
     from ..runs.run import choose_threads
     from ..runs.run_config import load_run_config
 
@@ -54,6 +60,10 @@ def train(
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     if dry_run:
         print_cost(console, run_config)
+        return
+    if processes > 1 and not launched():
+        # Each of them reads the same command line.
+        launch(processes, "transformer_dropout", sys.argv[1:])
         return
     train_with_bar(
         console, run_config, out or Path("runs") / run_config.slug() / f"seed-{run_config.seed}", resume
