@@ -149,7 +149,7 @@ def test_run_configs(good, all_refused, task):
     texts = bad_data(good, task).map(dump_yaml) | texts
     # What the data lack, a dry run may pass over.
     asked = commands("bad.yaml").filter(lambda words: "--dry-run" not in words)
-    all_refused(st.builds(lambda words, text: Case(words=words, files={"bad.yaml": text}), asked, texts), 40)
+    all_refused(st.builds(lambda words, text: Case(words=words, files={"bad.yaml": text}), asked, texts), 30)
 
 
 @pytest.mark.parametrize("task", OWN)
@@ -225,7 +225,7 @@ def test_files_of_arms(good, all_refused):
             ("tune", "finetune.py:train", "--arms", "bad.yaml", "--space", "space.yaml", "--out", "out"),
         ]
     )
-    all_refused(st.builds(lambda words, text: Case(words=words, files={"bad.yaml": text}), words, texts), 30)
+    all_refused(st.builds(lambda words, text: Case(words=words, files={"bad.yaml": text}), words, texts), 20)
 
 
 def test_good_files_of_arms_are_read(good):
