@@ -24,7 +24,7 @@ class Case:
     files: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        files = ", ".join(f"{name}: {content!r:.400}" for name, content in self.files.items())
+        files = ", ".join(f"{name}: {content!r:.1500}" for name, content in self.files.items())
         return f"dropout {' '.join(map(repr, self.words))}" + (f" with {files}" if files else "")
 
 

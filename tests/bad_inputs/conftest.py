@@ -31,6 +31,13 @@ SECONDS, BYTES = 5, 2 << 30
 LONGEST, HUNG = 60, -1
 
 
+OTHER_TASKS = (
+    ("images", "images", {"hidden": [4]}),
+    ("images_vit", "images", {"width": 8, "heads": 2, "blocks": 1}),
+    ("regression", "table.csv", {"hidden": [4]}),
+)
+
+
 class Hung(BaseException):
     """A command did not end."""
 
@@ -90,14 +97,19 @@ def good(tmp_path_factory, tiny, learned, cache):
         arms = [config_from_data({**data, "name": name}, {}) for name in ("one", "other")]
         content = comparison_content(folder / "new", arms, [0], {"command": "dropout compare"})
         write_json(folder / "comparison" / "comparison.json", content)
-        training = data["training"] | {"steps": 2, "eval_every": 2, "batch": 4}
-        small = {"model": {"hidden": [4]}, "training": training}
         table = "a,b,c\n" + "".join(f"{n},{n * n % 17},{n % 5}\n" for n in range(60))
         (folder / "table.csv").write_text(table)
-        for task, source in (("images", "images"), ("regression", "table.csv")):
-            images(folder / "images")
-            own = config_from_data({"name": task, "task": task, "data": {"source": source}, **small}, {})
-            (folder / f"{task}.yaml").write_text(own.to_yaml())
+        images(folder / "images")
+        training = data["training"] | {"steps": 2, "eval_every": 2, "batch": 4}
+        for task, source, model in OTHER_TASKS:
+            own = {
+                "name": task,
+                "task": task,
+                "data": {"source": source},
+                "model": model,
+                "training": training,
+            }
+            (folder / f"{task}.yaml").write_text(config_from_data(own, {}).to_yaml())
     (folder / "finetune.py").write_text("def train(trial):\n    trial.report(step=1, val_loss=1.0)\n")
     rule = "{select: mlp_output, layer: Dropout, p: 0.1}"
     (folder / "arms.yaml").write_text(

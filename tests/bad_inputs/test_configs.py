@@ -15,7 +15,7 @@ from transformer_dropout.runs.run_config import RunConfig, load_run_config
 from transformer_dropout.runs.trial_config import TrialConfig, load_arms, load_trial_config
 from transformer_dropout.yaml_file import dump_yaml, read_yaml
 
-OWN = ("language", "images", "regression")
+OWN = ("language", "images", "images_vit", "regression")
 PUBLISHED = (
     *("baseline", "dropout_0.2_baseline", "dropout_0.3_baseline", "dropout_0.4_baseline"),
     *("with_penalty", "without_penalty", "precomputed_masks", "shift_init_pi", "shift_init_half_pi"),
@@ -44,6 +44,14 @@ OUTSIDE = {
     "training.label_smoothing": (-0.1, 1.0, 2),
     "training.rdrop": (-1.0, {"curriculum": {"p": 0.1, "gamma": 0.0}}),
     "training.l2_sp": (-1.0, 0.5),
+    "training.rdrop_blocks": (0, -1),
+    "training.ema": (-0.1, 1.0, "0,1"),
+    "training.token_noise": (-0.1, 1.0, "0,1.5"),
+    "training.held_out": (-0.1, 1.0, 1.5),
+    "training.held_out_every": (0, -1),
+    "training.self_tuned": ({"share": 0.0}, {"share": 1.0}, {"every": 0}, {"step": -1.0}, {"zzz": 1}),
+    "training.keep_checkpoints": (0, 1, -1),
+    "training.report_to": (["zzz"], "tensorboard", "zzz", [5]),
     "training.beta1": (-0.1, 1.0, 1),
     "training.beta2": (-0.1, 1.0, 2.0),
     "training.clip": (0, 0.0, -1.0),
@@ -55,6 +63,7 @@ OUTSIDE = {
     "model.heads": (0, -1, 3, 10**9),
     "model.blocks": (0, -1, 10**6, *TOO_MANY),
     "model.context": (0, -1, 10**10, *TOO_MANY),
+    "model.patch": (0, -1, 4, 10**12),
     "model.hidden": ([0], [-4], [10**12], [2**62, 2**62], ["4"], 4, "4"),
     "data.source": (
         "",

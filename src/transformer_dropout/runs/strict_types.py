@@ -56,7 +56,9 @@ def refuse_other(hint: Any, value: Any, places: Mapping[KeyPath, str], path: Key
 
 
 def refuse_endless(data: Any, places: Mapping[KeyPath, str], path: KeyPath) -> None:
-    """Refuse numbers that are infinite or none, at any depth."""
+    """Refuse numbers that are infinite or none, and text with a NUL, which no path has, at any depth."""
+    if isinstance(data, str) and "\0" in data:
+        raise InputError(f"{at(path, places)} is {data[:40]!r}, which has a NUL in it; take it out.")
     if isinstance(data, float) and not math.isfinite(data):
         raise InputError(f"{at(path, places)} is {data}, but every number here is finite.")
     entries = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
+MOST_LAYERS, MOST_UNITS = 1000, 10**7
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them: ``x -> W_n relu(... relu(W_1 x + b_1)) + b_n``.
@@ -28,9 +30,9 @@ class MLP(nn.Module):
 
 
 def check_hidden(hidden: tuple[int, ...]) -> None:
-    """Raise InputError for a hidden layer without units."""
-    if any(width < 1 for width in hidden):
+    """Raise InputError for a hidden layer without units, or with more than could be counted with."""
+    if not all(1 <= width <= MOST_UNITS for width in hidden) or len(hidden) > MOST_LAYERS:
         raise InputError(
-            f"model.hidden is {list(hidden)}, but each hidden layer has 1 unit or more: "
-            "--set model.hidden='[256, 256]'"
+            f"model.hidden is {str(list(hidden))[:100]}, but each of at most {MOST_LAYERS:,} hidden layers "
+            f"has 1 to {MOST_UNITS:,} units: --set model.hidden='[256, 256]'"
         )

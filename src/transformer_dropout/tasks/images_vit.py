@@ -12,6 +12,7 @@ from ..runs.task import Splits
 from .images.arms import arm, rate
 from .images.data import ImageSplit
 from .images.task import Images
+from .language.decoder import MOST_BLOCKS, MOST_PARAMETERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class ViTConfig:
         patch: rows and columns of the square that makes a token; it divides the image's sides.
 
     Raises:
-        InputError: for a number below 1, or heads that do not divide the width.
+        InputError: for a number below 1, a model that nobody could build, or heads that do not divide the
+            width.
     """
 
     width: int = 48
@@ -37,6 +39,12 @@ class ViTConfig:
         for name in ("width", "heads", "blocks", "patch"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}, but it must be at least 1.")
+        # Before a block is built: many would take minutes.
+        if self.blocks > MOST_BLOCKS or self.blocks * 12 * self.width**2 > MOST_PARAMETERS:
+            raise InputError(
+                f"model.blocks {self.blocks} of model.width {self.width} are too large; at most "
+                f"{MOST_BLOCKS:,} blocks and {MOST_PARAMETERS:.0e} parameters are built."
+            )
         if self.width % self.heads:
             raise InputError(f"model.heads {self.heads} does not divide model.width {self.width}.")
 

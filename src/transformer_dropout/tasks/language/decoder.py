@@ -17,7 +17,7 @@ from ...kernels.cross_entropy import linear_cross_entropy
 from ...kernels.heads import split_heads
 from ...kernels.mlp import mlp
 
-MOST_BLOCKS, MOST_PARAMETERS = 1000, 1e12
+MOST_BLOCKS, MOST_PARAMETERS, LONGEST_CONTEXT = 1000, 1e12, 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,10 @@ class DecoderConfig:
                 f"model.blocks {self.blocks} of model.width {self.width} and model.context {self.context} "
                 f"make {size:.1e} parameters; at most {MOST_BLOCKS:,} blocks and {MOST_PARAMETERS:.0e} of "
                 "them are built."
+            )
+        if self.context > LONGEST_CONTEXT:
+            raise InputError(
+                f"model.context is {self.context}, but at most {LONGEST_CONTEXT:,} tokens are read."
             )
         if self.width % self.heads:
             raise InputError(
