@@ -6,6 +6,7 @@ from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 N_BLOCKS = 3
 READY = {
+    "small_data": td.recipes.small_data(),
     "gpt2": td.recipes.gpt2(),
     "bert": td.recipes.bert(),
     "lima": td.recipes.lima(),
@@ -52,7 +53,7 @@ def test_a_ready_recipe_survives_yaml(name):
     assert td.Recipe.from_yaml(READY[name].to_yaml()) == READY[name]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert"])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "small_data"])
 def test_the_published_ones_are_one_rate_in_four_places(name, model):
     recipe = getattr(td.recipes, name)(0.2)
     assert [rule.select for rule in recipe.rules] == [

@@ -7,13 +7,20 @@ from safetensors.torch import load_file
 import transformer_dropout as td
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.checkpoint import checkpoint_folders
+from transformer_dropout.runs.cost import count_cost
 from transformer_dropout.runs.listener import Listener
 from transformer_dropout.runs.loop import Training
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.record import read_metrics
 from transformer_dropout.runs.run import prepare, run
 from transformer_dropout.runs.run_config import RunConfig
-from transformer_dropout.runs.training_config import EarlyStoppingConfig, SelfTunedConfig, TrainingConfig
+from transformer_dropout.runs.training_config import (
+    EarlyStoppingConfig,
+    ExpertsConfig,
+    SelfTunedConfig,
+    TrainingConfig,
+)
+from transformer_dropout.tasks.language.saved_model import load_model
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 MEASURED = ("step_seconds", "peak_memory_bytes")
@@ -28,6 +35,7 @@ KEYS = {
     "gates on a held-out part": {"held_out": 0.2},
     "gates on a held-out part now and then": {"held_out": 0.2, "held_out_every": 3},
     "self-tuned rates": {"self_tuned": SelfTunedConfig(share=0.2, every=3)},
+    "experts": {"experts": ExpertsConfig(top_k=2)},
     "R-Drop with adversarial masks": {"rdrop": "0,1", "rdrop_view": "adversarial"},
 }
 ANCHORED = {"select": "mlp_output", "layer": "AnchoredDropout", "heads": 2, "lr_scale": 3.0, "weight": 0.1}
@@ -228,6 +236,41 @@ def test_self_tuned_rates_leave_those_of_the_recipe_and_are_recorded(tmp_path, t
     assert all(0 < rate < 1 and rate != first[site] for site, rate in last.items())
 
 
+def test_the_saved_model_has_its_experts(tmp_path, tiny, learned):
+    config = tiny(recipe=learned, experts=ExpertsConfig(top_k=2))
+    record = run(config, tmp_path / "run")
+    model, _ = load_model(tmp_path / "run" / "model")
+    assert len(model.blocks[0].mlp.expand) == 4
+    windows = prepare(config).validation
+    with torch.no_grad():
+        loss = model(*windows.inputs_and_targets(range(len(windows)))).item()
+    assert loss == pytest.approx(record["result"]["val_loss"], abs=1e-6)
+    assert dropout_cli("generate", str(tmp_path / "run"), "--prompt", "The cat", "--tokens", "5") == 0
+
+
+def test_experts_have_the_flops_of_the_mlp_and_their_router_and_their_balance_trains_them(tiny):
+    plain, mixed = (count_cost(c, prepare(c)) for c in (tiny(), tiny(experts=ExpertsConfig(top_k=2))))
+    router = 2 * 16 * 4
+    assert mixed.inference_flops_per_item == plain.inference_flops_per_item + router
+    assert mixed.parameters == plain.parameters + 8 * 16 * 16 * (4 / 2 - 1) + 16 * 4
+    training = training_of(tiny(experts=ExpertsConfig(weight=0.5)))
+    training.objective(training.model.train(), training.training_batch(0))
+    assert training.objective.penalty().item() == pytest.approx(0.5, rel=0.5)
+
+
+def test_experts_are_refused_where_the_mlps_are_pretrained():
+    with pytest.raises(InputError, match="begins with pre-trained ones"):
+        RunConfig(task="sentences", training=TrainingConfig(experts=ExpertsConfig()))
+
+
+def dropout_cli(*words):
+    from typer.testing import CliRunner
+
+    from transformer_dropout.cli import app
+
+    return CliRunner().invoke(app, list(words)).exit_code
+
+
 def test_several_processes_are_refused_where_only_one_can_learn(tiny, learned):
     two = Processes(rank=0, size=2, device=torch.device("cpu"))
     config = tiny(recipe=learned, held_out=0.1)
@@ -238,6 +281,7 @@ def test_several_processes_are_refused_where_only_one_can_learn(tiny, learned):
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
+        ({"experts": {"top_k": 5}}, "training.experts.top_k is 5 of 4 experts"),
         ({"held_out": 1.0}, "training.held_out is 1.0, but it is a share from 0 to below 1."),
         ({"held_out_every": 2}, "training.held_out_every needs a share: training.held_out: 0.1."),
         ({"held_out": 0.1, "held_out_every": 0}, "training.held_out_every is 0"),
@@ -253,6 +297,8 @@ def test_several_processes_are_refused_where_only_one_can_learn(tiny, learned):
 )
 def test_what_does_not_fit_is_one_sentence(tiny, keys, sentence):
     with pytest.raises(InputError) as error:
+        if isinstance(keys.get("experts"), dict):
+            keys = {"experts": ExpertsConfig(**keys["experts"])}
         tiny(**keys)
     assert sentence in str(error.value) and "\n" not in str(error.value)
 

@@ -17,6 +17,7 @@ from transformer_dropout.runs.training_config import (
     REGULARIZERS,
     EarlyStoppingConfig,
     ElasticNetConfig,
+    ExpertsConfig,
     SelfTunedConfig,
 )
 
@@ -249,6 +250,8 @@ def variants(config, prefix=()):
             yield (*prefix, field.name), with_both
         elif field.name == "self_tuned":
             yield (*prefix, field.name), replace(config, self_tuned=SelfTunedConfig())
+        elif field.name == "experts":
+            yield (*prefix, field.name), replace(config, experts=ExpertsConfig())
         elif field.name == "recipe":
             rule = {"select": "mlp_output", "layer": "Dropout", "p": 0.5}
             yield (*prefix, field.name), replace(config, recipe=[rule])

@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..kernels.torch_internals import storage_identity
 from ..surgery.regularize import Regularization
 from .held_out import HeldOut
-from .loop import Loss, build_model
-from .objective import Objective
+from .loop import build_model
+from .objective import Loss, Objective
 from .run_config import RunConfig
 from .task import Batch, Splits
 from .training_config import TrainingConfig
@@ -120,7 +120,8 @@ def measured(config: RunConfig, splits: Splits) -> tuple[nn.Module, Objective, B
 
 def without_recipe(config: RunConfig) -> RunConfig:
     """Return the run without its layers, and without what needs some."""
-    return replace(config, recipe=[], training=TrainingConfig(batch=config.training.batch))
+    training = TrainingConfig(batch=config.training.batch, experts=config.training.experts)
+    return replace(config, recipe=[], training=training)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ from .evaluate import Evaluator, fixed_randomness, mask_statistics
 from .examples import Examples
 from .folds import batch_of
 from .held_out import HeldOut, refuse_several_processes
-from .objective import Objective
+from .objective import Loss, Objective, place_experts
 from .optimizer import (
     learning_rate,
     load_optimizer_state,
@@ -39,7 +38,6 @@ from .weight_penalties import WeightPenalties
 
 # Steps between checks for a loss that is not finite; a check makes a GPU wait.
 CHECK_EVERY = 10
-Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 class Diverged(RuntimeError):
@@ -57,6 +55,7 @@ def build_model(config: RunConfig, splits: Splits) -> tuple[nn.Module, Regulariz
     """
     torch.manual_seed(config.seed)
     model = config.find_task().build(config.model, splits)
+    place_experts(model, config.training)
     regularization = regularize_(model, Recipe.from_data(config.recipe))
     speed_up_(model)
     return model, regularization
@@ -205,10 +204,11 @@ class Training:
         last = part == training.accumulation - 1
         with without_gradient_sync(self.shared, processes, last):
             loss = share * self.loss_of(batch, self.objective)
-            whole_loss, penalty = loss / training.accumulation, self.layer_penalty()
+            whole_loss = (loss + self.objective.penalty()) / training.accumulation
             if last and self.weight_penalties.terms:
                 whole_loss = whole_loss + self.weight_penalties.penalty()
-            self.held_out.backward(self.step, whole_loss, penalty, lambda: self.held_out_loss(part))
+            penalties = self.layer_penalty()
+            self.held_out.backward(self.step, whole_loss, penalties, lambda: self.held_out_loss(part))
         self.loss += loss.detach() / training.accumulation
 
     def loss_of(self, batch: Batch, loss: Loss) -> Tensor:

@@ -1,6 +1,6 @@
 """What a training step minimises, before any penalty: the task's loss, or a smoothed or doubled one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..schedules import Schedule
+from ..surgery.mixture_of_experts import Mixtures, mixture_of_experts_
 from ..terms.consistency import adversarial_dropout_loss, at_anchor, doubled_tail, halves
 from ..terms.losses import rdrop_loss
 from ..terms.token_noise import TokenNoise, token_noise_
 from .task import Batch, Splits, Task
 from .training_config import TrainingConfig
+
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 class Objective:
@@ -35,13 +38,21 @@ class Objective:
         if config.token_noise:
             special = task.special_tokens(splits)  # type: ignore[attr-defined]
             self.noise = token_noise_(model, config.schedule("token_noise"), keep=special)
+        self.mixtures: Mixtures | None = None
+        if config.experts is not None:
+            self.mixtures = Mixtures(model, config.experts.schedule)
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        """Move the weight of R-Drop and the token noise to their values at ``progress``."""
+        """Move R-Drop's weight, the token noise and the weight of the experts' balance to ``progress``."""
         self.weight = 0.0 if self.divergence is None else self.divergence(progress)
-        if self.noise is not None:
-            self.noise.set_progress(progress)
+        for part in (self.noise, self.mixtures):
+            if part is not None:
+                part.set_progress(progress)
+
+    def penalty(self) -> Tensor | float:
+        """Return the load-balancing loss of the experts in the last forward; 0 where there are none."""
+        return 0.0 if self.mixtures is None else self.mixtures.penalty()
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss an item.
@@ -88,6 +99,13 @@ class Objective:
         """Return class scores in float32 and the classes."""
         logits, targets = self.task.logits(model, batch)  # type: ignore[attr-defined]
         return logits.float(), targets
+
+
+def place_experts(model: nn.Module, config: TrainingConfig) -> None:
+    """Put the mixtures of experts that a run has in place of the model's MLPs."""
+    experts = config.experts
+    if experts is not None:
+        mixture_of_experts_(model, experts.select, experts=experts.experts, top_k=experts.top_k)
 
 
 def doubled(batch: Batch) -> Batch:

@@ -108,6 +108,11 @@ def check_terms(name: str, task: Task, training: TrainingConfig) -> None:
         raise InputError(
             f"training.token_noise replaces input tokens, and the task {name} has none; take it out."
         )
+    if training.experts and hasattr(task, "fresh"):
+        raise InputError(
+            f"training.experts draws MLPs anew, and the task {name} begins with pre-trained ones; take it "
+            "out."
+        )
     if training.l2_sp and not hasattr(task, "fresh"):
         raise InputError(
             f"training.l2_sp pulls to pre-trained weights, and the task {name} trains from random ones; take "

@@ -24,6 +24,7 @@ REGULARIZERS = (
     "token_noise",
     "held_out",
     "self_tuned",
+    "experts",
 )
 
 
@@ -92,6 +93,36 @@ class SelfTunedConfig:
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """A mixture of experts in place of each MLP, as `td.mixture_of_experts_` makes it.
+
+    Attributes:
+        experts: how many an MLP becomes.
+        top_k: how many of them act on a token.
+        weight: of the load-balancing loss; a number or a schedule.
+        select: a Unix pattern of the MLPs' paths.
+    """
+
+    experts: int = 4
+    top_k: int = 1
+    weight: ScheduleData = 0.01
+    select: str = "*.mlp"
+
+    def __post_init__(self) -> None:
+        check_schedule(self.weight, "training.experts.weight")
+        if not 1 <= self.top_k <= self.experts:
+            raise InputError(
+                f"training.experts.top_k is {self.top_k} of {self.experts} experts; write a number from 1 to "
+                f"{self.experts}."
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The weight of the load-balancing loss over training."""
+        return schedule_from_data(self.weight, "training.experts.weight")
+
+
 def check_schedule(data: ScheduleData, where: str) -> None:
     """Raise InputError for what is no schedule, or one that leaves [0, infinity)."""
     schedule = schedule_from_data(data, where)
@@ -136,6 +167,7 @@ class TrainingConfig:
             their gradient; 0 for none.
         held_out_every: steps between two gradients of those gates.
         self_tuned: None for rates as the recipe says.
+        experts: None for MLPs as the model has them.
         beta1, beta2: AdamW's decay rates.
         clip: largest gradient norm; None for no clipping.
         precision: ``auto`` is bfloat16 autocast on a GPU that has it, else float32.
@@ -177,6 +209,7 @@ class TrainingConfig:
     held_out: float = field(default=0.0, metadata=NEWER)
     held_out_every: int = field(default=1, metadata=NEWER)
     self_tuned: SelfTunedConfig | None = field(default=None, metadata=NEWER)
+    experts: ExpertsConfig | None = field(default=None, metadata=NEWER)
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float | None = 1.0

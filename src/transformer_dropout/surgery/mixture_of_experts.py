@@ -81,7 +81,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class Mixtures:
-    """The handle that `mixture_of_experts_` returns.
+    """The handle that `mixture_of_experts_` returns; made anew, it holds the mixtures that a model has.
 
     Attributes:
         placed: each mixture by its path.
@@ -90,7 +90,8 @@ class Mixtures:
 
     def __init__(self, model: nn.Module, weight: Schedule) -> None:
         self.model, self.schedule = model, weight
-        self.placed: dict[str, MixtureOfExperts] = {}
+        there = {name: part for name, part in model.named_modules() if isinstance(part, MixtureOfExperts)}
+        self.placed: dict[str, MixtureOfExperts] = there
         self._replaced: dict[str, nn.Module] = {}
         self.set_progress(0.0)
 

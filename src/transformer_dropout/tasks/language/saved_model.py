@@ -11,6 +11,8 @@ from ...json_file import read_object
 from ...recipe import Recipe
 from ...runs.checked import checked
 from ...runs.files import write_atomically, write_json, write_tensors
+from ...schedules import Constant
+from ...surgery.mixture_of_experts import Mixtures, mixture_of_experts_
 from ...surgery.regularize import Regularization, regularize_
 from ...tensor_file import check_fit, read_tensors
 from .decoder import Decoder, DecoderConfig
@@ -32,6 +34,12 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": MODEL_TYPE, "vocabulary_size": model.vocabulary_size, **asdict(model.config)}
+    mixtures = Mixtures(model, Constant(0.0)).placed
+    if mixtures:
+        one = next(iter(mixtures.values()))
+        config["experts"] = asdict(
+            SavedExperts(experts=len(one.expand), top_k=one.top_k, places=tuple(mixtures))
+        )
     write_json(folder / "config.json", config)
     write_atomically(folder / "regularization.yaml", recipe.to_yaml())
     temporary = folder / ".model.safetensors"
@@ -40,14 +48,25 @@ def save_model(
 
 
 @dataclass(frozen=True, kw_only=True)
+class SavedExperts:
+    """Which MLPs are mixtures of experts, by their paths, of how many, and how many act on a token."""
+
+    experts: int
+    top_k: int
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SavedDecoder(DecoderConfig):
     """What a ``config.json`` says besides its ``model_type``.
 
     Attributes:
         vocabulary_size: ids that the model knows.
+        experts: None for MLPs alone.
     """
 
     vocabulary_size: int
+    experts: SavedExperts | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +76,10 @@ class SavedDecoder(DecoderConfig):
     def build(self) -> Decoder:
         """Return the decoder, its weights drawn anew."""
         shape = {entry.name: getattr(self, entry.name) for entry in fields(DecoderConfig)}
-        return Decoder(self.vocabulary_size, DecoderConfig(**shape))
+        model, mixed = Decoder(self.vocabulary_size, DecoderConfig(**shape)), self.experts
+        if mixed is not None:
+            mixture_of_experts_(model, mixed.places, experts=mixed.experts, top_k=mixed.top_k)
+        return model
 
 
 def load_model(folder: Path) -> tuple[Decoder, Regularization]:
