@@ -44,6 +44,8 @@ def small_data(p: float = 0.1) -> Recipe:
 
     Raises:
         InputError: when p lies outside [0, 1].
+
+    Paper: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
     """
     return standard(p)
 
