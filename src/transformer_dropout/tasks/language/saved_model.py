@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,11 @@ def save_model(
         tensors: its whole state, where the model's own is sharded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": MODEL_TYPE, "vocabulary_size": model.vocabulary_size, **asdict(model.config)}
+    config: dict[str, Any] = {
+        "model_type": MODEL_TYPE,
+        "vocabulary_size": model.vocabulary_size,
+        **asdict(model.config),
+    }
     mixtures = Mixtures(model, Constant(0.0)).placed
     if mixtures:
         one = next(iter(mixtures.values()))
