@@ -111,7 +111,7 @@ def new_record(config: RunConfig, manifest: Mapping[str, Any], cost: Cost) -> di
         },
         "cost": asdict(cost),
         "alarms": [],
-        "notes": notes_on(cost),
+        "notes": notes_on(cost) + ([manifest["note"]] if "note" in manifest else []),
         "error": None,
         "result": None,
     }

@@ -278,6 +278,28 @@ def test_the_own_form_is_not_taken_for_the_published_one():
     assert not is_published({"model": {}})
 
 
+def test_a_file_runs_with_its_own_tokenizer_without_a_download_and_says_so(tmp_path, text_file, monkeypatch):
+    from typer.testing import CliRunner
+
+    from transformer_dropout.cli import app
+
+    here = "transformer_dropout.tasks.language.data.{}.gpt2_is_here"
+    for module in ("tokenization", "prepared"):
+        monkeypatch.setattr(here.format(module), lambda: False)
+    changes = {"model.width": "36", "model.blocks": "1", "model.context": "16", "data.source": str(text_file)}
+    small = {"steps": 2, "batch": 2, "accumulation": 1, "eval_every": 2, "warmup_steps": 0}
+    small |= {"eval_windows": 2, "probe_windows": 2}
+    changes |= {f"training.{key}": str(value) for key, value in small.items()}
+    record = run(load_run_config(FOLDER / "with_penalty.yaml", changes), tmp_path / "run")
+    assert record["data"]["vocabulary_size"] == VOCABULARY
+    (note,) = record["notes"]
+    assert "trained on the training split, among the 50,257 ids" in note
+    block = 12 * 36**2 + 2 * 36 + 3 * 36**2 + 36
+    assert record["parameters"]["without_positional"] == VOCABULARY * 36 + block + 36
+    words = ["generate", str(tmp_path / "run"), "--prompt", "The cat", "--tokens", "5"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
 @pytest.mark.parametrize("name", WITHOUT_POSITIONAL)
 def test_every_file_trains_at_a_reduced_scale(name, tmp_path, text_file):
     changes = {"model.width": "36", "model.blocks": "2", "model.context": "16"}

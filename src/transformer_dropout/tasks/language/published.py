@@ -160,7 +160,7 @@ def from_published(data: dict[str, Any], places: dict[KeyPath, str], *, name: st
 
     The published runs evaluate on ``est_steps`` batches; here those are evenly spread windows. The text
     that they were trained on is not part of the config: the project's default corpus takes its place, with
-    the GPT-2 tokenizer that the published parameter counts rest on.
+    the GPT-2 tokenizer that the published parameter counts rest on, or as many ids where it is not at hand.
 
     Raises:
         InputError: for an unknown key or a value that does not fit.
@@ -178,7 +178,7 @@ def from_published(data: dict[str, Any], places: dict[KeyPath, str], *, name: st
             "bias": model.use_bias,
         },
         "recipe": learned_rules(model, run.train_steps) + dropout_rules(model),
-        "data": {"source": "stdlib-docs", "tokenizer": "gpt2"},
+        "data": {"source": "stdlib-docs", "tokenizer": "gpt2-or-bpe"},
         "training": {
             "steps": run.train_steps,
             "batch": run.batch_size,

@@ -42,6 +42,14 @@ def load_gpt2(folder: str = "") -> Any:
     return inner
 
 
+def gpt2_is_here() -> bool:
+    """Return whether the files are in the Hugging Face cache of this machine."""
+    try:
+        return bool(gpt2_files())
+    except (InputError, ImportError):
+        return False
+
+
 def gpt2_fingerprint(folder: str) -> str:
     """Return a hash of the tokenizer files in a folder."""
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in gpt2_files(folder))).hexdigest()

@@ -16,9 +16,9 @@ from .config import DataConfig
 from .corpora import open_corpus
 from .documents import Corpus, Document
 from .entries import is_sound, publish, write_manifest
-from .gpt2_files import gpt2_fingerprint
+from .gpt2_files import gpt2_fingerprint, gpt2_is_here
 from .splitting import split_documents
-from .tokenization import Tokenizer, load_tokenizer, make_tokenizer, pieces, vocabulary_size
+from .tokenization import GPT2_OR_BPE, Tokenizer, load_tokenizer, make_tokenizer, pieces, vocabulary_size
 
 _FORMAT = 2  # of the cached files; another number leaves older entries unused
 _COUNTED_AT_ONCE = 2**22  # tokens
@@ -74,7 +74,7 @@ def _key(config: DataConfig, corpus: Corpus) -> str:
     parts = {
         "format": _FORMAT,
         "corpus": corpus.fingerprint,
-        "tokenizer": config.tokenizer,
+        "tokenizer": "gpt2" if config.tokenizer == GPT2_OR_BPE and gpt2_is_here() else config.tokenizer,
         "tokenizer_files": gpt2_fingerprint(folder) if kind == "gpt2" and folder else None,
         "validation_fraction": config.validation_fraction,
         "text_field": config.text_field,
@@ -133,6 +133,11 @@ def _load(config: DataConfig, entry: Path) -> PreparedData:
     manifest |= {"source": config.source, "splits": counts}
     if config.source.startswith("stdlib-"):
         manifest["python"] = platform.python_version()
+    if tokenizer.spec == GPT2_OR_BPE:
+        manifest["note"] = (
+            "GPT-2's tokenizer is not on this machine: the tokens are those of a byte-pair encoding that was "
+            f"trained on the training split, among the {tokenizer.vocabulary_size:,} ids that GPT-2's has."
+        )
     return PreparedData(**splits, test=test, tokenizer=tokenizer, manifest=manifest)
 
 

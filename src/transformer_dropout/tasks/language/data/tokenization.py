@@ -1,5 +1,8 @@
 """Text to token ids and back: bytes, characters, a byte-pair encoding trained here, or GPT-2's own files.
 
+With ``gpt2-or-bpe`` it is GPT-2's tokenizer where its files are on this machine; elsewhere a byte-pair
+encoding that is trained on the training split, among as many ids as GPT-2 has, of which some may be unused.
+
 The separator stands after every document. Where its text occurs inside a document it means the same there.
 """
 
@@ -15,8 +18,9 @@ from transformer_dropout.errors import InputError, did_you_mean
 from transformer_dropout.json_file import read_object
 
 from .gpt2_files import VOCABULARY_SIZE as GPT2_VOCABULARY_SIZE
-from .gpt2_files import load_gpt2
+from .gpt2_files import gpt2_is_here, load_gpt2
 
+GPT2_OR_BPE = "gpt2-or-bpe"
 _SEPARATOR = "<|endoftext|>"
 _CHARS_SEPARATOR, _CHARS_UNKNOWN = "\0", "\ufffd"
 _SMALLEST_BPE = 257  # the 256 bytes and the separator
@@ -79,13 +83,13 @@ class LibraryTokenizer:
     """A tokenizer of the ``tokenizers`` library.
 
     Args:
-        spec: ``chars``, ``bpe:N``, ``gpt2`` or ``gpt2:FOLDER``.
+        spec: ``chars``, ``bpe:N``, ``gpt2``, ``gpt2:FOLDER``, or ``gpt2-or-bpe`` for GPT-2's stand-in.
         inner: the library's object.
     """
 
     def __init__(self, spec: str, inner: Any) -> None:
         self.spec = spec
-        self.vocabulary_size: int = inner.get_vocab_size()
+        self.vocabulary_size: int = GPT2_VOCABULARY_SIZE if spec == GPT2_OR_BPE else inner.get_vocab_size()
         self.separator_id: int = inner.token_to_id(_CHARS_SEPARATOR if spec == "chars" else _SEPARATOR)
         self._inner = inner
 
@@ -96,7 +100,7 @@ class LibraryTokenizer:
         return self._inner.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 
     def byte_counts(self) -> np.ndarray:
-        entries = [self._inner.id_to_token(index) for index in range(self.vocabulary_size)]
+        entries = [self._inner.id_to_token(index) or "" for index in range(self.vocabulary_size)]
         if self.spec == "chars":
             counts = np.array([len(entry.encode("utf-8")) for entry in entries])
         else:  # a byte-level entry is written with one character a byte
@@ -122,7 +126,7 @@ def vocabulary_size(spec: str) -> int | None:
         InputError: when there is no such tokenizer.
     """
     kind, _, detail = spec.partition(":")
-    if kind == "gpt2":
+    if kind == "gpt2" or spec == GPT2_OR_BPE:
         return GPT2_VOCABULARY_SIZE
     if kind == "bpe":
         return _bpe_size(spec, detail)
@@ -132,7 +136,7 @@ def vocabulary_size(spec: str) -> int | None:
         return None
     raise InputError(
         f"Tokenizer {spec!r} is unknown.{did_you_mean(kind, ['bytes', 'chars', 'bpe:8192', 'gpt2'])} "
-        "Use --set data.tokenizer= with bytes, chars, bpe:N, gpt2 or gpt2:FOLDER."
+        "Use --set data.tokenizer= with bytes, chars, bpe:N, gpt2, gpt2:FOLDER or gpt2-or-bpe."
     )
 
 
@@ -153,6 +157,10 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
         return ByteTokenizer()
     if kind == "gpt2":
         return LibraryTokenizer(spec, load_gpt2(folder))
+    if spec == GPT2_OR_BPE:
+        if gpt2_is_here():
+            return LibraryTokenizer("gpt2", load_gpt2())
+        return LibraryTokenizer(spec, _train_bpe(GPT2_VOCABULARY_SIZE, texts, or_less=True))
     if size is None:
         return LibraryTokenizer(spec, _characters(texts))
     return LibraryTokenizer(spec, _train_bpe(size, texts))
@@ -225,7 +233,7 @@ def _characters(texts: Iterable[str]) -> Any:
     return inner
 
 
-def _train_bpe(size: int, texts: Iterable[str]) -> Any:
+def _train_bpe(size: int, texts: Iterable[str], or_less: bool = False) -> Any:
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -240,7 +248,7 @@ def _train_bpe(size: int, texts: Iterable[str]) -> Any:
     )
     inner.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
     reached = inner.get_vocab_size()
-    if reached < size:
+    if reached < size and not or_less:
         raise InputError(
             f"The training split has only enough text for {reached} entries, not {size}: "
             f"use --set data.tokenizer=bpe:{reached} or less"
