@@ -140,7 +140,9 @@ def test_the_size_is_known_before_anything_is_read(spec, size):
 
 @pytest.mark.parametrize("spec", ["byte", "bites", "gpt3", "chars:5", "bytes:2", "", "llama"])
 def test_an_unknown_tokenizer(spec):
-    with pytest.raises(InputError, match=r"is unknown.*bytes, chars, bpe:N, gpt2 or gpt2:FOLDER"):
+    with pytest.raises(
+        InputError, match=r"is unknown.*bytes, chars, bpe:N, gpt2, gpt2:FOLDER or gpt2-or-bpe"
+    ):
         vocabulary_size(spec)
     with pytest.raises(InputError, match="is unknown"):
         make_tokenizer(spec, _TEXTS)

@@ -14,7 +14,7 @@ class DataConfig:
         source: ``stdlib-docs``, ``stdlib-code``, a text file, a folder of ``.txt`` and ``.md`` files, or
             ``dataset:NAME_OR_FOLDER`` (``dataset:NAME:CONFIGURATION`` where the dataset has several).
         tokenizer: ``bytes``, ``chars``, ``bpe:N``, ``gpt2``, ``gpt2:FOLDER``, or ``gpt2-or-bpe``: GPT-2's
-            where its files are on this machine, else as many ids of an encoding trained on the training split.
+            where its files are on this machine, else as many ids of an encoding of the training split.
         text_field: the column that holds the text, for a ``dataset:`` source.
         train_tokens: use only the first so many training tokens; None uses all. The tokenizer is trained
             on the whole training split either way, so runs of different sizes share their tokens.
