@@ -169,3 +169,16 @@ def test_a_refused_run_leaves_no_folder(here, tmp_path, config_file, tiny):
     path = config_file(tiny())
     assert_refused(here("train", path, "--out", "some/where/new", "--data", "short.txt"), "one window")
     assert {path.name for path in tmp_path.iterdir()} == {"my.yaml", "short.txt"}
+
+
+def test_engines_without_a_number_and_arms_that_stand_twice(here, tmp_path, snapshot, config_file, tiny):
+    path = config_file(tiny())
+    (tmp_path / "finetune.py").write_text("def train(trial):\n    trial.report(step=1, val_loss=1.0)\n")
+    (tmp_path / "arms.yaml").write_text("- {name: a}\n- {name: a}\n")
+    (tmp_path / "space.yaml").write_text("settings: {lr: [0.1, 0.2]}\n")
+    before = snapshot()
+    for on in ("", "local:"):
+        assert_refused(here("compare", path, "--on", on), "names no engine")
+    own = ("finetune.py:train", "--arms", "arms.yaml", "--space", "space.yaml")
+    assert_refused(here("tune", *own), "Two arms are called 'a'")
+    assert snapshot() == before

@@ -79,6 +79,7 @@ def tune(
     - `dropout tune a.yaml b.yaml --space sweep.yaml --out runs/search`
     - `dropout tune finetune.py:train --arms arms.yaml --space space.yaml --trials 30`
     """
+    from ..compare.comparison import check_names
     from ..compare.engines import Resources, choose_engine
     from ..compare.tuning.study import Budget
 
@@ -86,6 +87,7 @@ def tune(
     compared, _ = chosen_arms(
         configs, changes, steps=steps, options=options, run=run, arms=arms, metric=metric
     )
+    check_names(compared)
     searched = only(searched_methods(space, compared), methods)
     engine = choose_engine(on, out, Resources(jobs=jobs, gpus=gpus))
     budget = Budget(trials=trials, folds=folds, together=jobs or 2, prune=prune)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from ..json_file import read_object
+from ..schedule_data import schedule_from_data
 
 FORMAT = 1
 
@@ -40,13 +41,19 @@ class TaskOfFile(File):
     metrics: list[MetricOfFile]
 
 
+def with_weight_decay(training: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a training whose weight decay is a schedule."""
+    schedule_from_data(training.get("weight_decay") or 0.0, "weight_decay")
+    return training
+
+
 class ConfigOfFile(File):
     """The section ``config`` of a ``run.json``."""
 
     model: Any = None
     recipe: Any = None
     data: Section = Field(default_factory=dict)
-    training: Section = Field(default_factory=dict)
+    training: Annotated[Section, AfterValidator(with_weight_decay)] = Field(default_factory=dict)
 
 
 class DataOfFile(File):
@@ -60,8 +67,8 @@ class DataOfFile(File):
 class RunFile(File):
     """A ``run.json``."""
 
-    name: str
-    seed: int
+    name: str = Field(min_length=1)
+    seed: int = Field(ge=0)
     status: str
     task: TaskOfFile | None = None
     config: ConfigOfFile | None = None

@@ -53,8 +53,8 @@ def choose_engine(on: str | None, folder: Path, resources: Resources = Resources
     Raises:
         InputError: for a text that names none, or a package that is not installed.
     """
-    kind, _, rest = (on or "local").partition(":")
-    if kind == "local":
+    kind, colon, rest = ("local" if on is None else on).partition(":")
+    if kind == "local" and (rest or not colon):
         from .local import Local
 
         return Local(jobs_of(rest, on, resources), resources)
