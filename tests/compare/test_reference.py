@@ -67,3 +67,45 @@ def test_an_arm_of_another_width_does_not_stand_for_no_regularizer(folder, arm_o
     config = run.record["config"]
     folder.change("bare", 1, config=config | {"model": config["model"] | {"width": 64}})
     assert bare_twin(load_comparison(path), "drop") is None
+
+
+def test_the_reference_is_chosen_by_its_numbers_and_not_by_its_name(folder, arm_of):
+    arms = {"z": arm_of(0.0, dropout(0.1)), "a": arm_of(-0.5, dropout(0.2)), "m": arm_of(-0.1, dropout(0.3))}
+    comparison = load_comparison(folder.write(arms, seeds=(1, 2)))
+    assert reference_arm(comparison).name == "a"
+    asked = reference_arm(replace(comparison, reference="z"))
+    assert (asked.name, asked.why) == ("z", "it was asked for")
+
+
+def test_without_dropout_the_first_that_has_finished_is_the_reference(folder, arm_of):
+    learned = [{"select": "mlp_output", "layer": "LearnedDropout"}]
+    path = folder.write({"x": arm_of(0.0, learned), "y": arm_of(0.1, learned)}, seeds=(1,))
+    folder.change("x", 1, status="failed")
+    found = reference_arm(load_comparison(path))
+    assert found.name == "y"
+    assert found.why == "no finished arm is plain dropout or has an empty recipe, and it comes first"
+    folder.change("y", 1, status="failed")
+    assert reference_arm(load_comparison(path)).name == "x"
+
+
+def test_a_dropout_of_rate_zero_stands_for_no_regularizer(folder, arm_of):
+    learned = [{"select": "mlp_output", "layer": "LearnedDropout"}]
+    other = [{"select": "mlp_output", "layer": "GaussianDropout", "p": 0.0}]
+    arms = {"x": arm_of(0.0, learned), "other": arm_of(0.0, other), "zero": arm_of(0.3, dropout(0.0))}
+    found = reference_arm(load_comparison(folder.write(arms, seeds=(1,))))
+    assert (found.name, found.why) == ("zero", "no arm is plain dropout, and its recipe is empty")
+
+
+def test_the_twin_of_no_arm_is_one_without_any_penalty(folder, arm_of):
+    arms = {
+        "pulled": arm_of(0.2, training={"l1": 1e-5}),
+        "bare": arm_of(0.3),
+        "drop": arm_of(0.0, dropout(0.1)),
+    }
+    arms |= {"pulled drop": arm_of(0.0, dropout(0.1), training={"l1": 1e-5})}
+    comparison = load_comparison(folder.write(arms, seeds=(1,)))
+    assert bare_twin(comparison, None) == bare_twin(comparison, "drop") == "bare"
+    assert bare_twin(comparison, "pulled drop") == "pulled"
+    folder.change("drop", 1, status="failed")
+    folder.change("bare", 1, status="failed")
+    assert bare_twin(load_comparison(folder.path), "drop") is None

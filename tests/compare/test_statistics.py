@@ -32,7 +32,7 @@ def test_mean_interval_by_hand():
 def test_one_value_has_no_interval_and_equal_values_have_one_of_no_width():
     assert mean_interval([2.5]) == Estimate(n=1, mean=2.5, low=None, high=None)
     assert mean_interval([2.5]).half_width is None
-    assert mean_interval([2.5, 2.5, 2.5]).half_width == 0.0
+    assert mean_interval([2.5, 2.5, 2.5]) == Estimate(n=3, mean=2.5, low=2.5, high=2.5)
 
 
 def alone(arm, reference):
@@ -49,7 +49,7 @@ def test_one_difference_is_scipys_plain_paired_test():
     assert found.p == found.adjusted_p == pytest.approx(expected.pvalue)
     assert (found.estimate.low, found.estimate.high) == pytest.approx((interval.low, interval.high))
     assert found.estimate.mean == pytest.approx((arm - reference).mean())
-    assert (found.df, found.arms) == (5, 1)
+    assert (found.df, found.arms, found.estimate.n) == (5, 1, 6)
 
 
 def test_only_common_seeds_are_paired():
@@ -66,6 +66,7 @@ def test_one_common_seed_has_a_difference_but_no_interval():
 def test_identical_arms_are_no_different_with_certainty():
     found = alone({1: 2.0, 2: 2.1}, {1: 2.0, 2: 2.1})
     assert (found.estimate.low, found.estimate.high, found.p, found.constant) == (0.0, 0.0, 1.0, False)
+    assert found.adjusted_p == 1.0
 
 
 @pytest.mark.parametrize("shift", [0.1, -1e-3, 3.0])
@@ -135,6 +136,8 @@ def test_the_sign_flip_test_equals_scipys_exact_permutation_test(differences):
 
 def test_the_sign_flip_test_samples_when_there_are_too_many_patterns():
     assert sign_flip_p([0.1] * 20) < 0.001
+    # The last that is enumerated: exactly the least that there can be.
+    assert sign_flip_p([0.1] * 16) == sign_flip_floor(16)
 
 
 def test_texts():

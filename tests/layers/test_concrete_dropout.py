@@ -106,3 +106,14 @@ def test_a_rate_that_cannot_learn_is_refused(p):
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(InputError, match="above 0"):
         ConcreteDropout(temperature=0)
+
+
+def test_the_penalty_is_zero_at_one_half_and_largest_at_the_ends():
+    for p, expected in ((0.5, 0.0), (0.1, math.log(2) + 0.1 * math.log(0.1) + 0.9 * math.log(0.9))):
+        layer = ConcreteDropout(initial_p=p).train()
+        layer(torch.ones(2, 2))
+        assert layer.take_penalty().item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_half_precision_stays_what_it_is():
+    assert ConcreteDropout().train()(torch.ones(4, dtype=torch.bfloat16)).dtype == torch.bfloat16

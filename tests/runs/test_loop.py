@@ -2,13 +2,15 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from transformer_dropout.runs.loop import Training
+from transformer_dropout.runs.loop import Diverged, Training
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.run import prepare
+from transformer_dropout.runs.task import ACCURACY
 from transformer_dropout.runs.training_config import EarlyStoppingConfig
 
 # A gate that draws nothing, with a penalty that weighs as much as the loss.
@@ -92,3 +94,37 @@ def test_each_process_draws_masks_of_its_own(tiny, learned):
     assert drawn[0].equal(drawn[2]) and not drawn[0].equal(drawn[1])
     training_of(replace(config, seed=1))
     assert not drawn[0].equal(torch.rand(4))
+
+
+def test_an_evaluation_names_what_it_measures(tiny, learned):
+    training = training_of(tiny(recipe=learned, steps=4, probe_windows=5, eval_windows=3, warmup_steps=0))
+    assert len(training.probe) == 5 and len(training.validation_probe) == 3
+    first = training.evaluate()
+    assert first["step_seconds"] is None and first["evaluation_bit_equal"] is None
+    for _ in range(2):
+        training.advance()
+    row = training.evaluate(twice=True)
+    assert row.keys() == first.keys() and row["evaluation_bit_equal"] is True
+    assert row["step"] == 2 and row["step_seconds"] > 0 and row["peak_memory_bytes"] > 10**6
+    assert first["lr"] == pytest.approx(1e-2) and row["lr"] < first["lr"]
+    for use, split, probe in (
+        ("train", "train", training.probe),
+        ("val", "validation", training.validation_probe),
+    ):
+        expected = training.evaluator.scores(getattr(training.splits, split), probe)
+        assert {f"{use}_{name}": value for name, value in expected.items()}.items() <= row.items()
+    assert 0 < row["keep"] < 1 and row["penalty"] > 0
+    assert training.evaluate()["step_seconds"] is None
+
+
+def test_the_deciding_metric_is_turned_around_where_more_is_better(tiny):
+    training = training_of(tiny())
+    assert training.deciding({"val_loss": 2.0}) == 2.0
+    training.task = SimpleNamespace(metrics=(ACCURACY,))
+    assert training.deciding({"val_accuracy": 0.7}) == -0.7
+
+
+def test_a_checkpoint_names_its_run_and_divergence_its_step(tiny):
+    config = tiny()
+    assert training_of(config).checkpoint().run == config.fingerprint()
+    assert Diverged(7).step == 7
