@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...recipe import Recipe
 from ...runs.task import Batch, Metric, Splits
 from .arms import default_arms
+from .augment import augmented
 from .data import DataConfig, Tokenizer, Windows, prepare, vocabulary_size
 from .decoder import Decoder, DecoderConfig
 from .published import from_published, is_published
@@ -69,6 +71,15 @@ class Language:
     def batch(self, split: Windows, indices: Sequence[int] | np.ndarray) -> Batch:
         """Return windows and, one token later, their targets."""
         tokens, targets = split.inputs_and_targets(indices)
+        return Batch(inputs={"tokens": tokens}, targets=targets, items=targets.numel())
+
+    def augment(self, data: DataConfig, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return a training batch of windows changed as the data section says."""
+        if data.augment is None:
+            return batch
+        text = torch.cat([batch.inputs["tokens"], batch.targets[:, -1:]], dim=1)
+        text = augmented(text, data.augment, generator)
+        tokens, targets = text[:, :-1], text[:, 1:]
         return Batch(inputs={"tokens": tokens}, targets=targets, items=targets.numel())
 
     def loss(self, model: Callable[..., Tensor], batch: Batch) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ....errors import InputError
 from ....runs.sections import NEWER
+from ..augment import Augment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class DataConfig:
             on the whole training split either way, so runs of different sizes share their tokens.
         validation_tokens: the same for the validation tokens.
         test_tokens: how many tokens behind the validation tokens in use make the test split; None for none.
+        augment: random changes of the training windows; None for none.
         validation_fraction: the share of the documents (of the text, when there is one document) held out.
 
     Raises:
@@ -33,6 +35,7 @@ class DataConfig:
     validation_tokens: int | None = None
     validation_fraction: float = 0.1
     test_tokens: int | None = field(default=None, metadata=NEWER)
+    augment: Augment | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.validation_fraction < 1.0:
