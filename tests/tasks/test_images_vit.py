@@ -67,3 +67,16 @@ def test_a_patch_that_does_not_fit_is_refused_with_one_that_does():
 def test_a_shape_that_cannot_be_is_refused(wrong):
     with pytest.raises(td.InputError, match=rf"model\.{next(iter(wrong))}"):
         ViTConfig(**wrong)
+
+
+def test_its_last_block_alone_can_see_a_batch_twice():
+    torch.manual_seed(0)
+    model = VisionTransformer(SMALL, (8, 8), 10)
+    td.regularize_(model, td.Recipe([td.Rule("mlp_output", td.Dropout, p=0.5)]))
+    seen = []
+    for block in model.blocks:
+        block.norm1.register_forward_pre_hook(lambda m, given: seen.append(len(given[0])))
+    first, second = td.tail_passes(model, torch.rand(3, 8, 8), 1)
+    assert seen == [3, 6]
+    assert first.shape == second.shape == (3, 10)
+    assert not first.equal(second)

@@ -121,7 +121,7 @@ def tail_passes(
         inputs: one tensor, or keyword arguments, best without labels.
         last: how many blocks, from the top, are to differ; at least 1.
         blocks: path of the blocks, an ``nn.ModuleList`` or ``nn.Sequential``; None for the one longest
-            ``nn.ModuleList``.
+            ``nn.ModuleList``, or ``nn.Sequential`` of modules of one class.
 
     Raises:
         InputError: for a ``last`` out of range, blocks that are not clear, or a model whose logits do not

@@ -63,7 +63,8 @@ def find_blocks(model: nn.Module, path: str | None) -> tuple[str, int]:
     """Return the path and the number of a model's blocks.
 
     Raises:
-        InputError: when ``path`` is no list of blocks, or without it no list is longer than all others.
+        InputError: when ``path`` is no list of blocks, or without it no list, or sequence of modules of one
+            class, is longer than all others.
     """
     lists: dict[str, int] = {}
     sequences: dict[str, int] = {}
@@ -71,7 +72,8 @@ def find_blocks(model: nn.Module, path: str | None) -> tuple[str, int]:
         if isinstance(module, nn.ModuleList | nn.Sequential) and next(module.parameters(), None) is not None:
             sequences[name] = len(module)
             # A list inside a block, such as experts, holds no blocks.
-            if isinstance(module, nn.ModuleList) and not any(inside(name, outer) for outer in lists):
+            blocks = isinstance(module, nn.ModuleList) or alike(module)
+            if blocks and not any(inside(name, outer) for outer in lists):
                 lists[name] = len(module)
     if path is not None:
         if path not in sequences:
@@ -84,6 +86,13 @@ def find_blocks(model: nn.Module, path: str | None) -> tuple[str, int]:
         found = f"the lists {', '.join(longest)} are equally long" if longest else "there is no nn.ModuleList"
         raise InputError(f"The blocks of the model are not clear: {found}; name theirs with blocks='PATH'.")
     return longest[0], lists[longest[0]]
+
+
+def alike(module: nn.Module) -> bool:
+    """Return whether a module's children, two or more, are of one class and have children of their own."""
+    children = list(module.children())
+    kinds = set(map(type, children))
+    return len(children) > 1 and len(kinds) == 1 and all(any(child.children()) for child in children)
 
 
 def inside(name: str, path: str) -> bool:
