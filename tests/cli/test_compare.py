@@ -2,7 +2,9 @@
 
 import json
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -97,3 +99,38 @@ def test_ctrl_c_stops_every_run_and_the_same_command_continues_them(
         run(config, tmp_path / config.name)
         ours, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, tmp_path / config.name))
         assert [row["val_loss"] for row in ours] == [row["val_loss"] for row in theirs]
+
+
+OWN_TRAINING = """
+import json, sys
+seed, recipe = int(sys.argv[1]), open(sys.argv[2]).read()
+for step in range(3):
+    print(json.dumps({"step": step, "val_loss": 2.0 + seed - step / 10 - ("Dropout" in recipe) * step}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["{recipe}", "{recipe} {folder}"])
+def test_a_command_of_the_users_own_is_compared(command, tmp_path, place):
+    (tmp_path / "own.py").write_text(OWN_TRAINING)
+    (tmp_path / "arms.yaml").write_text("[{name: none}, {name: lima, recipe: lima}]")
+    text = f"'{sys.executable}' own.py {{seed}} {place}"
+    result = command("compare", "--run", text, "--arms", "arms.yaml", "--seeds", "2", "--out", "out")
+    assert (result.code, result.err) == (0, ""), result.out
+    assert "lima" in result.out
+    losses = [read_run(tmp_path / f"out/runs/lima/seed-{seed}")["result"]["val_loss"] for seed in (0, 1)]
+    assert losses == [pytest.approx(-0.2), pytest.approx(0.8)]
+
+
+def test_the_report_is_shown_before_the_first_run_ends(here, monkeypatch, tmp_path, arms):
+    seen = []
+
+    def open_page(address):
+        page = Path(address.removeprefix("file://"))
+        seen.append(('http-equiv="refresh"' in page.read_text(), list(tmp_path.rglob("metrics.jsonl"))))
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_page)
+    assert here("compare", *arms, "--seeds", "1", "--out", "out", "--open").code == 0
+    assert seen == [(True, [])]
+    assert 'http-equiv="refresh"' not in (tmp_path / "out" / "report.html").read_text()

@@ -58,7 +58,8 @@ def metric_figure(comparison: Comparison, judgement: Judgement) -> str | None:
     looks = styles(comparison.arms, judgement.reference.name)
     order = sorted(drawn, key=lambda arm: drawn[arm][val].mean[-1])
     low, high = order[0], order[-1]
-    title = f"Validation {metric.name} ends lowest with {low}, highest with {high}" if order[1:] else low
+    ends = f"ends lowest with {low}, highest with {high}" if order[1:] else f"of {low}"
+    title = f"Validation {metric.name} {ends}"
     with ink():
         figure = Figure(figsize=(10.6, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)

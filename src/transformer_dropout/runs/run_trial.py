@@ -78,7 +78,7 @@ def call(function: Any, trial: Trial) -> None:
     """
     try:
         function(trial)
-    except (InputError, KeyboardInterrupt):
+    except (InputError, Interrupted, KeyboardInterrupt):
         raise
     except SystemExit as end:
         if end.code not in (None, 0):

@@ -1,6 +1,7 @@
 """A run whose loop is the user's own: it is handed a `Trial`, and tells it how it goes."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from ..errors import InputError
 from ..recipe import Recipe
 from .listener import Listener, Progress
 from .record import FORMAT, Records, machine, read_metrics, read_run, versions
+from .run import STOP_FILE, Interrupted
 from .task import Metric
 from .trial_config import TrialConfig, rules_of
 
@@ -118,6 +120,7 @@ class Trial:
         Raises:
             InputError: for what is no number, or a metric of which it is not known which way is better.
             Diverged: when a validation metric is not finite.
+            Interrupted: when the run is asked to end, as `dropout tune` asks one that is below the median.
         """
         first, before = not self._row, self._row.get("step", 0)
         self.note(step, values)
@@ -128,6 +131,8 @@ class Trial:
         self.records.append(self._row)
         shown = {name: self._latest.get(name) for name in ("loss", "val_loss", "keep")}
         self.listener.progress(Progress(step=step, steps=self.steps, **shown))
+        if (self.folder / STOP_FILE).exists():
+            raise Interrupted(signal.SIGTERM, step)
 
     def earlier_rows(self) -> list[dict[str, Any]]:
         """Return the rows that an earlier process of this run has reported."""

@@ -1,17 +1,19 @@
 """A trial that is a command of any kind: it prints JSON lines, or writes them into its folder."""
 
 import json
+import signal
 import string
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .files import write_atomically
-from .run import Interrupted
+from .run import STOP_FILE, Interrupted
 from .stop_signals import StopRequest, stop_requests
 from .trial import Trial
 from .trial_config import split_command
@@ -72,8 +74,13 @@ def run_command(command: str, trial: Trial) -> None:
             f"--run: {words[0]!r} cannot be started: {(error.strerror or '').lower()}."
         ) from None
     with stop_requests() as stop, process:
-        threading.Thread(target=pass_on, args=(stop, process), daemon=True).start()
-        read_output(process, trial, last)
+        threading.Thread(target=pass_on, args=(stop, process, trial.folder), daemon=True).start()
+        try:
+            read_output(process, trial, last)
+        except BaseException:
+            # What it trains is of no use any more, and leaving would wait for its end.
+            process.terminate()
+            raise
     trial.records.update(
         command={
             "words": words,
@@ -105,11 +112,11 @@ def read_output(process: subprocess.Popen, trial: Trial, last: deque[str]) -> No
             trial.report(**row)
 
 
-def pass_on(stop: StopRequest, process: subprocess.Popen) -> None:
-    """Pass a request to stop on to the command."""
+def pass_on(stop: StopRequest, process: subprocess.Popen, folder: Path) -> None:
+    """Pass a request to stop, a signal or a file in the folder, on to the command."""
     while process.poll() is None:
-        if stop.signal is not None:
-            process.send_signal(stop.signal)
+        if stop.signal is not None or (folder / STOP_FILE).exists():
+            process.send_signal(stop.signal or signal.SIGTERM)
             return
         time.sleep(SECONDS_BETWEEN_LOOKS)
 

@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from transformer_dropout.compare.engines import Resources, choose_engine
+from transformer_dropout.compare.tuning import study
 from transformer_dropout.compare.tuning.space import Method, Range
 from transformer_dropout.compare.tuning.study import Budget, open_study, spread, tune
 from transformer_dropout.runs.record import read_run
+from transformer_dropout.runs.run import STOP_FILE
 from transformer_dropout.runs.trial_config import TrialConfig
 
 RULE = {"select": "attention_output", "layer": "Dropout", "p": 0.1}
@@ -19,6 +21,15 @@ def train(trial):
     for step in range(3):
         trial.report(step=step, val_loss=value + 1.0 / (1 + step))
     trial.finish(val_loss=value)
+"""
+
+SLOW = """
+import time
+
+def train(trial):
+    for step in range(30):
+        trial.report(step=step, val_loss=float(trial.folder.parent.name == "0002"))
+        time.sleep(0.1)
 """
 
 
@@ -58,13 +69,36 @@ def test_a_training_of_the_users_own_is_searched_and_the_search_goes_on(tmp_path
         expected = (trial.params["x"] - 0.3) ** 2 + trial.params["recipe.*.p"]
         assert trial.value == pytest.approx(expected)
     # A trial that a killed process left behind is run again, and none that ended is.
-    study = open_study(out, "mine", Budget(trials=5))
-    left = study.ask()
+    searched = open_study(out, "mine", Budget(trials=5))
+    left = searched.ask()
     left.set_user_attr("process", {"host": socket.gethostname(), "pid": 2**22 - 1})
     again = search(own, out, Budget(trials=5, together=2, prune=False))
     assert [trial.number for trial in again] == [3, 4]
-    assert {trial.state.name for trial in study.get_trials()} == {"COMPLETE"}
+    assert {trial.state.name for trial in searched.get_trials()} == {"COMPLETE"}
     assert search(own, out, Budget(trials=5, prune=False)) == []
+
+
+@pytest.mark.slow
+def test_a_run_below_the_median_ends_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "PRUNED_FROM", 2)
+    path = tmp_path / "slow.py"
+    path.write_text(SLOW)
+    arm = TrialConfig(name="slow", recipe=[], function=f"{path}:train")
+    method = Method(arm=arm, settings={"x": Range(low=0.0, high=1.0)})
+    out = tmp_path / "out"
+    ended = search(method, out, Budget(trials=4, together=1))
+    # The third is worse than the two before it.
+    assert [trial.state.name for trial in ended] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+    pruned = read_run(out / "trials" / "slow" / "0002" / "fold-0")
+    assert pruned["status"] == "interrupted"
+    # What a process that died had already judged is not trained to its end by the next one.
+    left = open_study(out, "slow", Budget(trials=5)).ask()
+    left.set_user_attr("process", {"host": socket.gethostname(), "pid": 2**22 - 1})
+    folder = out / "trials" / "slow" / "0004" / "fold-0"
+    folder.mkdir(parents=True)
+    (folder / STOP_FILE).touch()
+    (again,) = search(method, out, Budget(trials=5, together=1))
+    assert again.state.name == "PRUNED"
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from ...errors import InputError
 from ...runs.record import read_metrics, read_run
@@ -160,12 +161,17 @@ class MethodSearch:
 
     def __init__(self, method: Method, out: Path, budget: Budget) -> None:
         self.method, self.out, self.budget = method, out, budget
-        self.study = open_study(out, method.arm.slug(), budget)
-        for share in spread(len(method.settings), budget.quasi_random):
-            values = {
-                key: search.at(at) for (key, search), at in zip(method.settings.items(), share, strict=True)
-            }
-            self.study.enqueue_trial(values, skip_if_exists=True)
+        out.mkdir(parents=True, exist_ok=True)
+        # Two processes that look and then ask at once would both ask for the last trial, or for the same one.
+        self.alone = FileLock(out / ".study.lock")
+        with self.alone:
+            self.study = open_study(out, method.arm.slug(), budget)
+            for share in spread(len(method.settings), budget.quasi_random):
+                values = {
+                    key: search.at(at)
+                    for (key, search), at in zip(method.settings.items(), share, strict=True)
+                }
+                self.study.enqueue_trial(values, skip_if_exists=True)
         self.left = [
             trial
             for trial in self.study.get_trials(deepcopy=False)
@@ -181,11 +187,14 @@ class MethodSearch:
             # A process that died left it; its runs go on from their checkpoints.
             found.append(self.running(optuna.trial.Trial(self.study, frozen._trial_id), frozen.number))
         self.left = []
-        begun = sum(trial.state.name != "WAITING" for trial in self.study.get_trials(deepcopy=False))
-        for _ in range(min(self.budget.together, self.budget.trials - begun)):
-            trial = self.study.ask()
-            trial.set_user_attr("process", {"host": socket.gethostname(), "pid": os.getpid()})
-            found.append(self.running(trial, trial.number))
+        with self.alone:
+            begun = sum(trial.state.name != "WAITING" for trial in self.study.get_trials(deepcopy=False))
+            for number in range(begun, min(begun + self.budget.together, self.budget.trials)):
+                # Drawn by its number, so that neither a second process nor a later one draws the same again.
+                self.study.sampler = sampler(self.budget, seed=number)
+                trial = self.study.ask()
+                trial.set_user_attr("process", {"host": socket.gethostname(), "pid": os.getpid()})
+                found.append(self.running(trial, trial.number))
         return found
 
     def running(self, trial: Any, number: int) -> Running:
@@ -201,7 +210,13 @@ class MethodSearch:
                 config = in_fold(config, fold, self.budget.folds)
             cells.append(Cell(config=config, folder=folder / f"fold-{fold}", module=module))
         return Running(
-            study=self.study, trial=trial, method=self.method, cells=cells, prune=self.budget.prune
+            study=self.study,
+            trial=trial,
+            method=self.method,
+            cells=cells,
+            prune=self.budget.prune,
+            # Asked to end by a process that died before it said so.
+            pruned=(cells[0].folder / STOP_FILE).exists(),
         )
 
 
@@ -238,12 +253,17 @@ def open_study(out: Path, name: str, budget: Budget) -> Any:
             storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
         except (ValueError, TypeError, LookupError, AttributeError, AssertionError):
             raise InputError(f"{out / JOURNAL} is damaged; choose another folder with --out.") from None
-        sampler = optuna.samplers.TPESampler(
-            seed=0, n_startup_trials=budget.quasi_random, constant_liar=True, multivariate=True
-        )
         pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNED_FROM)
-        return optuna.create_study(
-            study_name=name, storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True
+        return optuna.create_study(study_name=name, storage=storage, pruner=pruner, load_if_exists=True)
+
+
+def sampler(budget: Budget, seed: int) -> Any:
+    """Return what chooses settings once the evenly spread ones are tried."""
+    import optuna
+
+    with quiet():
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=budget.quasi_random, constant_liar=True, multivariate=True
         )
 
 
