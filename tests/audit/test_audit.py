@@ -7,10 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 
 import transformer_dropout as td
-from transformer_dropout.audit import assert_clean
+from transformer_dropout.audit import _observe, assert_clean
+from transformer_dropout.audit._places import block_paths
+from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -379,3 +382,29 @@ def test_one_argument_that_holds_everything_is_passed_whole():
             assert (predict(batch).variance > 0).any()
         with td.disabled(Batched(), batch):
             pass
+
+
+@pytest.mark.parametrize("large", [1, 10**6])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside transformers
+def test_few_gradients_lead_through_all_that_is_checkpointed(family, large, monkeypatch):
+    monkeypatch.setattr(_observe, "LARGE", large)
+    model = tiny_model(family, **({"attention_dropout": 0.2} if family == "llama" else {}))
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    findings = td.audit(model.train(), tiny_inputs(model)).findings
+    found = [finding.site for finding in findings if finding.code == "recompute-mask-differs"]
+    monkeypatch.setattr(_observe, "enough_parameters", lambda model, blocks: list(model.parameters()))
+    findings = td.audit(model, tiny_inputs(model)).findings
+    assert found == [finding.site for finding in findings if finding.code == "recompute-mask-differs"] != []
+
+
+def test_the_gradients_of_a_large_model_take_little_memory():
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    asked = _observe.enough_parameters(model, block_paths(model))
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert whole > 124e6
+    assert sum(parameter.numel() for parameter in asked) < 0.01 * whole
+    # One in each block at least, the first among them.
+    names = [name for name, parameter in model.named_parameters() if any(parameter is p for p in asked)]
+    assert {name.split(".")[2] for name in names if ".h." in name} == {str(block) for block in range(12)}

@@ -86,5 +86,7 @@ def differ(first: Iterable[Tensor], second: Iterable[Tensor]) -> bool:
 
 def distance(one: Tensor, other: Tensor) -> float:
     """Return the size of a difference as a share of the size of what differs."""
+    if torch.equal(one, other):
+        return 0.0
     a, b = (value.detach().double().nan_to_num(posinf=0, neginf=0) for value in (one, other))
     return (a - b).norm().item() / max(a.norm().item(), b.norm().item(), torch.finfo(torch.float64).tiny)

@@ -22,6 +22,8 @@ from ._places import Trace, block_paths, kind_of, within
 
 # Two sums of a result: equal when the masks and inputs were.
 Fingerprint = tuple[float, float]
+# Elements of a parameter whose gradient is not asked for where others do.
+LARGE = 1_000_000
 
 
 class Observer:
@@ -57,14 +59,18 @@ class Observer:
         self.host = HostRandomWatch()
         self.stack = ModuleStack(model, modes=(Calls(self.note),), entered=self.enter, left=self.leave)
 
-    def run(self, inputs: Any) -> str | None:
+    def run(self, inputs: Any, *, backward: bool = True) -> str | None:
         """Run the model once, in training also backward, since checkpointing runs parts of it again there.
+
+        Args:
+            inputs: what the model is called with.
+            backward: whether what checkpointing runs again is to be seen.
 
         Returns:
             Why the backward pass could not be run, if it could not.
         """
         self.evaluated = {path for path, module in self.model.named_modules() if not module.training}
-        if not self.training:
+        if not (self.training and backward):
             with self.stack, torch.no_grad():
                 self.output = call(self.model, inputs)
             self.finish()
@@ -79,8 +85,8 @@ class Observer:
         return None
 
     def run_backward(self) -> None:
-        """Compute the gradients of the outputs' sum, and leave ``.grad`` alone."""
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        """Compute gradients of the outputs' sum, and leave ``.grad`` alone."""
+        parameters = enough_parameters(self.model, self.blocks)
         outputs = [value for value in tensors_in(self.output) if value.requires_grad]
         if self.events and parameters and outputs:
             total = torch.stack([value.float().sum() for value in outputs]).sum()
@@ -233,6 +239,31 @@ class Observer:
             if not inside_backward():
                 event = Event(path=self.stack.path, kind="unknown", operation=name, training=self.training)
                 self.add(event, Trace(module=self.stack.module, shape=(0, 0)))
+
+
+def enough_parameters(model: nn.Module, blocks: set[str]) -> list[nn.Parameter]:
+    """Return small trained parameters whose gradients lead a backward pass through everything.
+
+    Those are the smallest of each module. A large one, whose gradient would take as much memory as it, is
+    left out where others make up for it: outside the blocks, and behind the first block in one that holds a
+    smaller one, since the way to the first block goes through all that come later.
+    """
+    smallest: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        if parameter.requires_grad and (owner not in smallest or parameter.numel() < smallest[owner].numel()):
+            smallest[owner] = parameter
+    ordered = [path for path, _ in model.named_modules() if path in blocks]
+    found, without = [], dict.fromkeys(ordered)
+    for owner, parameter in smallest.items():
+        block = next((path for path in ordered if within(owner, path)), "")
+        if parameter.numel() <= LARGE or (ordered and block == ordered[0]):
+            found.append(parameter)
+            without.pop(block, None)
+    for block in without:
+        inside = [parameter for owner, parameter in smallest.items() if within(owner, block)]
+        found += sorted(inside, key=Tensor.numel)[:1]
+    return found or list(smallest.values())
 
 
 def fingerprint(x: Tensor) -> Fingerprint:

@@ -141,7 +141,7 @@ def never_called(model: nn.Module, inputs: Any, training: Observer) -> tuple[lis
     probes = {path: 0.2003 + 0.5 * number / (len(uncalled) + 1) for number, path in enumerate(uncalled)}
     second = Observer(model, training=True)
     with rates_set({module: probes[path] for path, module in uncalled.items()}):
-        second.run(inputs)
+        second.run(inputs, backward=False)
     readers = {
         path: patterns(e.path for e in second.events if is_close(probes[path], e.resolved))
         or patterns(e.path for e in unrated(second, path) if moves(model, inputs, uncalled[path]))
