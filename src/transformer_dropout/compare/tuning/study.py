@@ -161,11 +161,10 @@ class MethodSearch:
 
     def __init__(self, method: Method, out: Path, budget: Budget) -> None:
         self.method, self.out, self.budget = method, out, budget
-        out.mkdir(parents=True, exist_ok=True)
+        self.study = open_study(out, method.arm.slug(), budget)
         # Two processes that look and then ask at once would both ask for the last trial, or for the same one.
         self.alone = FileLock(out / ".study.lock")
         with self.alone:
-            self.study = open_study(out, method.arm.slug(), budget)
             for share in spread(len(method.settings), budget.quasi_random):
                 values = {
                     key: search.at(at)
