@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 # Ready recipes that need no word about the model.
-READY = ("adaptive", "bert", "early", "gpt2", "late", "layer_drop", "lima")
+READY = ("adaptive", "bert", "early", "gpt2", "late", "layer_drop", "lima", "small_data")
 
 
 def sites(
