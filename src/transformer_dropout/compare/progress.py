@@ -66,7 +66,7 @@ class FolderWatch:
 
     def __init__(self, cells: Sequence[Cell], on_event: Callable[[Cell, dict], None]) -> None:
         self.cells, self.on_event = cells, on_event
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._seen: dict[Path, tuple[int, list[str]]] = {}
         self._guard = threading.Lock()
 
     def look(self, cell: Cell) -> None:
@@ -75,19 +75,19 @@ class FolderWatch:
         with self._guard:
             try:
                 stamp = path.stat().st_mtime_ns
-                before, told = self._seen.get(path, (0, 0))
+                before, told = self._seen.get(path, (0, []))
                 if stamp == before:
                     return
                 content = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 return
             messages = content["messages"]
-            # A run that was taken up again begins a new list.
-            for text in messages[told:] if len(messages) >= told else messages:
+            # A run that was taken up again begins a new list, which may be as long as the old one.
+            for text in messages[len(told) :] if messages[: len(told)] == told else messages:
                 self.on_event(cell, {"message": text})
             if content["latest"]:
                 self.on_event(cell, content["latest"])
-            self._seen[path] = (stamp, len(messages))
+            self._seen[path] = (stamp, messages)
 
     def close(self, cell: Cell) -> None:
         """Tell the last of a cell that ended; of a finished one the file is no longer needed."""

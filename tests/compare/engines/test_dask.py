@@ -58,10 +58,11 @@ def test_the_run_of_a_killed_worker_is_taken_up_by_the_other(cluster, tmp_path, 
         tiny(name, recipe=learned, steps=240, eval_every=10, lr=lr) for name, lr in (("a", 1e-2), ("b", 2e-2))
     ]
     cells = make_cells(arms, [0], out)
-    killed, told = [], set()
+    killed, told, messages = [], set(), []
 
     def on_event(cell, event):
         told.add(cell.name)
+        messages.append(event.get("message"))
         # Whichever run the killed worker has, it is to have something to go on from.
         begun = all(list(each.folder.glob("checkpoints/step-*[1-9]*")) for each in cells)
         if not killed and begun and children(workers["one"]):
@@ -75,6 +76,7 @@ def test_the_run_of_a_killed_worker_is_taken_up_by_the_other(cluster, tmp_path, 
     assert workers["one"].wait() == -signal.SIGKILL
     assert [outcome.status for outcome in outcomes] == ["finished", "finished"], outcomes
     assert told == {"a, seed 0", "b, seed 0"}
+    assert any(message and message.startswith("Continuing from step") for message in messages)
     for cell in cells:
         run(cell.config, tmp_path / cell.config.name)
         ours, theirs = (
