@@ -12,7 +12,7 @@ from ._configured import rate_attributes
 from ._events import Audit, Finding
 from ._modes import eval_while_training, varies_in_eval
 from ._observe import Observer
-from ._schedule import Schedule, schedule_recompiles
+from ._schedule import RateHandle, schedule_recompiles
 from ._unread import (
     Rebuild,
     dead_fields,
@@ -52,7 +52,7 @@ def audit(
     inputs: Any,
     *,
     optimizer: torch.optim.Optimizer | None = None,
-    regularization: Schedule | None = None,
+    regularization: RateHandle | None = None,
     rebuild: Rebuild | None = None,
 ) -> Audit:
     """Run a model once in training and once in evaluation, and report every random or mask operation.
@@ -88,7 +88,7 @@ def audit(
         evaluation = Observer(model.eval(), training=False)
         evaluation.run(inputs)
         findings += varies_in_eval(model, inputs, evaluation)
-    findings += observed(model, training, evaluation)
+    findings += findings_of_both_forwards(model, training, evaluation)
     ignored = [finding.site for finding in findings if finding.code == "kernel-drops-attention-dropout"]
     # An attention that ignores its rate says all there is to say of the module that held it.
     findings += [finding for finding in uncalled if finding.site.rpartition(".")[0] not in ignored]
@@ -108,7 +108,7 @@ def audit(
     )
 
 
-def observed(model: nn.Module, training: Observer, evaluation: Observer) -> list[Finding]:
+def findings_of_both_forwards(model: nn.Module, training: Observer, evaluation: Observer) -> list[Finding]:
     """Return the findings that follow from the two forwards alone."""
     return [
         *check.active_in_eval(evaluation),

@@ -44,7 +44,7 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class PlaceMasks:
     """What one place of a model keeps of a text.
 
     Attributes:
@@ -80,7 +80,7 @@ class Masks:
         unpictured: where random numbers were drawn without a mask that could be seen.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[PlaceMasks, ...]
     unpictured: tuple[str, ...]
 
 
@@ -207,7 +207,7 @@ class MaskObserver(Observer):
             turn=self.turns[path],
             number=own[0] if own else None,
             operation=type(module).__name__,
-            kind=self.named() or "unknown",
+            kind=self.kind_by_name() or "unknown",
             kept=1.0,
         )
         if seen is not None:
@@ -231,15 +231,15 @@ class MaskObserver(Observer):
                 vars(on_weights)["is_plain_dropout"] = False
         yield
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[PlaceMasks]:
         """Return what dropped where, once the forward is over."""
-        return [self.place(sight) for sight in self.sights if not self.unseen(sight)]
+        return [self.place(sight) for sight in self.sights if not self.hides_its_mask(sight)]
 
     def unpictured(self) -> list[str]:
         """Return what drew random numbers, or may have dropped, without a mask that could be seen."""
-        return [f"{s.path or 'the model'} ({s.operation})" for s in self.sights if self.unseen(s)]
+        return [f"{s.path or 'the model'} ({s.operation})" for s in self.sights if self.hides_its_mask(s)]
 
-    def unseen(self, sight: Sight) -> bool:
+    def hides_its_mask(self, sight: Sight) -> bool:
         """Return whether nothing was dropped where, of so many draws at that rate, some would have been."""
         everything = isinstance(sight.kept, float) or bool((sight.kept.nan_to_num(1.0) == 1).all())
         if sight.number is None or sight.probability is not None or sight.attention or not everything:
@@ -247,11 +247,11 @@ class MaskObserver(Observer):
         rate, draws = self.events[sight.number].rate, math.prod(self.traces[sight.number].shape)
         return rate is None or rate * draws > FEWEST_EXPECTED
 
-    def place(self, sight: Sight) -> Place:
+    def place(self, sight: Sight) -> PlaceMasks:
         """Return a place with what its event says of it."""
         event = None if sight.number is None else self.events[sight.number]
         rate = None if event is None or sight.probability is not None else event.rate
-        return Place(
+        return PlaceMasks(
             path=sight.path,
             turn=sight.turn,
             kind=sight.kind if event is None else event.kind,

@@ -52,7 +52,7 @@ class Observer:
         self.recomputed: dict[str, list[Fingerprint]] = {}
         self.called: set[str] = set()
         self.evaluated: set[str] = set()
-        self.lineage = Lineage(self.applied)
+        self.lineage = Lineage(self.note_application)
         self.traces: list[Trace] = []
         self.output: Any = None
         self.blocks = block_paths(model)
@@ -131,7 +131,7 @@ class Observer:
         origin = None if operand is None else self.lineage.origin(operand)
         return Trace(
             module=self.stack.module,
-            named=self.named(),
+            named=self.kind_by_name(),
             in_block=self.block_of(self.stack.path) != "",
             weights=this.attention or (this.rows is not None and this.rows > 0.9),
             shape=this.shape,
@@ -142,12 +142,12 @@ class Observer:
         """Return the block that a path lies in, empty outside the blocks."""
         return next((block for block in self.blocks if within(path, block)), "")
 
-    def named(self) -> str | None:
+    def kind_by_name(self) -> str | None:
         """Return the kind that the running module is named after, as `regularize_` names its layers."""
         name = self.stack.path.rpartition(".")[2].removesuffix("_dropout")
         return name if name in KINDS and isinstance(self.stack.module, DropoutLayer) else None
 
-    def applied(self, number: int, operand: Tensor, result: Any) -> None:
+    def note_application(self, number: int, operand: Tensor, result: Any) -> None:
         """Take note that numbers which were drawn before meet the tensor that they act on."""
         trace, after = self.traces[number], first_tensor((result,))
         if trace.origin is not None or after is None:
@@ -219,7 +219,9 @@ class Observer:
                 training=self.training,
                 random=False,
             )
-            own = [self.add(event, Trace(module=module, named=self.named(), shape=tuple(before.shape)))]
+            own = [
+                self.add(event, Trace(module=module, named=self.kind_by_name(), shape=tuple(before.shape)))
+            ]
         for number in own:
             self.measure(number, dropped, computed=computed)
             if self.traces[number].origin is None:
@@ -231,7 +233,7 @@ class Observer:
         event = Event(
             path=path, kind="unknown", operation=type(module).__name__, training=self.training, random=False
         )
-        return self.add(event, Trace(module=module, named=self.named(), shape=tuple(x.shape)))
+        return self.add(event, Trace(module=module, named=self.kind_by_name(), shape=tuple(x.shape)))
 
     def note_host_random(self) -> None:
         """Take note of numbers that the running module has drawn outside torch."""

@@ -12,7 +12,7 @@ from ._events import Finding
 POINTS = (0.0, 0.3, 0.6, 1.0)
 
 
-class Schedule(Protocol):
+class RateHandle(Protocol):
     """What moves the rates, as the handle of ``regularize_`` does."""
 
     progress: float
@@ -21,7 +21,7 @@ class Schedule(Protocol):
         """Move every rate."""
 
 
-def schedule_recompiles(model: nn.Module, inputs: Any, schedule: Schedule) -> Iterator[Finding]:
+def schedule_recompiles(model: nn.Module, inputs: Any, schedule: RateHandle) -> Iterator[Finding]:
     """Compile the model, move the schedule, and count the graphs that become necessary."""
     graphs: list[int] = []
     before = schedule.progress

@@ -144,7 +144,7 @@ def never_called(model: nn.Module, inputs: Any, training: Observer) -> tuple[lis
         second.run(inputs, backward=False)
     readers = {
         path: patterns(e.path for e in second.events if is_close(probes[path], e.resolved))
-        or patterns(e.path for e in unrated(second, path) if moves(model, inputs, uncalled[path]))
+        or patterns(e.path for e in events_without_rate(second, path) if moves(model, inputs, uncalled[path]))
         for path in uncalled
     }
     findings = [
@@ -178,7 +178,7 @@ def rates_set(rates: Mapping[nn.Module, float]) -> Iterator[None]:
             vars(module)["p"] = p
 
 
-def unrated(observer: Observer, path: str) -> list[Event]:
+def events_without_rate(observer: Observer, path: str) -> list[Event]:
     """Return the random operations beside a module whose kernels were given no rate to compare."""
     owner = path.rpartition(".")[0]
     return [event for event in observer.events if event.resolved is None and within(event.path, owner)]

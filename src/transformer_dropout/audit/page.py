@@ -12,7 +12,7 @@ from ._template import rendered
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class OperationRow:
     """Equal random operations of one card.
 
     Attributes:
@@ -56,7 +56,7 @@ class Card:
         ends = (self.blocks[0], self.blocks[-1]) if self.blocks else (self.where,)
         return " … ".join(dict.fromkeys(ends))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[OperationRow]:
         """Return what ran, equal operations once, in order."""
         groups: dict[tuple, list[Event]] = {}
         for event in self.events:
@@ -67,14 +67,14 @@ class Card:
         return [row_of(key, events, max(1, len(self.blocks))) for key, events in groups.items()]
 
 
-def row_of(key: tuple, events: Sequence[Event], blocks: int) -> Row:
+def row_of(key: tuple, events: Sequence[Event], blocks: int) -> OperationRow:
     """Return equal operations as one row."""
     place, kind, operation, configured, resolved = key
     seen = [event.measured for event in events if event.measured is not None]
     measured = sum(seen) / len(seen) if seen else None
     rate = measured if measured is not None else resolved
     training = sum(event.training for event in events)
-    return Row(
+    return OperationRow(
         place=place or "the block itself",
         kind=kind.replace("_", " "),
         operation=operation,

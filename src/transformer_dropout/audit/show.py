@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..functional import entropy_penalty
 from ..sites.observation.restore import refuse_what_cannot_be_watched
 from ..surgery._refusals import handle_on
-from ._masks import Masks, Place, Shares, Weights, look
+from ._masks import Masks, PlaceMasks, Shares, Weights, look
 from ._template import rendered
 
 # What a page pictures at most; more is left out, or several channels share a column, and the page says so.
@@ -155,7 +155,7 @@ def masks_page(
     return rendered("audit", "masks.html.jinja", title=title, content=content, notes=told, places=len(places))
 
 
-def described(place: Place) -> dict[str, Any]:
+def described(place: PlaceMasks) -> dict[str, Any]:
     """Return what a page says of a place, whatever the moment."""
     inside = place.path[len(place.block) :].lstrip(".") if place.block else place.path
     turn = f" (call {place.turn})" if place.turn > 1 else ""
@@ -235,16 +235,16 @@ def entropy_of(expected: Shares | None) -> float | None:
     return round(entropy_penalty(torch.as_tensor(expected)).item(), 4)
 
 
-def rows_in(place: Place) -> int:
+def rows_in(place: PlaceMasks) -> int:
     """Return how many tokens a place has; 0 where that was not seen."""
     return max(len(values) if isinstance(values, Tensor) else 0 for values in views_of(place))
 
 
-def columns_in(place: Place) -> int:
+def columns_in(place: PlaceMasks) -> int:
     """Return how many channels a place has; 0 where that was not seen."""
     return max(values.shape[1] if isinstance(values, Tensor) else 0 for values in views_of(place))
 
 
-def views_of(place: Place) -> list[Shares | None]:
+def views_of(place: PlaceMasks) -> list[Shares | None]:
     """Return what was kept at a place in each view."""
     return [getattr(place, view) for view in VIEWS]

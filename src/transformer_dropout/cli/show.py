@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
+class ModelAndText:
     """A model that reads a text.
 
     Attributes:
@@ -77,7 +77,7 @@ def show(
         open_in_browser(console, path)
 
 
-def reader_of(target: Path, text: str) -> Reader:
+def reader_of(target: Path, text: str) -> ModelAndText:
     """Load the model of a folder, and what it makes of a text.
 
     Raises:
@@ -103,7 +103,7 @@ def reader_of(target: Path, text: str) -> Reader:
     return read_by_transformers(folder, text)
 
 
-def read_by_decoder(folder: Path, text: str) -> Reader:
+def read_by_decoder(folder: Path, text: str) -> ModelAndText:
     """Load a decoder that `dropout train` wrote."""
     import torch
 
@@ -114,12 +114,12 @@ def read_by_decoder(folder: Path, text: str) -> Reader:
     tokenizer = load_tokenizer(folder)
     ids = [int(token) for token in tokenizer.encode(text)]
     ids, notes = shortened(ids, model.config.context)
-    return Reader(
+    return ModelAndText(
         model=model, inputs=(torch.tensor([ids]),), tokens=pieces(ids, tokenizer.decode), notes=notes
     )
 
 
-def read_by_transformers(folder: Path, text: str) -> Reader:
+def read_by_transformers(folder: Path, text: str) -> ModelAndText:
     """Load a Hugging Face model, with the recipe that lies beside it."""
     from ..audit.tiny_models import saved_model
     from ..tasks._pretrained import load_tokenizer, quiet
@@ -136,7 +136,7 @@ def read_by_transformers(folder: Path, text: str) -> Reader:
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = inputs["input_ids"]
         notes.append("The decoder reads the same text as the encoder.")
-    return Reader(model=model, inputs=inputs, tokens=pieces(ids, tokenizer.decode), notes=notes)
+    return ModelAndText(model=model, inputs=inputs, tokens=pieces(ids, tokenizer.decode), notes=notes)
 
 
 def regularize_as_saved(folder: Path, model: "nn.Module") -> None:

@@ -66,15 +66,17 @@ def sites(
     found = find_sites(model, opened.inputs)
     rates = {site.name: number(own_rate(model, site)) for site in found}
     missing = missing_kinds(model, opened.inputs)
-    plans = None if chosen is None else planned(model, chosen, found)
+    plans = None if chosen is None else layers_by_site(model, chosen, found)
     console = table_console()
     columns = ("path", "kind", "blocks", "reached by", "width", "rate now")
     columns = columns if plans is None else (*columns, "with the recipe")
     rows = rows_of(found, rates, plans)
-    console.print(narrow_table(f"{target}: sites of {type(model).__name__}", columns, merged(rows), fixed=2))
+    console.print(
+        narrow_table(f"{target}: sites of {type(model).__name__}", columns, join_blocks(rows), fixed=2)
+    )
     for kind, reason in missing.items():
         console.print(f"not reached: {kind}, {escape(reason)}.", soft_wrap=True, highlight=False)
-    if check and not checked(console, model, opened.inputs, found):
+    if check and not print_checks(console, model, opened.inputs, found):
         raise typer.Exit(1)
 
 
@@ -94,7 +96,7 @@ def rows_of(found: "list[Site]", rates: dict[str, str], plans: dict[str, str] | 
     ]
 
 
-def checked(console: Any, model: "nn.Module", inputs: Any, found: "list[Site]") -> bool:
+def print_checks(console: Any, model: "nn.Module", inputs: Any, found: "list[Site]") -> bool:
     """Print what `check_sites` finds; return whether every place is what it is called."""
     from ..surgery.check import check_sites
 
@@ -135,7 +137,7 @@ def read_recipe(path: Path) -> "Recipe":
     )
 
 
-def planned(model: "nn.Module", recipe: "Recipe", found: "list[Site]") -> dict[str, str]:
+def layers_by_site(model: "nn.Module", recipe: "Recipe", found: "list[Site]") -> dict[str, str]:
     """Return what a recipe does at each site of a model, by the site's name."""
     from ..surgery.regularize import regularize_
 
@@ -177,7 +179,7 @@ def pattern(site: "Site") -> str:
     return ".".join(parts)
 
 
-def merged(rows: list[tuple]) -> list[tuple[str, ...]]:
+def join_blocks(rows: list[tuple]) -> list[tuple[str, ...]]:
     """Join rows that differ in their block only, in the order of the first of them."""
     blocks: dict[tuple, list[int | None]] = {}
     for path, kind, block, *others in rows:

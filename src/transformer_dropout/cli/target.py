@@ -40,7 +40,7 @@ def open_target(target: str, attention: str | None = None) -> Target:
         InputError: for anything else, and for whatever goes wrong on the way, such as a broken installation.
     """
     try:
-        return opened(target, attention)
+        return folder_or_code_or_family(target, attention)
     except InputError:
         raise
     except Exception as error:
@@ -55,7 +55,7 @@ def what_failed(error: Exception) -> str:
     return f"{type(error).__name__}: {message}{where}"
 
 
-def opened(target: str, attention: str | None) -> Target:
+def folder_or_code_or_family(target: str, attention: str | None) -> Target:
     """Build or load a model."""
     path = Path(target)
     if path.is_dir():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels.torch_internals import inside_backward
-from ._place import Place, arguments_for, refuse_place
+from ._place import SiteLike, arguments_for, refuse_place
 from ._token_gate import TokenGate
 
 
@@ -60,7 +60,7 @@ class DropoutLayer(nn.Module):
         self.in_plain_mlp = False
 
     @classmethod
-    def for_site(cls, site: Place, arguments: Mapping[str, Any], *, inputs: int | None = None) -> Self:
+    def for_site(cls, site: SiteLike, arguments: Mapping[str, Any], *, inputs: int | None = None) -> Self:
         """Make the layer for a site; a layer with needs of its own overrides this.
 
         The constructor's ``width`` and ``causal`` come from the site, where it takes them.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ._base import DropoutLayer
 
 
-class Place(Protocol):
+class SiteLike(Protocol):
     """What a layer may ask of the site it is made for; `Site` says what each word means."""
 
     @property
@@ -28,7 +28,7 @@ class Place(Protocol):
 
 
 def arguments_for(
-    layer: "type[DropoutLayer]", site: Place, arguments: Mapping[str, Any], inputs: int | None
+    layer: "type[DropoutLayer]", site: SiteLike, arguments: Mapping[str, Any], inputs: int | None
 ) -> dict[str, Any]:
     """Return a recipe's arguments with those that the constructor takes from the site.
 
@@ -55,7 +55,7 @@ def arguments_for(
     return given
 
 
-def refuse_place(layer: "type[DropoutLayer]", site: Place) -> None:
+def refuse_place(layer: "type[DropoutLayer]", site: SiteLike) -> None:
     """Raise InputError when the tensor at a site is not of the kind that a layer acts on."""
     place = f"{site.path} ({site.kind})"
     if site.access == "rate" and not layer.is_plain_dropout:

@@ -84,7 +84,7 @@ def hugging_face_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         ordered = [*({**sound, **decoder} for sound in sounds), *sounds, text]
     else:
         both = [{**text, **image, **decoder} for image in images]
-        texts = [{**text, **decoder}, *both, text, ended(text, config)]
+        texts = [{**text, **decoder}, *both, text, with_end_token(text, config)]
         ordered = [*texts, *images, *sounds, *series_inputs(config, taken)]
     known: list[dict[str, list[Any]]] = []
     for inputs in ordered:
@@ -94,7 +94,7 @@ def hugging_face_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             yield inputs
 
 
-def ended(text: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+def with_end_token(text: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     """Return tokens of which the last one ends the text: the head of some classifiers reads it there."""
     end = getattr(config, "eos_token_id", None)
     if "input_ids" not in text or type(end) is not int:

@@ -18,8 +18,8 @@ def width_of(model: nn.Module, kind: str, access: str, module: nn.Module) -> int
         if found is not None:
             return found
     if kind == "mlp_hidden":
-        return configured(model, HIDDEN_FIELDS) or four_times(configured(model, WIDTH_FIELDS))
-    return configured(model, WIDTH_FIELDS)
+        return first_in_config(model, HIDDEN_FIELDS) or four_times(first_in_config(model, WIDTH_FIELDS))
+    return first_in_config(model, WIDTH_FIELDS)
 
 
 def four_times(width: int | None) -> int | None:
@@ -27,7 +27,7 @@ def four_times(width: int | None) -> int | None:
     return None if width is None else 4 * width
 
 
-def configured(model: nn.Module, names: tuple[str, ...]) -> int | None:
+def first_in_config(model: nn.Module, names: tuple[str, ...]) -> int | None:
     """Return the first of the named numbers that the model's config has."""
     config = getattr(model, "config", None)
     values = (getattr(config, name, None) for name in names)

@@ -14,7 +14,7 @@ from ..layers import DropoutLayer
 from ..sites import Site
 from ..sites._own_rate import holder_of, read_rate, set_rate
 from ._attention import attend_with_layer, route_through_layer
-from ._mlp import PlainMLP, detours, end_detour, plain_mlp, untouched
+from ._mlp import PlainMLP, detours, end_detour, hook_without_effect, plain_mlp
 from ._own_rates import MARK, Read, forward_with_rates
 from ._sequence import CacheSlot, Sequence, follow_sequence
 
@@ -182,7 +182,7 @@ class Surgery:
         """Let a layer compute the MLP around its site, so that it can leave out what it drops."""
         layer.in_plain_mlp = True
         parent = self.add_child(site.path, child_name(site), layer)
-        self._keep(NoticedHook(parent, parent.register_forward_hook(untouched)))
+        self._keep(NoticedHook(parent, parent.register_forward_hook(hook_without_effect)))
         for owner, name, value in detours(mlp, parent, child_name(site)):
             own = vars(owner).get(name)
             setattr(owner, name, value)

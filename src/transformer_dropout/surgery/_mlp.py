@@ -155,5 +155,5 @@ def is_detour(forward: Any) -> bool:
     return forward is passed_on or (isinstance(forward, partial) and forward.func is through_layer)
 
 
-def untouched(module: nn.Module, arguments: tuple, output: Any) -> None:
+def hook_without_effect(module: nn.Module, arguments: tuple, output: Any) -> None:
     """Forward hook that does nothing, for a module whose owner takes a fused path unless there is a hook."""

@@ -116,16 +116,16 @@ class Lineage:
         if drawn is not None and SAMPLERS.fullmatch(name):
             origin = Origin(mask_of=drawn)
         elif number is not None and not ATTENTION.fullmatch(name):
-            origin = self.dropped(number, [self.origins[value] for value in operands])
+            origin = self.origin_after_dropout(number, [self.origins[value] for value in operands])
         else:
-            origin = self.computed(name, path, operands, args, result)
+            origin = self.origin_of_result(name, path, operands, args, result)
             if number is not None:
                 origin = replace(origin, drawn=origin.drawn | {number})
         if origin != NOTHING:
             for value in tensors_in(args[:1] if name == "__setitem__" else result):
                 self.origins[value] = origin
 
-    def dropped(self, number: int, inputs: list[Origin]) -> Origin:
+    def origin_after_dropout(self, number: int, inputs: list[Origin]) -> Origin:
         """Return the origin of what a dropout left of its input; of a constant it makes a mask."""
         before = inputs[0] if inputs else NOTHING
         if before.role == "constant":
@@ -144,7 +144,9 @@ class Lineage:
             joined=before.joined,
         )
 
-    def computed(self, name: str, path: str, operands: list[Tensor], args: tuple, result: Any) -> Origin:
+    def origin_of_result(
+        self, name: str, path: str, operands: list[Tensor], args: tuple, result: Any
+    ) -> Origin:
         """Return the origin of what a function computed."""
         inputs = [self.origins[value] for value in operands]
         masks = {origin.mask_of for origin in inputs if origin.mask_of is not None}
@@ -156,7 +158,7 @@ class Lineage:
             if self.applied is not None:
                 self.applied(number, next(v for v in operands if self.origins[v] in data), result)
             if name in PRODUCTS or fills_with_zeros(args, inputs):
-                return self.dropped(number, data)
+                return self.origin_after_dropout(number, data)
         role = role_after(name, [origin.role for origin in inputs if origin.role is not None])
         if not data:
             return Origin(role)

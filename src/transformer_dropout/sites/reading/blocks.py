@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from .branches import Branch
-from .graph import ModuleCall, Run
+from .graph import ModuleCall, RunGraph
 
 LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(kw_only=True)
-class Block:
+class BlockCalls:
     """One block of a model.
 
     Attributes:
@@ -28,13 +28,13 @@ class Block:
 
 
 @dataclass(kw_only=True)
-class Stack:
+class BlockSequence:
     """Blocks that run one after the other."""
 
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[BlockCalls] = field(default_factory=list)
 
 
-def stacks_of(run: Run, branches: list[Branch]) -> list[Stack]:
+def stacks_of(run: RunGraph, branches: list[Branch]) -> list[BlockSequence]:
     """Return the stacks of blocks of a run, in order."""
     attending = [branch for branch in branches if branch.attentions]
     chosen: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def stacks_of(run: Run, branches: list[Branch]) -> list[Stack]:
     return sorted(stacks, key=lambda stack: stack.blocks[0].branches[0].add)
 
 
-def unit_of(run: Run, branch: Branch, branches: list[Branch], attending: bool) -> ModuleCall | None:
+def unit_of(run: RunGraph, branch: Branch, branches: list[Branch], attending: bool) -> ModuleCall | None:
     """Return the module call that is the block around a branch; None where no module repeats there."""
     around = [run.calls[number] for number in run.calls[run.nodes[branch.add].call].around]
     items = [call for call in reversed(around[1:]) if repeats(run.model, call.path)]
@@ -83,7 +83,7 @@ def complete(call: ModuleCall, branches: list[Branch]) -> bool:
     return 1 < len(inside) < 4 and any(not branch.attentions for branch in inside)
 
 
-def is_parallel(run: Run, branch: Branch) -> bool:
+def is_parallel(run: RunGraph, branch: Branch) -> bool:
     """Return whether attention and MLP are added in one sum."""
     end = run.nodes[branch.end]
     mixed = [run.nodes[s].before for s in run.activations(end) if branch.inside >> s & 1]
@@ -101,20 +101,22 @@ def repeats(model: nn.Module, path: str) -> bool:
     return alike.count(type(model.get_submodule(path))) > 1
 
 
-def family(run: Run, call: ModuleCall) -> str:
+def family(run: RunGraph, call: ModuleCall) -> str:
     """Return what blocks of one stack have in common: the path of their list without its numbers."""
     parent, _, name = call.path.rpartition(".")
     stem = "" if name.isdigit() else type(call.module).__name__
     return f"{NUMBER.sub('*', parent)}:{stem}"
 
 
-def stack_of(run: Run, paths: list[str], containers: dict[str, None], branches: list[Branch]) -> Stack:
+def stack_of(
+    run: RunGraph, paths: list[str], containers: dict[str, None], branches: list[Branch]
+) -> BlockSequence:
     """Return the stack that some blocks belong to, with their neighbours that do not attend."""
     units = set(paths)
     parents = {path.rpartition(".")[0] for path in paths}
     numbered = all(path.rpartition(".")[2].isdigit() for path in paths)
     listed = {p for p in parents if isinstance(run.model.get_submodule(p), nn.ModuleList | nn.ModuleDict)}
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, BlockCalls] = {}
     for call in run.calls:
         parent, _, name = call.path.rpartition(".")
         neighbour = parent in listed or (parent in parents and numbered and name.isdigit())
@@ -123,20 +125,20 @@ def stack_of(run: Run, paths: list[str], containers: dict[str, None], branches: 
         inside = [branch for branch in branches if call.holds(branch.add)]
         if call.path not in units and not inside:
             continue
-        block = blocks.setdefault(call.path, Block(path=call.path, branches=inside))
+        block = blocks.setdefault(call.path, BlockCalls(path=call.path, branches=inside))
         block.calls.append(call.index)
-    return Stack(blocks=[block for block in blocks.values() if block.branches])
+    return BlockSequence(blocks=[block for block in blocks.values() if block.branches])
 
 
-def parallel(run: Run, attending: list[Branch], rest: list[Branch]) -> list[Stack]:
+def parallel(run: RunGraph, attending: list[Branch], rest: list[Branch]) -> list[BlockSequence]:
     """Return the blocks of a model with parallel lists of parts: each begins with an attention."""
     if not attending:
         return []
-    stack = Stack()
+    stack = BlockSequence()
     begins = {branch.add for branch in attending}
     for branch in rest:
         if branch.add in begins:
-            stack.blocks.append(Block(path=None))
+            stack.blocks.append(BlockCalls(path=None))
         if stack.blocks:
             stack.blocks[-1].branches.append(branch)
     return [stack]

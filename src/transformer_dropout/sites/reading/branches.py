@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .graph import PRODUCTS, SUMS, Node, Run, bits
+from .graph import PRODUCTS, SUMS, Node, RunGraph, bits
 
 FUSED = frozenset(
     {"scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention", "flash_attn_func"}
@@ -20,7 +20,7 @@ LONGEST_WAY = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention:
+class AttentionNodes:
     """Where values are mixed.
 
     Attributes:
@@ -49,7 +49,7 @@ class Branch:
     skip: int
     end: int
     inside: int
-    attentions: tuple[Attention, ...] = ()
+    attentions: tuple[AttentionNodes, ...] = ()
     joint: tuple[Any, ...] = ()
 
 
@@ -66,7 +66,7 @@ class Tail:
     linear: bool = False
 
 
-def attentions_of(run: Run) -> list[Attention]:
+def attentions_of(run: RunGraph) -> list[AttentionNodes]:
     """Return every attention of a run, in order."""
     uses: dict[int, list[int]] = {}
     for node in run.nodes:
@@ -75,15 +75,15 @@ def attentions_of(run: Run) -> list[Attention]:
     found = []
     for node in run.nodes:
         if node.name in FUSED:
-            found.append(Attention(weights=node.index, product=node.index))
+            found.append(AttentionNodes(weights=node.index, product=node.index))
         elif node.name in SOFTMAX and len(node.shape) > 1 and run.is_activation(node.index):
             product = mixing_product(run, uses, node.index)
             if product is not None:
-                found.append(Attention(weights=node.index, product=product))
+                found.append(AttentionNodes(weights=node.index, product=product))
     return found
 
 
-def mixing_product(run: Run, uses: dict[int, list[int]], softmax: int) -> int | None:
+def mixing_product(run: RunGraph, uses: dict[int, list[int]], softmax: int) -> int | None:
     """Return the product of a softmax with values; None where it chooses or is returned."""
     front, seen = [softmax], {softmax}
     for _ in range(LONGEST_WAY):
@@ -104,7 +104,7 @@ def mixing_product(run: Run, uses: dict[int, list[int]], softmax: int) -> int | 
     return None
 
 
-def branches_of(run: Run, attentions: list[Attention]) -> list[Branch]:
+def branches_of(run: RunGraph, attentions: list[AttentionNodes]) -> list[Branch]:
     """Return the residual branches of a run that hold no others, in order."""
     found: list[Branch] = []
     sums = 0
@@ -119,7 +119,7 @@ def branches_of(run: Run, attentions: list[Attention]) -> list[Branch]:
     return found
 
 
-def branch_at(run: Run, node: Node, streams: dict[int, int]) -> Branch | None:
+def branch_at(run: RunGraph, node: Node, streams: dict[int, int]) -> Branch | None:
     """Return the branch that a sum adds; None for another sum, or anything else.
 
     Args:
@@ -144,7 +144,7 @@ def branch_at(run: Run, node: Node, streams: dict[int, int]) -> Branch | None:
     return None
 
 
-def stream(run: Run, index: int) -> int:
+def stream(run: RunGraph, index: int) -> int:
     """Return the node that a value is, but for its scale, dtype and shape."""
     for _ in range(LONGEST_WAY):
         node = run.nodes[index]
@@ -166,7 +166,7 @@ SAME = frozenset(
 )
 
 
-def between(run: Run, start: int, end: int) -> int:
+def between(run: RunGraph, start: int, end: int) -> int:
     """Return the nodes from which one depends and that depend on another, as bits, without the first."""
     found = 0
     for index in bits(run.nodes[end].before & ~run.nodes[start].before):
@@ -175,7 +175,7 @@ def between(run: Run, start: int, end: int) -> int:
     return found
 
 
-def tail_of(run: Run, end: int, inside: int, products: int = 0) -> Tail:
+def tail_of(run: RunGraph, end: int, inside: int, products: int = 0) -> Tail:
     """Follow a value back to the last product of weights in it.
 
     Args:
@@ -201,7 +201,7 @@ def tail_of(run: Run, end: int, inside: int, products: int = 0) -> Tail:
         tail.values.insert(0, sources[0])
 
 
-def around_module(run: Run, index: int, inside: int, products: int) -> list[int]:
+def around_module(run: RunGraph, index: int, inside: int, products: int) -> list[int]:
     """Return the input of the module whose output a value is, when it holds no product of weights."""
     for call in run.calls:
         if call.outputs[:1] != (index,) or not call.inputs:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .graph import Run
+from .graph import RunGraph
 
 
-def gradient(run: Run, source: int, result: int, first: int, last: int) -> Tensor | None:
+def gradient(run: RunGraph, source: int, result: int, first: int, last: int) -> Tensor | None:
     """Return the gradient of some tokens of a result with respect to all tokens of its source."""
     given, made = run.tensors.get(source), run.tensors.get(result)
     if given is None or made is None or not made.requires_grad or made.ndim < 3 or given.shape != made.shape:
@@ -22,7 +22,7 @@ def gradient(run: Run, source: int, result: int, first: int, last: int) -> Tenso
     return None if found is None else found.abs().flatten(2).sum((0, 2)) if found.ndim >= 3 else None
 
 
-def sees_later(run: Run, source: int, result: int) -> bool | None:
+def sees_later(run: RunGraph, source: int, result: int) -> bool | None:
     """Return whether a token's result depends on tokens after it; None where that cannot be seen."""
     given = run.tensors.get(source)
     if given is None or given.ndim != 3 or given.shape[1] < 2:
@@ -34,7 +34,7 @@ def sees_later(run: Run, source: int, result: int) -> bool | None:
     return bool(found[half:].any())
 
 
-def mixes(run: Run, source: int, result: int) -> bool:
+def mixes(run: RunGraph, source: int, result: int) -> bool:
     """Return whether a token's result depends on any other token."""
     given = run.tensors.get(source)
     if given is None or given.ndim < 3 or given.shape[1] < 2:

@@ -16,7 +16,7 @@ def gates_seen(model: nn.Module) -> Iterator[dict[str, int]]:
     widths: dict[str, int] = {}
     holders = [(path, part) for path, part in model.named_modules() if callable(getattr(part, METHOD, None))]
     for path, part in holders:
-        vars(part)[METHOD] = partial(noted, widths, path, getattr(part, METHOD))
+        vars(part)[METHOD] = partial(compute_and_note_width, widths, path, getattr(part, METHOD))
     try:
         yield widths
     finally:
@@ -24,7 +24,7 @@ def gates_seen(model: nn.Module) -> Iterator[dict[str, int]]:
             del vars(part)[METHOD]
 
 
-def noted(widths: dict[str, int], path: str, gate: Any, *given: Tensor) -> Tensor:
+def compute_and_note_width(widths: dict[str, int], path: str, gate: Any, *given: Tensor) -> Tensor:
     """Compute a gate, and take note of its width."""
     hidden = gate(*given)
     widths[path] = hidden.shape[-1]

@@ -73,7 +73,7 @@ class ModuleCall:
 
 
 @dataclass(kw_only=True)
-class Run:
+class RunGraph:
     """One observed forward.
 
     Attributes:
@@ -123,14 +123,14 @@ class Recorder:
     """Builds the graph of a run while a model runs."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.run = Run(model=model)
+        self.run = RunGraph(model=model)
         self.stack = ModuleStack(model, modes=(Calls(self.note),), entered=self.enter, left=self.leave)
         self._nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._writers: dict[int, int] = {}
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._open: list[ModuleCall] = []
 
-    def record(self, inputs: Any) -> Run:
+    def record(self, inputs: Any) -> RunGraph:
         """Run the model once, and return the graph."""
         with self.stack, torch.enable_grad():
             output = call(self.run.model, inputs)

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from .._site import Kind, Site
-from .blocks import Block, stacks_of
+from .blocks import BlockCalls, stacks_of
 from .branches import SAME, SCALES, Branch, Tail, attentions_of, branches_of, tail_of
 from .causality import mixes
-from .graph import ModuleCall, Node, Run, bits
-from .places import Place, Places
+from .graph import ModuleCall, Node, RunGraph, bits
+from .passages import Passage, Passages
 from .random import Draw
 
 MLP = re.compile(r"mlp|ffn|feed_?forward|dense_?relu|intermediate|moe|expert|\bfc\d|\.ff\b", re.IGNORECASE)
@@ -28,22 +28,22 @@ class BlockReader:
         gates: the hidden widths of experts that compute them in a method of their own.
     """
 
-    def __init__(self, run: Run, draws: list[Draw], gates: dict[str, int]) -> None:
+    def __init__(self, run: RunGraph, draws: list[Draw], gates: dict[str, int]) -> None:
         self.gates = gates
         self.run, self.draws = run, [d for d in draws if ".lora_dropout." not in f"{d.module}."]
         self.attentions = attentions_of(run)
         self.branches = branches_of(run, self.attentions)
         self.stacks = stacks_of(run, self.branches)
-        self.places = Places(run, self.draws)
+        self.places = Passages(run, self.draws)
         self.found: list[tuple[int, Site]] = []
         self.where: dict[int, dict[str, Any]] = {}
 
-    def add(self, kind: Kind, place: Place | None, **where: Any) -> None:
+    def add(self, kind: Kind, place: Passage | None, **where: Any) -> None:
         """Take note of a place."""
         if place is not None:
             self.found.append((place.node, place.site(kind, **where)))
 
-    def read_block(self, block: Block, where: dict[str, Any]) -> None:
+    def read_block(self, block: BlockCalls, where: dict[str, Any]) -> None:
         """Name the places inside a block, and the block."""
         around = None if block.path is None else self.run.calls[block.calls[0]]
         once = max(len(block.calls), 1)
@@ -62,7 +62,7 @@ class BlockReader:
         if adds_to_its_input(around):
             shape = around.shapes[1][0]
             node = around.end
-            place = Place(node=node, path=around.path, access="block", width=shape[-1], rates=rates)
+            place = Passage(node=node, path=around.path, access="block", width=shape[-1], rates=rates)
             self.add("block", place, **where)
 
     def parts(self, branch: Branch) -> Iterator[Branch]:
@@ -121,7 +121,9 @@ class BlockReader:
             if call.path in self.gates:
                 width = self.gates[call.path]
                 self.add(
-                    "mlp_hidden", Place(node=call.begin, path=call.path, access="gate", width=width), **where
+                    "mlp_hidden",
+                    Passage(node=call.begin, path=call.path, access="gate", width=width),
+                    **where,
                 )
                 return True
         for call in calls:
@@ -130,7 +132,7 @@ class BlockReader:
             owner = run.model.get_submodule(call.path.rpartition(".")[0])
             if name == "act_fn" and call.shapes[1] and holds_experts(owner):
                 width = call.shapes[1][0][-1]
-                place = Place(node=call.begin, path=call.path, access="output", width=width)
+                place = Passage(node=call.begin, path=call.path, access="output", width=width)
                 self.add("mlp_hidden", place, **where)
                 return True
         return False
@@ -165,7 +167,7 @@ class BlockReader:
         named = any(is_called_mlp(self.run.calls[number]) for number in around - outer)
         return named or not mixes(self.run, branch.skip, branch.end)
 
-    def read_rest_of(self, around: ModuleCall, block: Block, where: dict[str, Any]) -> None:
+    def read_rest_of(self, around: ModuleCall, block: BlockCalls, where: dict[str, Any]) -> None:
         """Name the places of what drops inside a block and at the end of no branch."""
         for draw in self.draws:
             if draw.node in self.places.taken or not around.holds(draw.node):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..observation.stack import is_dropout_module
-from .graph import ModuleCall, Run
+from .graph import ModuleCall, RunGraph
 from .rates import rate_among
 
 
@@ -31,7 +31,7 @@ class Draw:
     attention: bool = False
 
 
-def draws_of(run: Run, rates: dict[str, float]) -> list[Draw]:
+def draws_of(run: RunGraph, rates: dict[str, float]) -> list[Draw]:
     """Return the random operations of a run, in order."""
     found = []
     for node in run.nodes:
@@ -58,7 +58,7 @@ def draws_of(run: Run, rates: dict[str, float]) -> list[Draw]:
     return found
 
 
-def consumer(run: Run, node: int, around: ModuleCall) -> int:
+def consumer(run: RunGraph, node: int, around: ModuleCall) -> int:
     """Return the first node that puts a drawn mask on an activation; the draw itself where none does."""
     end = around.end if around.end >= 0 else len(run.nodes)
     for other in run.nodes[node + 1 : end]:
@@ -67,7 +67,7 @@ def consumer(run: Run, node: int, around: ModuleCall) -> int:
     return node
 
 
-def rate_near(run: Run, node: int, around: ModuleCall, rates: dict[str, float]) -> str | None:
+def rate_near(run: RunGraph, node: int, around: ModuleCall, rates: dict[str, float]) -> str | None:
     """Return the rate that what was drawn is compared with or added to, else the only one of its module."""
     end = around.end if around.end >= 0 else len(run.nodes)
     for other in run.nodes[node + 1 : end]:

@@ -8,13 +8,13 @@ from torch import nn
 
 from .._site import Kind, Site
 from ..observation.restore import unchanged
-from .blocks import Block, Stack
+from .blocks import BlockCalls, BlockSequence
 from .branches import NONLINEAR, Tail, tail_of
 from .causality import sees_later
 from .experts import gates_seen
 from .graph import Recorder, bits
 from .inside import EVERYTHING, BlockReader, is_product
-from .places import TORCH_LAYERS
+from .passages import TORCH_LAYERS
 from .random import draws_of
 from .rates import told_apart
 
@@ -30,11 +30,11 @@ def read_run(model: nn.Module, inputs: Any) -> list[Site]:
         model.train()
         with told_apart(model) as rates, gates_seen(model) as gates:
             run = Recorder(model).record(inputs)
-            reader = Reader(run, draws_of(run, rates), gates)
+            reader = SiteReader(run, draws_of(run, rates), gates)
             return reader.sites()
 
 
-class Reader(BlockReader):
+class SiteReader(BlockReader):
     """Names the places of a run: those inside its blocks, and what lies before and behind these."""
 
     def sites(self) -> list[Site]:
@@ -52,7 +52,7 @@ class Reader(BlockReader):
             known.setdefault(site.name, site)
         return list(known.values())
 
-    def read_stack(self, stack: Stack) -> None:
+    def read_stack(self, stack: BlockSequence) -> None:
         """Name the places of a stack of blocks, and what leads to it."""
         where: dict[str, Any] = {"n_blocks": len(stack.blocks)}
         self.where[id(stack)] = where
@@ -63,7 +63,7 @@ class Reader(BlockReader):
         for index, block in enumerate(stack.blocks):
             self.read_block(block, {"block": index, **where})
 
-    def read_embedding(self, stack: Stack, where: dict[str, Any]) -> None:
+    def read_embedding(self, stack: BlockSequence, where: dict[str, Any]) -> None:
         """Name the place where tokens enter a stack."""
         first = stack.blocks[0]
         entered = first.branches[0].skip
@@ -199,7 +199,7 @@ class Reader(BlockReader):
                 rates = list(dict.fromkeys(rates))
                 self.found[place] = node, replace(site, rate=rates[0], silences=tuple(rates[1:]))
 
-    def is_causal(self, stack: Stack) -> bool:
+    def is_causal(self, stack: BlockSequence) -> bool:
         """Return whether in a stack a token sees only what came before it; True where that cannot be seen."""
         for block in stack.blocks:
             for branch in block.branches:
@@ -209,7 +209,7 @@ class Reader(BlockReader):
                         return not seen
         return True
 
-    def owner_of(self, block: Block) -> str | None:
+    def owner_of(self, block: BlockCalls) -> str | None:
         """Return the innermost module around a block that is called with tokens."""
         if not hasattr(self.run.model, "base_model_prefix"):
             return None
@@ -221,7 +221,7 @@ class Reader(BlockReader):
                 return call.path
         return None
 
-    def is_batch_first(self, stack: Stack) -> bool:
+    def is_batch_first(self, stack: BlockSequence) -> bool:
         """Return whether the first dimension of what enters a stack counts the samples."""
         module = self.run.model.get_submodule(stack.blocks[0].path or "")
         return not isinstance(module, TORCH_LAYERS) or bool(module.self_attn.batch_first)

@@ -8,15 +8,15 @@ from torch import nn
 from .._block import calls_interface
 from .._site import Access, Kind, Site
 from ..observation.stack import is_dropout_module
-from .branches import Attention, Tail
-from .graph import ModuleCall, Run
+from .branches import AttentionNodes, Tail
+from .graph import ModuleCall, RunGraph
 from .random import Draw
 
 TORCH_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Passage:
     """A module at which a tensor passes, and the rates at which the model itself drops that tensor."""
 
     node: int
@@ -39,7 +39,7 @@ class Place:
         )
 
 
-class Places:
+class Passages:
     """Finds the modules at which the values of a run pass.
 
     Args:
@@ -47,7 +47,7 @@ class Places:
         draws: its random operations.
     """
 
-    def __init__(self, run: Run, draws: list[Draw]) -> None:
+    def __init__(self, run: RunGraph, draws: list[Draw]) -> None:
         self.run, self.draws = run, draws
         self.taken: set[int] = set()
         self._times = Counter(call.path for call in run.calls)
@@ -58,7 +58,7 @@ class Places:
 
     def at(
         self, tail: Tail, *, within: ModuleCall | None = None, outermost: bool = False, once: int = 1
-    ) -> Place | None:
+    ) -> Passage | None:
         """Return where a layer can act on one of a tail's values: the model's own dropout, else a module.
 
         Args:
@@ -89,7 +89,7 @@ class Places:
         if found is None:
             return None
         assert found.outputs[0] is not None
-        return Place(
+        return Passage(
             node=found.outputs[0],
             path=found.path,
             access="output",
@@ -97,7 +97,7 @@ class Places:
             rates=rates,
         )
 
-    def before(self, call: ModuleCall, tail: Tail, once: int = 1) -> Place | None:
+    def before(self, call: ModuleCall, tail: Tail, once: int = 1) -> Passage | None:
         """Return where a layer can act on what a module is given: the model's own dropout, else its input."""
         own = [
             draw for draw in self.draws if draw.acts in tail.values and not draw.whole and not draw.attention
@@ -112,9 +112,9 @@ class Places:
         if self._times[call.path] != once or call.inputs[:1] == (None,):
             return None
         width = width_of(call.shapes[0][0], call.module)
-        return Place(node=tail.values[-1], path=call.path, access="input", width=width, rates=rates)
+        return Passage(node=tail.values[-1], path=call.path, access="input", width=width, rates=rates)
 
-    def own(self, draw: Draw) -> Place:
+    def own(self, draw: Draw) -> Passage:
         """Return the place of a random operation that no tail leads to."""
         self.taken.add(draw.node)
         rates = () if draw.rate is None else (draw.rate,)
@@ -123,9 +123,9 @@ class Places:
         if alone and not draw.whole and self.run.is_activation(draw.node):
             return self._at_dropout(draw, rates)
         access: Access = "none" if draw.rate is None else "rate"
-        return Place(node=draw.node, path=draw.module or draw.path, access=access, width=None, rates=rates)
+        return Passage(node=draw.node, path=draw.module or draw.path, access=access, width=None, rates=rates)
 
-    def weights(self, attention: Attention) -> Place | None:
+    def weights(self, attention: AttentionNodes) -> Passage | None:
         """Return where an attention drops its weights."""
         run = self.run
         own = [
@@ -139,16 +139,16 @@ class Places:
         rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
         module = run.model.get_submodule(path)
         if calls_interface(module):
-            return Place(node=attention.weights, path=path, access="attention", width=None, rates=rates)
+            return Passage(node=attention.weights, path=path, access="attention", width=None, rates=rates)
         for draw in own:
             if (
                 draw.module is not None
                 and draw.rate is not None
                 and self._times[draw.module] == self._times[path]
             ):
-                return Place(node=draw.acts, path=draw.module, access="module", width=None, rates=rates[1:])
+                return Passage(node=draw.acts, path=draw.module, access="module", width=None, rates=rates[1:])
         if rates:
-            return Place(node=attention.weights, path=path, access="rate", width=None, rates=rates)
+            return Passage(node=attention.weights, path=path, access="rate", width=None, rates=rates)
         tail = Tail(values=list(range(attention.weights, attention.product)))
         return self._empty_dropout(tail, self._times[path])
 
@@ -160,17 +160,17 @@ class Places:
             call.path for call in calls if not is_dropout_module(call.module) and not is_activation(call)
         )
 
-    def _at_dropout(self, draw: Draw, rates: tuple[str, ...]) -> Place:
+    def _at_dropout(self, draw: Draw, rates: tuple[str, ...]) -> Passage:
         assert draw.module is not None and draw.rate is not None
         others = tuple(rate for rate in rates if rate != draw.rate)
         shape = self.run.nodes[draw.acts].shape
         # In evaluation torch's layers take a fused path around their modules, unless one has a hook.
         if isinstance(self.run.model.get_submodule(draw.module.rpartition(".")[0]), TORCH_LAYERS):
             rates = (draw.rate, *others)
-            return Place(node=draw.acts, path=draw.module, access="output", width=shape[-1], rates=rates)
-        return Place(node=draw.acts, path=draw.module, access="module", width=shape[-1], rates=others)
+            return Passage(node=draw.acts, path=draw.module, access="output", width=shape[-1], rates=rates)
+        return Passage(node=draw.acts, path=draw.module, access="module", width=shape[-1], rates=others)
 
-    def _empty_dropout(self, tail: Tail, once: int) -> Place | None:
+    def _empty_dropout(self, tail: Tail, once: int) -> Passage | None:
         """Return an ``nn.Identity`` that stands where a dropout would."""
         for value in tail.values:
             for call in self._returned.get(value, ()):
@@ -178,7 +178,7 @@ class Places:
                 named = "drop" in name and "path" not in name
                 if isinstance(call.module, nn.Identity) and named and self._times[call.path] == once:
                     width = call.shapes[1][0][-1]
-                    return Place(node=value, path=call.path, access="module", width=width)
+                    return Passage(node=value, path=call.path, access="module", width=width)
         return None
 
     def _serves(self, call: ModuleCall, within: ModuleCall | None, once: int) -> bool:
