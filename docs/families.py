@@ -19,6 +19,7 @@ from transformer_dropout.sites.observation.lineage import tensors_in
 from transformer_dropout.sites.observation.restore import unchanged
 from transformer_dropout.sites.reading.graph import Recorder
 from transformer_dropout.sites.reading.rates import rates_of
+from transformer_dropout.surgery.check import checks_of
 
 OWN_RATE = 0.3
 SECONDS = 60
@@ -33,8 +34,9 @@ layers. Make the page anew with
 * A kind's cell is the number of its places when all of them are right, as `td.check_sites` measures it
   on those outside the blocks and in the first block: each runs, a layer there changes training and never
   evaluation, the tensor is as wide as is said, taking the layer out gives every bit back; with everything
-  dropped at `attention_output` the weights mean nothing, at `mlp_output` the hidden units, at `embedding`
-  and `classifier` the tokens. `-`: the model has no such place.
+  dropped at `attention_output` the weights mean nothing and no token of a block influences another, but
+  for what is then named, at `mlp_output` the hidden units mean nothing, at `embedding` and `classifier`
+  the tokens. `-`: the model has no such place.
 * **still at 0**: with every kind at rate 0 two training forwards are equal to the last bit; *but for*
   names what no kind reaches.
 * **kernels**: random kernels of a training forward, counted below autograd, and those that the run saw.
@@ -86,14 +88,22 @@ def row(name: str, build: Callable[[], tuple[nn.Module, Any]]) -> tuple[list[str
     kernels = counted(model, inputs)
     near = [site for site in sites if site.block in (None, 0)]
     problems: dict[str, str] = {}
-    for check in td.check_sites(model, inputs, sites=near):
+    notes: dict[str, str] = {}
+    for check in checks_of(model, inputs, near, sites):
         if check.problem:
             problems.setdefault(check.site.kind, check.problem)
+        elif check.note:
+            notes.setdefault(check.site.kind, check.note)
     counts = Counter(site.kind for site in sites)
-    cells = [problems.get(kind, str(counts[kind]) if counts[kind] else "-") for kind in KINDS]
+    cells = [cell(problems.get(kind), counts[kind], notes.get(kind)) for kind in KINDS]
     still = stillness(model, inputs, sites)
     right = not problems and "differ" not in still and kernels[0] == kernels[1]
     return [name, type(model).__name__, *cells, still, f"{kernels[0]} / {kernels[1]}"], right
+
+
+def cell(problem: str | None, count: int, note: str | None) -> str:
+    """Return what is written of a kind: what is wrong, or how many places it has and what is to be known."""
+    return problem or (f"{count}. {note}" if note else str(count) if count else "-")
 
 
 def counted(model: nn.Module, inputs: Any) -> tuple[int, int]:
@@ -103,6 +113,8 @@ def counted(model: nn.Module, inputs: Any) -> tuple[int, int]:
         torch.manual_seed(0)
         with CountRandom() as mode, torch.no_grad():
             call(model, inputs)
+    with unchanged(model):
+        model.train()
         torch.manual_seed(0)
         run = Recorder(model).record(inputs)
     return mode.count, sum(len(node.drawn) for node in run.nodes)
@@ -110,8 +122,8 @@ def counted(model: nn.Module, inputs: Any) -> tuple[int, int]:
 
 def stillness(model: nn.Module, inputs: Any, sites: list[Site]) -> str:
     """Return whether with every kind at rate 0 two training forwards are equal."""
-    kinds = sorted({site.kind for site in sites if site.access != "none"})
-    others = sorted({site.path or "the model itself" for site in sites if site.access == "none"})
+    kinds = sorted({site.kind for site in sites if site.kind != "other"})
+    others = sorted({site.path or "the model itself" for site in sites if site.kind == "other"})
     recipe = td.Recipe([td.Rule(kind, td.Dropout, p=0.0) for kind in kinds])
     handle = td.regularize_(model, recipe, sites=sites)
     runs = []

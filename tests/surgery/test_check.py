@@ -76,3 +76,92 @@ def test_a_check_leaves_no_trace(bert):
     assert list(bert.state_dict()) == keys
     assert torch.equal(torch.get_rng_state(), state)
     assert not bert.training
+
+
+# Each was once said to have places that it has not, for a reason of its own.
+ONCE_WRONG = {
+    "what the model returns beside its output": ("aimv2_vision_model", "patchtst"),
+    "a rate that all blocks read from one config": ("data2vec-vision", "bigbird_pegasus"),
+    "parts that a first forward exchanges": ("big_bird",),
+    "weights that begin next to zero": ("blip",),
+    "several streams, which a matrix mixes": ("deepseek_v4",),
+    "short convolutions with a sum of their own inside a branch": ("inkling_text", "inkling_mm_model"),
+    "the model's own noise beside a rate": (pytest.param("groupvit", marks=pytest.mark.slow),),
+    "attention that is a constant on a CPU": ("mra",),
+}
+
+
+@pytest.mark.parametrize("name", [name for names in ONCE_WRONG.values() for name in names])
+def test_what_was_once_wrong_is_right(name):
+    model = tiny_model(name)
+    checks = td.check_sites(model, tiny_inputs(model))
+    assert checks
+    assert [check.problem for check in checks if check.problem] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("deepseek_v4", {"embedding", "attention_weights", "attention_output", "mlp_output", "block"}),
+        ("inkling_text", {"embedding", "attention_weights", "attention_output", "mlp_output", "block"}),
+    ],
+)
+def test_unusual_blocks_have_the_usual_places(name, kinds):
+    model = tiny_model(name)
+    sites = td.find_sites(model, tiny_inputs(model))
+    assert kinds <= {site.kind for site in sites}
+    assert {site.path for site in sites if site.kind == "block"} == {"model.layers.0", "model.layers.1"}
+
+
+def test_a_dropout_of_a_constant_is_no_mlp():
+    model = tiny_model("mra")
+    kinds = {site.path: site.kind for site in td.find_sites(model, tiny_inputs(model))}
+    assert kinds["mra.encoder.layer.0.attention.output.dropout"] == "other"
+
+
+class Attending(nn.Module):
+    """A block of attention, beside which something else may mix tokens."""
+
+    def __init__(self, convolves: bool) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.short = nn.Conv1d(16, 16, 3, padding=1) if convolves else None
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + self.out((q @ k.transpose(1, 2) / 4).softmax(-1) @ v)
+        if self.short is not None:
+            x = x + self.short(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.fc2(torch.relu(self.fc1(x)))
+
+
+@pytest.mark.parametrize("convolves", [False, True])
+def test_another_way_from_token_to_token_is_named(convolves):
+    model = nn.Sequential(*(Attending(convolves) for _ in range(2)))
+    checks = td.check_sites(model, (torch.randn(2, 6, 16),))
+    assert [check.problem for check in checks if check.problem] == []
+    notes = [check.note for check in checks if check.site.kind == "attention_output"]
+    told = [f"Tokens of {block} also influence each other in {block}.short." for block in "01"]
+    assert notes == (told if convolves else [None, None])
+
+
+def test_an_attention_that_is_left_out_is_noticed():
+    model = nn.Sequential(*(Attending(False) for _ in range(2)))
+    x = (torch.randn(2, 6, 16),)
+    sites = [s for s in td.find_sites(model, x) if s.name != "0.out/attention_output"]
+    moved = [dataclasses.replace(s, path="0.fc2", width=16) for s in td.find_sites(model, x)[:1]]
+    wrong = [*sites, *(dataclasses.replace(site, kind="attention_output", access="output") for site in moved)]
+    notes = [check.note for check in td.check_sites(model, x, sites=wrong) if check.note]
+    assert notes
+    assert all(note.startswith("Tokens of 0 also influence each other in 0") for note in notes)
+
+
+def test_a_place_behind_weights_of_zero_is_right():
+    model = nn.Sequential(*(Attending(False) for _ in range(2)))
+    for block in model:
+        nn.init.zeros_(block.fc2.weight)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    checks = td.check_sites(model, (torch.randn(2, 6, 16),))
+    assert [check.problem for check in checks if check.problem] == []
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

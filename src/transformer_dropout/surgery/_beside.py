@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..sites import Site, own_rate
-from .check import check_sites
+from .check import checks_of
 
 
 def beside(model: nn.Module, sites: Iterable[Site], ruled: set[str]) -> tuple[str, ...]:
@@ -38,13 +38,13 @@ def beside(model: nn.Module, sites: Iterable[Site], ruled: set[str]) -> tuple[st
     return tuple(lines)
 
 
-def prove(model: nn.Module, inputs: Any, sites: Iterable[Site]) -> None:
-    """Check the places that a recipe is about to use.
+def prove(model: nn.Module, inputs: Any, chosen: list[Site], known: list[Site]) -> None:
+    """Check the places that a recipe is about to use, out of those that are known.
 
     Raises:
         InputError: when one is not what it is called.
     """
-    problems = [check.problem for check in check_sites(model, inputs, sites=sites) if check.problem]
+    problems = [check.problem for check in checks_of(model, inputs, chosen, known) if check.problem]
     if problems:
         more = f" And {len(problems) - 1} more; see td.check_sites(model, inputs)." if problems[1:] else ""
         raise InputError(

@@ -1,8 +1,8 @@
 """`check_sites`: every place proves that it is what it is called."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import RateLayer
-from ..sites import Site, find_sites
+from ..sites import KINDS, Site, find_sites
 from ..sites._own_inputs import usable_inputs
 from ..sites.observation.inputs import call
 from ..sites.observation.lineage import tensors_in
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from ..sites.reading.rates import rates_of
 from ._apply import Surgery
+from ._influence import mixers
 
 # Where the model's own code drops, a rate of 1 would divide by what is kept.
 NEARLY_ALL = 0.9
@@ -29,10 +30,12 @@ class SiteCheck:
     Attributes:
         site: the place.
         problem: the sentence that says what is not as it should be; None where all is.
+        note: a sentence on what the place is right not to reach, as other ways from token to token.
     """
 
     site: Site
     problem: str | None = None
+    note: str | None = None
 
     @property
     def right(self) -> bool:
@@ -59,9 +62,10 @@ def check_sites(
 
     At each place a layer that drops nothing is compared with one that drops all: the output must differ
     in training and not at all in evaluation, the tensor must be as wide as is said, and taking the layer out
-    must give every bit back. At all places of a kind together: without the attentions' outputs the attention
-    weights, and without the MLPs' outputs their hidden units, must mean nothing; without the embedding, or
-    what the output layer is given, the tokens must mean nothing.
+    must give every bit back. At all places of a kind together: without the attentions' outputs no token may
+    influence another in any block, but for other ways that are then named, and the attention weights must
+    mean nothing; nor may the hidden units without the MLPs' outputs; without the embedding, or what the
+    output layer is given, what the model returns may not depend on the tokens.
 
     Args:
         model: any module that is not compiled.
@@ -76,18 +80,40 @@ def check_sites(
     """
     refuse_what_cannot_be_watched(model, "td.check_sites")
     found = list(find_sites(model, inputs) if sites is None else sites)
-    inputs = usable_inputs(model) if inputs is None else inputs
-    found = [site for site in found if site.access != "none"]
-    with unchanged(model), nothing_else_drops(model):
+    return checks_of(model, usable_inputs(model) if inputs is None else inputs, found, found)
+
+
+def checks_of(model: nn.Module, inputs: Any, chosen: list[Site], known: list[Site]) -> list[SiteCheck]:
+    """Return a check for each of some places of a model.
+
+    Args:
+        model: the model.
+        inputs: what it is called with.
+        chosen: the places to check.
+        known: all its places: what a kind means is measured with a layer at every one of its places.
+    """
+    chosen = [site for site in chosen if site.access != "none" and site.kind != "other"]
+    kinds = {site.kind for site in chosen}
+    of = {kind: [s for s in known if s.kind == kind and s.access != "none"] for kind in KINDS}
+    with unchanged(model), nothing_else_drops(model), weights_begun(model):
         before = results(model, inputs, training=True), results(model, inputs, training=False)
-        measured = [SiteCheck(site=site, problem=problem_at(model, inputs, site, before)) for site in found]
-        together = dict(problems_of_kinds(model, inputs, found))
+        measured = [SiteCheck(site=site, problem=problem_at(model, inputs, site, before)) for site in chosen]
+        together = dict(problems_of_kinds(model, inputs, kinds, of))
+        asked = "attention_output" in kinds and "attention_output" not in together
+        ways = other_ways(model, inputs, of) if asked else {}
     return [
-        check
-        if check.problem or check.site.kind not in together
-        else SiteCheck(site=check.site, problem=together[check.site.kind])
+        replace(
+            check,
+            problem=check.problem or together.get(check.site.kind),
+            note=next((way for block, way in ways.items() if attends_in(block, check.site)), None),
+        )
         for check in measured
     ]
+
+
+def attends_in(block: str, site: Site) -> bool:
+    """Return whether a place is an attention's in a block."""
+    return site.kind == "attention_output" and site.path.startswith(f"{block}.")
 
 
 @contextmanager
@@ -101,6 +127,26 @@ def nothing_else_drops(model: nn.Module) -> Iterator[None]:
     finally:
         for held, name, value in before:
             held[name] = value
+
+
+@contextmanager
+def weights_begun(model: nn.Module) -> Iterator[None]:
+    """Draw anew the weights that are next to zero: behind them nothing shows, as in a new LoRA."""
+    drawn = []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            size = parameter.abs().max() if parameter.numel() and parameter.is_floating_point() else 1.0
+            # A vector of zeros is a bias, one of small numbers a scale.
+            if size < 1e-4 and (size > 0 or parameter.ndim > 1):
+                drawn.append((parameter, parameter.clone()))
+                generator = torch.Generator().manual_seed(len(drawn))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in drawn:
+                parameter.copy_(value)
 
 
 @contextmanager
@@ -120,17 +166,14 @@ def layers_at(model: nn.Module, sites: Sequence[Site], p: float) -> Iterator[lis
         surgery.undo()
 
 
-def results(model: nn.Module, inputs: Any, *, training: bool, first: bool = False) -> list[Tensor]:
-    """Return the numbers that a model returns, under a fixed seed; only the logits, or what comes first."""
+def results(model: nn.Module, inputs: Any, *, training: bool) -> list[Tensor]:
+    """Return the numbers that a model returns, under a fixed seed."""
     # A batch norm in training, and whatever else is remembered, begins anew each time.
     with unchanged(model), torch.no_grad():
         model.train(training)
         torch.manual_seed(0)
         output = call(model, inputs)
-    logits = getattr(output, "logits", None)
-    values = tensors_in(logits if first and isinstance(logits, Tensor) else output)
-    found = [value.clone() for value in values if value.is_floating_point()]
-    return found[:1] if first else found
+    return [value.clone() for value in tensors_in(output) if value.is_floating_point()]
 
 
 def same(ones: list[Tensor], others: list[Tensor], tolerance: float | None = None) -> bool:
@@ -187,38 +230,63 @@ def problem_at(
     return None
 
 
-def problems_of_kinds(model: nn.Module, inputs: Any, sites: list[Site]) -> Iterator[tuple[str, str]]:
-    """Yield the kinds whose places together do not do what their name says, with the sentence."""
-    of = {kind: [site for site in sites if site.kind == kind] for kind in {site.kind for site in sites}}
-    pairs = (("attention_output", "attention_weights"), ("mlp_output", "mlp_hidden"))
-    for outer, inner in pairs:
-        covered = {site.block for site in of.get(outer, ())} >= {site.block for site in of.get(inner, ())}
-        if outer in of and inner in of and covered and not shadows(model, inputs, of[outer], of[inner]):
+def problems_of_kinds(
+    model: nn.Module, inputs: Any, kinds: Collection[str], of: Mapping[str, list[Site]]
+) -> Iterator[tuple[str, str]]:
+    """Yield those of some kinds whose places together do not do what their name says, with the sentence."""
+    for outer, inner in (("attention_output", "attention_weights"), ("mlp_output", "mlp_hidden")):
+        asked = outer in kinds and of[inner]
+        covered = {site.block for site in of[outer]} >= {site.block for site in of[inner]}
+        if asked and covered and not shadows(model, inputs, of[outer], of[inner]):
             yield outer, f"With everything dropped at {outer}, {inner} still changes the output."
     others = other_tokens(inputs)
-    if others is not None and "embedding" in of and not forgets(model, inputs, others, of["embedding"]):
-        yield "embedding", "With everything dropped at embedding, the output still depends on the tokens."
-    if (
-        others is not None
-        and "classifier" in of
-        and not forgets(model, inputs, others, of["classifier"], first=True)
-    ):
-        yield "classifier", "With everything dropped at classifier, the output still depends on the tokens."
+    for kind in ("embedding", "classifier"):
+        if others is not None and kind in kinds and not forgets(model, inputs, others, of[kind]):
+            yield kind, f"With everything dropped at {kind}, the output still depends on the tokens."
+
+
+def other_ways(model: nn.Module, inputs: Any, of: Mapping[str, list[Site]]) -> dict[str, str]:
+    """Return, for each block in which tokens influence each other without attention, what else mixes them."""
+    outputs = of["attention_output"]
+    if any(site.access == "rate" for site in outputs):
+        return {}
+    tokens = {block.path: int(block.batch_first) for block in of["block"]}
+    tokens = {path: at for path, at in tokens.items() if any(attends_in(path, site) for site in outputs)}
+    attentions = [attention_around(model, site) for site in of["attention_weights"]]
+    found = {}
+    with layers_at(model, outputs, 1.0):
+        for block, paths in mixers(model, inputs, tokens).items():
+            # Attention does; what it gives is dropped only after.
+            others = [path for path in paths if not any(f"{path}.".startswith(a) for a in attentions)]
+            found[block] = f"Tokens of {block} also influence each other in {others[0]}."
+    return found
+
+
+def attention_around(model: nn.Module, site: Site) -> str:
+    """Return how the paths of all that is inside an attention begin, whose weights a place drops."""
+    parts = any(model.get_submodule(site.path).children())
+    return f"{site.path if parts else site.path.rpartition('.')[0]}."
 
 
 def shadows(model: nn.Module, inputs: Any, outer: list[Site], inner: list[Site]) -> bool:
     """Return whether with everything dropped at some places, others mean nothing."""
+    # Two rates at which the model's own code draws as many numbers: other draws then stay the same.
     with layers_at(model, outer, 1.0):
-        nothing = results(model, inputs, training=True)
+        with layers_at(model, inner, NEARLY_ALL / 2):
+            some = results(model, inputs, training=True)
         with layers_at(model, inner, 1.0):
-            return same(results(model, inputs, training=True), nothing, 1e-5)
+            return same(results(model, inputs, training=True), some, 1e-5)
 
 
-def forgets(model: nn.Module, inputs: Any, others: Any, sites: list[Site], *, first: bool = False) -> bool:
-    """Return whether with everything dropped at some places, the inputs mean nothing."""
+def forgets(model: nn.Module, inputs: Any, others: Any, sites: list[Site]) -> bool:
+    """Return whether with everything dropped at some places, what they change depends on no inputs."""
+    before = results(model, inputs, training=True)
     with layers_at(model, sites, 1.0):
-        ones = results(model, inputs, training=True, first=first)
-        return same(ones, results(model, others, training=True, first=first), 1e-5)
+        ones, twos = results(model, inputs, training=True), results(model, others, training=True)
+    changed = [
+        (one, two) for one, two, was in zip(ones, twos, before, strict=False) if not same([one], [was])
+    ]
+    return all(same([one], [two], 1e-5) for one, two in changed)
 
 
 def other_tokens(inputs: Any) -> Any:

@@ -292,7 +292,7 @@ def regularize_(
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
     if inputs is not None:
-        prove(model, inputs, [site for site, _ in assignments])
+        prove(model, inputs, [site for site, _ in assignments], sites)
     handle = Regularization(model, recipe)
     # An encoder and a decoder embed tokens of their own.
     sources: dict[tuple[int, str | None], nn.Module] = {}

@@ -15,8 +15,8 @@ from .host_random import host_random_unchanged
 def unchanged(model: nn.Module, *, random_state: bool = True) -> Iterator[None]:
     """Put back, at the end, all that forwards change in a model.
 
-    That is each module's mode and plain attributes, the values of its buffers (running means), and the
-    global random states: torch's of the CPU and of the model's devices, Python's and NumPy's.
+    That is each module's mode, plain attributes and parts, the values of its buffers (running means), and
+    the global random states: torch's of the CPU and of the model's devices, Python's and NumPy's.
 
     Args:
         model: any module.
@@ -24,6 +24,7 @@ def unchanged(model: nn.Module, *, random_state: bool = True) -> Iterator[None]:
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
     buffers = {module: dict(module._buffers) for module in model.modules()}
+    parts = {module: dict(module._modules) for module in model.modules()}
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with (
         torch.random.fork_rng(devices=cuda_devices(model), enabled=random_state),
@@ -36,6 +37,10 @@ def unchanged(model: nn.Module, *, random_state: bool = True) -> Iterator[None]:
                 restore_attributes(module, before)
                 module._buffers.clear()
                 module._buffers.update(buffers[module])
+                if module._modules != parts[module]:
+                    # Some choose the attention that they run in their first forward.
+                    module._modules.clear()
+                    module._modules.update(parts[module])
             with torch.no_grad():
                 for buffer, value in values:
                     buffer.copy_(value)

@@ -1,6 +1,7 @@
 """Residual branches and attentions in the graph of a run."""
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from .graph import PRODUCTS, SUMS, Node, RunGraph, bits
@@ -105,18 +106,39 @@ def mixing_product(run: RunGraph, uses: dict[int, list[int]], softmax: int) -> i
 
 
 def branches_of(run: RunGraph, attentions: list[AttentionNodes]) -> list[Branch]:
-    """Return the residual branches of a run that hold no others, in order."""
+    """Return the residual branches of a run, in order; of nested ones those that do the work."""
     found: list[Branch] = []
     sums = 0
     for node in run.nodes:
         branch = branch_at(run, node, {known.add: known.skip for known in found})
-        if branch is None or branch.inside & sums:
+        if branch is None:
             continue
         branch.attentions = tuple(a for a in attentions if branch.inside >> a.product & 1)
-        if branch.attentions or any(run.is_linear(run.nodes[index]) for index in bits(branch.inside)):
+        if branch.inside & sums:
+            inner = [known for known in found if branch.inside >> known.add & 1]
+            if not outdoes(run, branch, inner):
+                continue
+            found = [known for known in found if known not in inner]
+        if branch.attentions or linears_in(run, branch.inside):
             found.append(branch)
             sums |= 1 << node.index
     return found
+
+
+def outdoes(run: RunGraph, branch: Branch, inner: list[Branch]) -> bool:
+    """Return whether the sums inside a branch are details of it, as a short convolution is."""
+    held = 0
+    for known in inner:
+        held |= known.inside
+    if branch.attentions:
+        return any(not held >> attention.product & 1 for attention in branch.attentions)
+    inside, own = linears_in(run, branch.inside & held), linears_in(run, branch.inside & ~held)
+    return bool(inner) and own > max(inside, 1)
+
+
+def linears_in(run: RunGraph, nodes: int) -> int:
+    """Return how many of some nodes multiply with weights."""
+    return sum(run.is_linear(run.nodes[index]) for index in bits(nodes))
 
 
 def branch_at(run: RunGraph, node: Node, streams: dict[int, int]) -> Branch | None:
@@ -149,6 +171,10 @@ def stream(run: RunGraph, index: int) -> int:
     for _ in range(LONGEST_WAY):
         node = run.nodes[index]
         sources = run.activations(node)
+        if node.name in PRODUCTS and len(sources) == 2 and node.shape == run.nodes[sources[1]].shape:
+            # Several streams, which a small matrix mixes.
+            index = sources[1]
+            continue
         # By a number, or by weights of its own, but not by what is computed from tokens.
         same = node.name in SAME or node.name in SCALES
         if not same or len(sources) != 1:
@@ -196,9 +222,17 @@ def tail_of(run: RunGraph, end: int, inside: int, products: int = 0) -> Tail:
         if len(sources) != 1:
             given = run.activations(node)[:1] if node.name in CHOSEN else run.activations(node)
             sources = [source for source in given if inside >> source & 1]
+        if node.name in SCALES and len(sources) == 2:
+            sources = without_gate(run, sources)
         if len(sources) != 1:
             return tail
         tail.values.insert(0, sources[0])
+
+
+def without_gate(run: RunGraph, factors: list[int]) -> list[int]:
+    """Return the larger of two factors, where the other is one number for several of its numbers."""
+    sizes = [prod(run.nodes[factor].shape) for factor in factors]
+    return factors if sizes[0] == sizes[1] else [factors[sizes.index(max(sizes))]]
 
 
 def around_module(run: RunGraph, index: int, inside: int, products: int) -> list[int]:

@@ -11,6 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..observation.calls import Call, Calls
 from ..observation.inputs import call
 from ..observation.lineage import tensors_in
+from ..observation.roles import MADE
 from ..observation.stack import ModuleStack
 
 
@@ -126,6 +127,7 @@ class Recorder:
         self.run = RunGraph(model=model)
         self.stack = ModuleStack(model, modes=(Calls(self.note),), entered=self.enter, left=self.leave)
         self._nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._writers: dict[int, int] = {}
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._open: list[ModuleCall] = []
@@ -167,9 +169,14 @@ class Recorder:
             (None if id(v) in self._parameters else self.node_of(v), tuple(v.shape)) for v in values
         )
         sources = tuple(dict.fromkeys(node for node, _ in operands if node is not None))
+        if MADE.fullmatch(this.name):
+            # Of what it is given it takes the shape alone.
+            operands = sources = ()
         drawn = tuple(drawn.shape for drawn in this.drawn)
         if not sources and not drawn and not any(id(value) in self._parameters for value in values):
             # Made of constants alone: positions, masks.
+            for value in results:
+                self._constants[value] = True
             return
         first = results[0] if results else target
         assert first is not None
@@ -223,7 +230,8 @@ class Recorder:
         tensors = list(tensors_in(output))
         given = tuple(dict.fromkeys(node for node in begun.inputs if node is not None))
         for value in tensors:
-            if self.node_of(value) is None and given and value.is_floating_point():
+            unseen = self.node_of(value) is None and value not in self._constants
+            if unseen and given and value.is_floating_point():
                 operands = tuple((node, self.run.nodes[node].shape) for node in given)
                 node = self.add("unseen", sources=given, operands=operands, shape=tuple(value.shape))
                 self._nodes[value] = node.index

@@ -11,7 +11,7 @@ from .._site import Kind, Site
 from .blocks import BlockCalls, stacks_of
 from .branches import SAME, SCALES, Branch, Tail, attentions_of, branches_of, tail_of
 from .causality import mixes
-from .graph import ModuleCall, Node, RunGraph, bits
+from .graph import SUMS, ModuleCall, Node, RunGraph, bits
 from .passages import Passage, Passages
 from .random import Draw
 
@@ -97,7 +97,8 @@ class BlockReader:
         tail = tail_of(self.run, branch.end, branch.inside, products)
         if branch.attentions:
             kind: Kind = "attention_output"
-        elif self.is_mlp(branch):
+        elif self.is_mlp(branch) or any(draw.acts in tail.values for draw in self.draws):
+            # What drops a whole branch is its output, a convolution's too.
             kind = "mlp_output"
         else:
             return
@@ -175,10 +176,16 @@ class BlockReader:
             if draw.name == "rand" and draw.rate is None:
                 continue
             inside = [branch for branch in block.branches if branch.inside >> draw.acts & 1]
-            kind: Kind = "embedding"
+            kind: Kind = "other" if self.is_constant(draw) else "embedding"
             if inside:
                 kind = "attention_output" if inside[0].attentions else "mlp_hidden"
             self.add_own(draw, kind, around, **where)
+
+    def is_constant(self, draw: Draw) -> bool:
+        """Return whether what is dropped depends on no input and is added to what does."""
+        uses = [node for node in self.run.nodes[draw.acts + 1 :] if draw.acts in node.sources]
+        added = any(node.name in SUMS and self.run.activations(node) for node in uses)
+        return added and not self.run.is_activation(draw.acts)
 
     def add_own(self, draw: Draw, kind: Kind, around: ModuleCall | None = None, **where: Any) -> None:
         """Take note of the place of a random operation that is at the end of no branch."""

@@ -125,15 +125,22 @@ class Passages:
         access: Access = "none" if draw.rate is None else "rate"
         return Passage(node=draw.node, path=draw.module or draw.path, access=access, width=None, rates=rates)
 
-    def weights(self, attention: AttentionNodes) -> Passage | None:
-        """Return where an attention drops its weights."""
+    def drops(self, attention: AttentionNodes) -> list[Draw]:
+        """Return the random operations on the weights of an attention that no place has yet."""
         run = self.run
-        own = [
+        return [
             draw
             for draw in self.draws
-            if draw.node == attention.weights
-            or (run.depends(attention.product, draw.acts) and run.depends(draw.acts, attention.weights))
+            if draw.node not in self.taken
+            and (
+                draw.node == attention.weights
+                or (run.depends(attention.product, draw.acts) and run.depends(draw.acts, attention.weights))
+            )
         ]
+
+    def weights(self, attention: AttentionNodes) -> Passage | None:
+        """Return where an attention drops its weights."""
+        run, own = self.run, self.drops(attention)
         self.taken |= {draw.node for draw in own}
         path = self._reader(attention.product)
         rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))

@@ -176,6 +176,10 @@ class SiteReader(BlockReader):
 
     def read_rest(self) -> None:
         """Name the places of what else drops: before the blocks, behind them, or where no layer can act."""
+        for attention in self.attentions:
+            if self.places.drops(attention) and not any(attention in b.attentions for b in self.branches):
+                where = self.where_of(attention.product)
+                self.add("attention_weights", self.places.weights(attention), **where)
         sums = sum(1 << branch.add for branch in self.branches)
         known = {(d.path, d.module, d.rate, d.name) for d in self.draws if d.node in self.places.taken}
         for draw in self.draws:
