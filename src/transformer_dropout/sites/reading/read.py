@@ -190,7 +190,9 @@ class SiteReader(BlockReader):
             if draw.rate is not None and "layer" in draw.rate.rpartition(".")[2]:
                 self.silence_blocks(draw.rate)
                 continue
-            behind = bool(self.run.nodes[draw.acts].before & sums) or not self.stacks
+            # Positions are dropped before the blocks, and first used inside one.
+            used_inside = self.in_block(draw.acts) and not self.in_block(draw.node)
+            behind = not self.stacks or (bool(self.run.nodes[draw.acts].before & sums) and not used_inside)
             kind: Kind = "classifier" if behind else "embedding"
             self.add_own(draw, kind, **self.where_of(draw.acts))
 
