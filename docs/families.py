@@ -1,13 +1,18 @@
-"""Measure the table of models: ``python docs/families.py [NAME ...] > docs/families.md``."""
+"""Measure the table of models: ``python docs/families.py [--keep FILE] [NAME ...] > docs/families.md``."""
 
+import argparse
+import json
 import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,9 +85,8 @@ def with_own_rates(model: nn.Module) -> nn.Module:
     return model
 
 
-def row(name: str, build: Callable[[], tuple[nn.Module, Any]]) -> tuple[list[str], bool]:
+def row(name: str, model: nn.Module, inputs: Any) -> tuple[list[str], bool]:
     """Return the cells of a model, and whether nothing in them is wrong."""
-    model, inputs = build()
     with_own_rates(model)
     sites = find_sites(model, inputs)
     kernels = counted(model, inputs)
@@ -171,36 +175,56 @@ def torch_models() -> dict[str, Callable[[], tuple[nn.Module, Any]]]:
     }
 
 
-def page(names: Iterable[str]) -> str:
-    """Return the page, as Markdown."""
-    import transformers
+def measured(name: str, build: Callable[[], tuple[nn.Module, Any]]) -> dict[str, Any]:
+    """Return what there is to say of a model: its cells, why it is refused, or why it is not measured."""
+    signal.alarm(SECONDS)
+    try:
+        model, inputs = build()
+    except Exception as error:  # a stranger's model may fail in any way
+        return {"name": name, "unbuilt": str(error).partition("\n")[0] or type(error).__name__}
+    finally:
+        signal.alarm(0)
+    signal.alarm(SECONDS)
+    try:
+        cells, right = row(name, model, inputs)
+    except Exception as error:
+        return {"name": name, "refused": str(error) or type(error).__name__}
+    finally:
+        signal.alarm(0)
+    return {"name": name, "cells": cells, "right": right}
 
-    transformers.logging.set_verbosity_error()
-    signal.signal(signal.SIGALRM, too_slow)
+
+def all_measured(names: Sequence[str], kept: Path | None) -> list[dict[str, Any]]:
+    """Return what is said of each model; what a file holds is not measured again, what is new is added."""
     known = torch_models() | {name: of_type(name) for name in known_types()}
-    rows, unbuilt, refused, wrong = [], [], [], []
-    for name in list(names) or known:
-        signal.alarm(SECONDS)
-        try:
-            model, inputs = known[name]()
-            try:
-                cells, right = row(name, lambda pair=(model, inputs): pair)
-                rows.append(cells)
-                wrong += [] if right else [name]
-            except Exception as error:  # a stranger's model may fail in any way
-                refused.append((name, str(error)))
-        except Exception as error:
-            unbuilt.append((name, str(error).partition("\n")[0] or type(error).__name__))
-        finally:
-            signal.alarm(0)
+    found: dict[str, dict[str, Any]] = {}
+    if kept is not None and kept.exists():
+        lines = kept.read_text(encoding="utf-8").splitlines()
+        found = {line["name"]: line for line in map(json.loads, lines)}
+    for name in names or known:
+        if name in found:
+            continue
+        found[name] = measured(name, known[name])
         sys.stderr.write(f"{name}\n")
+        if kept is not None:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found[name]) + "\n")
+    return [found[name] for name in names or known]
+
+
+def page(measurements: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page, as Markdown."""
+    rows = [line for line in measurements if "cells" in line]
+    refused = [(line["name"], line["refused"]) for line in measurements if "refused" in line]
+    unbuilt = [(line["name"], line["unbuilt"]) for line in measurements if "unbuilt" in line]
+    wrong = [line["name"] for line in rows if not line["right"]]
     summary = f"{len(rows)} rows, {len(wrong)} of them wrong; {len(refused)} refused."
     if wrong:
         summary += f" Wrong, with the sentence in the cell: {', '.join(wrong)}."
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    lines += [f"| {' | '.join(line['cells'])} |" for line in rows]
     text = INTRODUCTION.format(
-        transformers=transformers.__version__,
+        transformers=version("transformers"),
         torch=torch.__version__.partition("+")[0],
         own=OWN_RATE,
         summary=summary,
@@ -215,6 +239,17 @@ def line_of(name: str, why: str) -> str:
     return f"* {name}: {why}".replace("[", "\\[")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure what is named on the command line, and print the page."""
+    parser = argparse.ArgumentParser(description="Measure the table of models, and print its page.")
+    parser.add_argument("names", nargs="*", help="rows of the table; all without")
+    parser.add_argument("--keep", type=Path, help="a file of what was measured, where to go on")
+    given = parser.parse_args()
     warnings.simplefilter("ignore")
-    sys.stdout.write(page(sys.argv[1:]))
+    transformers.logging.set_verbosity_error()
+    signal.signal(signal.SIGALRM, too_slow)
+    sys.stdout.write(page(all_measured(given.names, given.keep)))
+
+
+if __name__ == "__main__":
+    main()
