@@ -166,3 +166,28 @@ def test_no_function_is_long_and_no_constructor_takes_many_arguments(file):
         if node.name == "__init__":
             arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
             assert len(arguments) <= 9, f"{place} takes {len(arguments)} arguments"
+
+
+# What is the same thing in another framework has the same name there.
+OTHER_FRAMEWORKS = {"keras.py", "lightning.py", "_lightning_trial.py"}
+
+
+def classes_of_one_name(files):
+    """Return the names that classes of several files share, each with those files."""
+    found = {}
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(file.name)
+    return {name: places for name, places in found.items() if len(places) > 1}
+
+
+def test_no_two_classes_have_one_name():
+    assert classes_of_one_name([file for file in FILES if file.name not in OTHER_FRAMEWORKS]) == {}
+    assert classes_of_one_name([file for file in FILES if file.name in OTHER_FRAMEWORKS]) == {}
+
+
+def test_two_classes_of_one_name_are_found(tmp_path):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(f"class Place:\n    class Only{name[0].upper()}: ...\n")
+    assert classes_of_one_name(sorted(tmp_path.iterdir())) == {"Place": ["a.py", "b.py"]}

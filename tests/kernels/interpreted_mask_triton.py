@@ -128,7 +128,7 @@ def test_how_rows_are_shared_among_programs_changes_no_bit_of_the_mask(programs,
     y, _, total = mask_triton.masked(x, gate, shift, KEY, "squared", None, keep=False)
     expected = mask_triton.gradients(dy, torch.tensor(0.1), x, gate, shift, KEY, "squared", None)
     monkeypatch.setattr(mask_triton, "PROGRAMS", programs)
-    assert mask_triton.planned(300, 16).tiles == {1: 5, 2: 2, 5: 1}[programs]
+    assert mask_triton.plan_for(300, 16).tiles == {1: 5, 2: 2, 5: 1}[programs]
     shared_y, _, shared_total = mask_triton.masked(x, gate, shift, KEY, "squared", None, keep=False)
     found = mask_triton.gradients(dy, torch.tensor(0.1), x, gate, shift, KEY, "squared", None)
     assert torch.equal(shared_y, y)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from transformer_dropout.errors import InputError
-from transformer_dropout.runs.cost import META, count_cost, count_flops, count_parameters, sketched
+from transformer_dropout.runs.cost import META, count_cost, count_flops, count_parameters, sketch_of_splits
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.run import prepare
 from transformer_dropout.runs.training_config import SelfTunedConfig
@@ -20,7 +20,7 @@ WIDTH, CONTEXT, VOCABULARY, BLOCKS = 16, 16, 50, 1
 
 def cost_of(config):
     """Count a config's cost with a vocabulary of a known size."""
-    return count_cost(config, replace(sketched(config), vocabulary_size=VOCABULARY))
+    return count_cost(config, replace(sketch_of_splits(config), vocabulary_size=VOCABULARY))
 
 
 def forward_flops_per_token():

@@ -6,7 +6,7 @@ import torch
 
 from transformer_dropout.layers import Dropout
 from transformer_dropout.runs import loop
-from transformer_dropout.runs.cost import sketched
+from transformer_dropout.runs.cost import sketch_of_splits
 from transformer_dropout.runs.evaluate import (
     EvaluationError,
     Evaluator,
@@ -36,7 +36,7 @@ def windows(tiny):
 
 
 def built(config):
-    return loop.build_model(config, sketched(config))
+    return loop.build_model(config, sketch_of_splits(config))
 
 
 def evaluator(model):

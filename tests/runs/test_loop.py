@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from transformer_dropout.runs.loop import Diverged, Training
+from transformer_dropout.runs.loop import NonFiniteLoss, Training
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.run import prepare
 from transformer_dropout.runs.task import ACCURACY
@@ -127,4 +127,4 @@ def test_the_deciding_metric_is_turned_around_where_more_is_better(tiny):
 def test_a_checkpoint_names_its_run_and_divergence_its_step(tiny):
     config = tiny()
     assert training_of(config).checkpoint().run == config.fingerprint()
-    assert Diverged(7).step == 7
+    assert NonFiniteLoss(7).step == 7

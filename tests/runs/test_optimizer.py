@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from transformer_dropout.runs.cost import sketched
+from transformer_dropout.runs.cost import sketch_of_splits
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.optimizer import (
     learning_rate,
@@ -19,7 +19,7 @@ from transformer_dropout.runs.training_config import TrainingConfig
 def model(tiny, learned):
     config = tiny(recipe=learned)
     config = replace(config, model=replace(config.model, bias=True))
-    return build_model(config, sketched(config))[0]
+    return build_model(config, sketch_of_splits(config))[0]
 
 
 def test_only_matrices_decay(model):
@@ -93,7 +93,7 @@ def test_a_warm_up_as_long_as_the_run_divides_by_nothing():
 def test_a_gate_with_a_rate_of_its_own_keeps_it_through_the_run(tiny):
     rule = {"select": "mlp_output", "layer": "AnchoredDropout", "heads": 2, "lr_scale": 3.0, "weight": 1.0}
     config = tiny(recipe=[rule])
-    model = build_model(config, sketched(config))[0]
+    model = build_model(config, sketch_of_splits(config))[0]
     optimizer = make_optimizer(model, TrainingConfig(lr=0.5, weight_decay=1.0))
     set_learning_rate(optimizer, 0.01)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

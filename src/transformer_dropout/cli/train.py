@@ -72,7 +72,7 @@ def train(
 
 def print_cost(console: Console, config: "RunConfig") -> None:
     """Print what a run would cost."""
-    from ..runs.cost import count_cost, sketched
+    from ..runs.cost import count_cost, sketch_of_splits
     from ..runs.run import prepare
 
     item = config.find_task().item
@@ -81,7 +81,7 @@ def print_cost(console: Console, config: "RunConfig") -> None:
         training = config.training
         passes = f"{training.steps * training.batch * training.accumulation / len(splits.train):,.1f}"
     except InputError as error:
-        found = sketched(config)
+        found = sketch_of_splits(config)
         if found is None:
             raise
         splits, passes = found, f"unknown: {error}"
@@ -106,7 +106,7 @@ def print_cost(console: Console, config: "RunConfig") -> None:
 
 def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: bool) -> None:
     """Train with one progress bar, then print the result."""
-    from ..runs.listener import Listener, Progress
+    from ..runs.listener import Listener, RunProgress
     from ..runs.processes import leave
     from ..runs.run import Interrupted, run
     from ..runs.run_config import DEFAULT_TASK
@@ -114,7 +114,7 @@ def train_with_bar(console: Console, config: "RunConfig", folder: Path, resume: 
     bars = run_bars(console)
     bar = bars.add_task(f"{config.name}, seed {config.seed}", total=config.training.steps, note="")
 
-    def show(progress: Progress) -> None:
+    def show(progress: RunProgress) -> None:
         # Not before the run has begun: a refused one shows no bar.
         if console.is_terminal:
             bars.start()

@@ -52,7 +52,7 @@ class WrittenConfig:
         return self.folder_name
 
 
-def written(config: CellConfig) -> WrittenConfig:
+def config_as_text(config: CellConfig) -> WrittenConfig:
     """Return a config as text."""
     return WrittenConfig(
         name=config.name,

@@ -17,7 +17,7 @@ from ..json_file import read_object
 from ..runs.files import clear_write_errors, write_json
 from ..runs.run import check_config, prepare
 from ..runs.run_config import RunConfig
-from .cells import Cell, CellConfig, Outcome, written
+from .cells import Cell, CellConfig, Outcome, config_as_text
 from .engines import Engine
 from .progress import FolderWatch
 
@@ -196,7 +196,8 @@ def run_cells(
                 missing[cell.folder.resolve()] = cell
         if missing:
             asked = [
-                replace(cell, folder=folder, config=written(cell.config)) for folder, cell in missing.items()
+                replace(cell, folder=folder, config=config_as_text(cell.config))
+                for folder, cell in missing.items()
             ]
             for outcome in engine.run(asked):
                 take(missing[outcome.cell.folder], outcome)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..runs.task import Metric
-from .metrics import difference_unit, factor, scaled, superlative, value_unit, with_unit
+from .metrics import difference_unit, factor, in_shown_unit, superlative, value_unit, with_unit
 from .records import Comparison, Run, number
 from .reference import bare_twin, best_arm, plain_dropout_arms
 from .statistics import Difference, mean_interval, p_text
@@ -150,7 +150,7 @@ def regime(comparison: Comparison) -> Regime:
 
 
 def _mean(comparison: Comparison, values: Sequence[float]) -> str:
-    mean = scaled(comparison.metric, mean_interval(values)).mean
+    mean = in_shown_unit(comparison.metric, mean_interval(values)).mean
     return with_unit(f"{mean:.3f}", value_unit(comparison.metric, comparison.task.item))
 
 

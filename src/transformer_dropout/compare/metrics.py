@@ -35,7 +35,7 @@ def improvement(metric: Metric, difference: float) -> float:
     return -difference if metric.better == "lower" else difference
 
 
-def scaled(metric: Metric, estimate: Estimate) -> Estimate:
+def in_shown_unit(metric: Metric, estimate: Estimate) -> Estimate:
     """Return an estimate in the unit that is shown."""
     return estimate.times(factor(metric))
 

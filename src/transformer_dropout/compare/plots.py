@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from ..runs.task import Metric
-from .metrics import difference_unit, scaled, value_unit
+from .metrics import difference_unit, in_shown_unit, value_unit
 from .records import Comparison, Run, number
 from .statistics import Difference, difference_text, p_text
 from .svg import INK, Style, ink, legend, short, styles, svg
@@ -210,7 +210,7 @@ def _limits(metric: Metric, lines: Sequence[Curve]) -> tuple[float, float]:
 
 
 def _forest_row(axes: Axes, row: int, metric: Metric, difference: Difference, kind: str) -> None:
-    estimate = scaled(metric, difference.estimate)
+    estimate = in_shown_unit(metric, difference.estimate)
     colour = _KIND_COLOURS.get(kind, INK)
     if estimate.low is not None and estimate.high is not None:
         axes.plot([estimate.low, estimate.high], [row, row], color=colour, linewidth=2)

@@ -97,7 +97,7 @@ class ComparisonFile(File):
     difference: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
-class Row(File):
+class MetricsLine(File):
     """A line of a ``metrics.jsonl``."""
 
     step: int = Field(ge=0)
@@ -144,7 +144,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         try:
             row = printable(json.loads(line))
             # A resumed run repeats the steps it lost: the later row is the true one.
-            rows[Row.model_validate(row).step] = row
+            rows[MetricsLine.model_validate(row).step] = row
         except (ValueError, RecursionError):
             if at == len(lines):  # the writer was killed in the middle of its last line
                 break

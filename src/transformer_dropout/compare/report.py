@@ -197,9 +197,10 @@ def result_note(comparison: Comparison) -> str:
 
 def others_note(comparison: Comparison) -> str:
     """Return what stands below the table of the metrics that do not decide."""
-    said = "; ".join(_measured(metric, comparison.task.item) for metric in comparison.task.metrics)
+    measures = "; ".join(_measured(metric, comparison.task.item) for metric in comparison.task.metrics)
     text = (
-        f"{said}. The intervals of a column hold for all its arms at once with 95 %; no verdict reads them."
+        f"{measures}. The intervals of a column hold for all its arms at once with 95 %; "
+        "no verdict reads them."
     )
     size = _test_size(comparison.runs)
     shares = [metric for metric in comparison.task.metrics if metric.unit == "share"]

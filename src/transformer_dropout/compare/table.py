@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..runs.task import Metric
-from .metrics import difference_unit, factor, scaled, value_unit
+from .metrics import difference_unit, factor, in_shown_unit, value_unit
 from .moderation import MOST_SEEDS
 from .records import Comparison, Run, number
 from .statistics import Difference, Estimate, decimals, difference_text, mean_interval
@@ -46,7 +46,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class ArmCost:
     """What one arm costs, as means over its finished runs; None where no run says.
 
     Args:
@@ -68,13 +68,13 @@ class Cost:
     inference_flops: float | None
 
 
-def cost_of(comparison: Comparison, arm: str) -> Cost:
+def cost_of(comparison: Comparison, arm: str) -> ArmCost:
     """Return the cost of one arm over its finished runs."""
     runs = comparison.usable(arm)
     peaks = [
         peak for run in runs for row in run.metrics if (peak := number(row, "peak_memory_bytes")) is not None
     ]
-    return Cost(
+    return ArmCost(
         parameters=_mean(number(run.section("parameters"), "total") for run in runs),
         steps=_mean(_last(run, "step") for run in runs),
         training_flops=_mean(map(_training_flops, runs)),
@@ -231,7 +231,7 @@ def _seeds(comparison: Comparison, arm: str) -> str:
 def _value(metric: Metric, estimate: Estimate | None, *, with_interval: bool = True) -> str:
     if estimate is None:
         return NOTHING
-    shown = scaled(metric, estimate)
+    shown = in_shown_unit(metric, estimate)
     half = shown.half_width
     if half is None or not with_interval:
         return f"{shown.mean:.3f}"
@@ -240,7 +240,7 @@ def _value(metric: Metric, estimate: Estimate | None, *, with_interval: bool = T
 
 
 def _difference(metric: Metric, difference: Difference | None) -> str:
-    return NOTHING if difference is None else difference_text(scaled(metric, difference.estimate))
+    return NOTHING if difference is None else difference_text(in_shown_unit(metric, difference.estimate))
 
 
 def _more(seeds: int | float | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..runs.task import Metric
-from .metrics import difference_unit, improvement, scaled, with_unit
+from .metrics import difference_unit, improvement, in_shown_unit, with_unit
 from .moderation import seeds_for
 from .records import Comparison, Run
 from .reference import Reference, reference_arm
@@ -121,7 +121,9 @@ def interval_text(metric: Metric, difference: Difference, *, improved: bool = Fa
         improved: write it so that it is above 0 for an improvement.
     """
     flip = improved and metric.better == "lower"
-    return with_unit(difference_text(scaled(metric, difference.estimate), flip=flip), difference_unit(metric))
+    return with_unit(
+        difference_text(in_shown_unit(metric, difference.estimate), flip=flip), difference_unit(metric)
+    )
 
 
 def difference_to_show(comparison: Comparison, reference: str) -> float | None:
@@ -188,6 +190,6 @@ def _shown(metric: Metric, difference: Difference, reference: str) -> tuple[Kind
     p = p_text(difference.adjusted_p if difference.adjusted_p is not None else 1.0)
     if kind is None or kind == "no difference":
         return "no difference", f"no difference shown ({interval_text(metric, difference)}, {p})"
-    estimate = scaled(metric, difference.estimate)
+    estimate = in_shown_unit(metric, difference.estimate)
     size, _, interval = difference_text(estimate, flip=estimate.mean < 0).partition(" ")
     return kind, f"{kind} than {reference} by {with_unit(size, difference_unit(metric))} {interval} ({p})"

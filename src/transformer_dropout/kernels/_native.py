@@ -35,12 +35,12 @@ def takes_native(*tensors: Tensor) -> bool:
     memory of the processor. A compiled graph takes the pure version, which its compiler fuses, and so does
     code whose operations somebody watches (a count of operations, an audit): native code shows none.
     """
-    return not (watched() or PURE.get()) and all(map(plain, tensors)) and numba_installed()
+    return not (is_watched() or PURE.get()) and all(map(plain, tensors)) and numba_installed()
 
 
 def runs_native() -> bool:
     """Say whether native code runs at all now."""
-    return not watched() and has_native()
+    return not is_watched() and has_native()
 
 
 def has_native() -> bool:
@@ -48,21 +48,21 @@ def has_native() -> bool:
     return not PURE.get() and numba_installed()
 
 
-def transformed() -> bool:
+def is_transformed() -> bool:
     """Return whether a program is being made of operations: compiled, or differentiated forwards."""
     return torch.compiler.is_compiling() or differentiates_forwards()
 
 
-def watched() -> bool:
+def is_watched() -> bool:
     """Say whether operations are being compiled, counted, differentiated forwards or looked at one by one."""
-    return transformed() or operations_are_watched()
+    return is_transformed() or operations_are_watched()
 
 
 def takes_triton(*tensors: Tensor) -> bool:
     """Say whether kernels in Triton compute with these tensors: the rule of ``takes_native``, on a GPU."""
     return (
-        not (watched() or PURE.get())
-        and all(unwrapped(tensor) and tensor.device.type == "cuda" for tensor in tensors)
+        not (is_watched() or PURE.get())
+        and all(is_unwrapped(tensor) and tensor.device.type == "cuda" for tensor in tensors)
         and triton_installed()
         and all(tensor.dtype in GPU_DTYPES and tensor.is_contiguous() for tensor in tensors)
         and all(torch.cuda.get_device_capability(tensor.device) >= (8, 0) for tensor in tensors)
@@ -105,9 +105,9 @@ def plain(tensor: Tensor) -> bool:
 
 def dense(tensor: Tensor) -> bool:
     """Say whether a tensor is an ordinary one in the memory of the processor, with no wrapper around it."""
-    return tensor.is_cpu and unwrapped(tensor)
+    return tensor.is_cpu and is_unwrapped(tensor)
 
 
-def unwrapped(tensor: Tensor) -> bool:
+def is_unwrapped(tensor: Tensor) -> bool:
     """Say whether a tensor is an ordinary one, whose memory holds what it shows."""
     return type(tensor) in (Tensor, nn.Parameter) and not is_functorch_wrapped(tensor)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ._native import watched
+from ._native import is_watched
 from .torch_internals import watching_modes
 
 LIBRARY = torch.library.Library("transformer_dropout", "DEF")
@@ -38,7 +38,7 @@ def operation(
 
         @wraps(kernel)
         def run(*args: Any) -> Any:
-            if not watched():
+            if not is_watched():
                 return kernel(*args)
             tell_counters()
             return packet.default(*args)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._native import DTYPES, dense, has_native, transformed
+from ._native import DTYPES, dense, has_native, is_transformed
 from ._operations import operation
 from .dropout import mask_numbers
 from .random import draw_key, random_bits
@@ -39,7 +39,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float = 0.0) 
     """
     tensors = (query, key, value)
     # A compiler must not look into ``dense``, so it comes second.
-    ordinary = not transformed() and all(
+    ordinary = not is_transformed() and all(
         dense(t) and t.dtype == query.dtype and t.dtype in DTYPES for t in tensors
     )
     if not ordinary or query.shape != key.shape:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._native import unwrapped
+from ._native import is_unwrapped
 from .linear import working_dtype
 from .row_skipping import kept_columns, kept_rows, skips_natively
 
@@ -58,7 +58,7 @@ class TwoProducts:
     second: Product
 
 
-class Part(NamedTuple):
+class BlockPart(NamedTuple):
     """One block: its rows among all, those that are kept, its units, and the tokens of these rows."""
 
     rows: slice
@@ -85,7 +85,7 @@ class Grouped:
     probed: list[int]
     block: int
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[BlockPart]:
         """Yield the blocks that have rows."""
         start = 0
         for number, (kept, probed) in enumerate(zip(self.kept, self.probed, strict=True)):
@@ -93,7 +93,7 @@ class Grouped:
             if end > start:
                 units = slice(number * self.block, (number + 1) * self.block)
                 tokens = self.tokens[start:end]
-                yield Part(slice(start, end), slice(start, middle), units, tokens, tokens[:kept])
+                yield BlockPart(slice(start, end), slice(start, middle), units, tokens, tokens[:kept])
             start = end
 
 
@@ -175,7 +175,7 @@ def can_group(*tensors: Tensor) -> bool:
     Nor on tensors without values, shards, or inside a transform of functions.
     """
     return not torch.compiler.is_compiling() and all(
-        unwrapped(tensor) and tensor.device.type != "meta" for tensor in tensors
+        is_unwrapped(tensor) and tensor.device.type != "meta" for tensor in tensors
     )
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._native import watched
+from ._native import is_watched
 from .aligned import aligned_vocabulary
 from .linear import linear, working_dtype
 
@@ -37,7 +37,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Shape:
         x: (..., width); weight: (classes, width); targets: (...); result: (), at least float32.
     """
-    if watched():
+    if is_watched():
         logits = F.linear(x, weight).flatten(0, -2)
         return F.cross_entropy(logits.to(at_least_float32(logits.dtype)), targets.flatten())
     return LinearCrossEntropy.apply(x, weight, targets, working_dtype(x), torch.is_grad_enabled())

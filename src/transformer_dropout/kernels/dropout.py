@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._native import dense, takes_native, transformed
+from ._native import dense, is_transformed, takes_native
 from ._operations import operation
 from .random import CHUNK, draw_key, random_bits
 
@@ -28,7 +28,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if p == 0:
         return x
-    if transformed() or not dense(x):
+    if is_transformed() or not dense(x):
         return F.dropout(x, p)
     return CounterDropout.apply(x, p, None)
 

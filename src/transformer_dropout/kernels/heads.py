@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._native import unwrapped, watched
+from ._native import is_unwrapped, is_watched
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,7 +17,7 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     Shape:
         qkv: (batch, tokens, 3 * heads * d); each result: (batch, heads, tokens, d).
     """
-    if watched() or not unwrapped(qkv):
+    if is_watched() or not is_unwrapped(qkv):
         return views(qkv, heads)
     return SplitHeads.apply(qkv, heads)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._native import dense, watched
+from ._native import dense, is_watched
 from .aligned import aligned_linear
 from .torch_internals import onednn_product
 
@@ -30,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Shape:
         x: (..., inputs); weight: (outputs, inputs); bias: (outputs,); result: (..., outputs).
     """
-    if x.is_cuda and not watched():
+    if x.is_cuda and not is_watched():
         return aligned_linear(x, weight, bias)
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if x.numel() * len(weight) < SMALL or not takes_onednn(*tensors):
@@ -47,7 +47,7 @@ def takes_onednn(*tensors: Tensor) -> bool:
     where nobody counts operations, which would not know this one.
     """
     return (
-        not watched()
+        not is_watched()
         and torch.backends.mkldnn.is_available()
         and onednn_product() is not None
         and not torch.is_autocast_enabled("cpu")

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import random
-from ._native import takes_native, takes_triton, unwrapped
+from ._native import is_unwrapped, takes_native, takes_triton
 
 SmoothPenalty = Literal["squared", "linear"]
 
@@ -58,7 +58,7 @@ def learned_mask(
 def takes_learned_mask(*tensors: Tensor) -> bool:
     """Return whether ``learned_mask`` takes these: eager code, plain tensors, reverse-mode gradients."""
     return not torch.compiler.is_compiling() and all(
-        unwrapped(tensor) and forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors
+        is_unwrapped(tensor) and forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors
     )
 
 

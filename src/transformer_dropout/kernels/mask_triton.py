@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     blocks: int
 
 
-def planned(rows: int, width: int) -> Plan:
+def plan_for(rows: int, width: int) -> Plan:
     """Return a plan whose tiles reach little beyond the channels."""
     columns = next((c for c in (128, 64, 32) if -(-width // c) * c <= 1.125 * width), 16)
     blocks, height = triton.cdiv(width, columns), TILE // columns
@@ -209,7 +209,7 @@ def masked(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the output, the key as what the backward needs to know of the mask, the sum of the penalty."""
     y, rows, width = torch.empty_like(x), x.numel() // x.shape[-1], x.shape[-1]
-    plan = planned(rows, width)
+    plan = plan_for(rows, width)
     programs = plan.groups * plan.blocks
     totals = None if penalty is None else x.new_empty(programs, dtype=torch.float32)
     with torch.cuda.device_of(x):
@@ -233,7 +233,7 @@ def gradients(
     """Return the gradients of ``x``, ``gate`` and ``shift``; partial sums make the last one deterministic."""
     x_gradient, gate_gradient = torch.empty_like(x), torch.empty_like(gate)
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
-    plan = planned(rows, width)
+    plan = plan_for(rows, width)
     parts = x.new_empty((plan.groups, width), dtype=torch.float32)
     with torch.cuda.device_of(x):
         backward_kernel[(plan.groups * plan.blocks,)](

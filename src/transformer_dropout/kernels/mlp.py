@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._native import watched
+from ._native import is_watched
 from .linear import is_fast_forward, linear, weight_gradient, working_dtype
 from .torch_internals import has_any_hook
 
@@ -25,7 +25,7 @@ def mlp(x: Tensor, expand: nn.Module, activation: nn.Module, projection: nn.Modu
         x: (..., width); the result too.
     """
     linears = all(bare(layer, nn.Linear) for layer in (expand, projection))
-    if watched() or not (linears and bare(activation, nn.GELU)):
+    if is_watched() or not (linears and bare(activation, nn.GELU)):
         return projection(activation(expand(x)))
     layers = (expand.weight, expand.bias, projection.weight, projection.bias)
     return GeluMLP.apply(x, *layers, activation.approximate)

@@ -52,7 +52,7 @@ class Cost:
     memory_bytes: int
 
 
-def sketched(config: RunConfig) -> Splits | None:
+def sketch_of_splits(config: RunConfig) -> Splits | None:
     """Return stand-ins for a run's examples, made without reading any; None where the task has none."""
     sketch = getattr(config.find_task(), "sketch", None)
     return None if sketch is None else sketch(config.model, config.data)
@@ -69,8 +69,8 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
         InputError: when the recipe does not fit the model.
     """
     task, training = config.find_task(), config.training
-    model, objective, batch, regularization = measured(config, splits)
-    plain, _, its_batch, _ = measured(without_recipe(config), splits)
+    model, objective, batch, regularization = build_for_counting(config, splits)
+    plain, _, its_batch, _ = build_for_counting(without_recipe(config), splits)
     forward, both = count_flops(task.loss, model, batch)
     plain_both = count_flops(task.loss, plain, its_batch)[1]
     total = count_parameters(model)
@@ -102,7 +102,9 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
     )
 
 
-def measured(config: RunConfig, splits: Splits) -> tuple[nn.Module, Objective, Batch, Regularization]:
+def build_for_counting(
+    config: RunConfig, splits: Splits
+) -> tuple[nn.Module, Objective, Batch, Regularization]:
     """Return a run's model, loss, small batch and layers, without data where the model allows it."""
     task = config.find_task()
     batch = task.batch(splits.train, range(min(2, config.training.batch, len(splits.train))))

@@ -61,7 +61,7 @@ def launch(processes: int, module: str, words: Sequence[str]) -> None:
             leave(128 + int(stopped.sigval))
         except ChildFailedError as error:
             raise InputError(sentence(error.failures, processes, logs)) from None
-        sys.stderr.write(said(0, logs))
+        sys.stderr.write(standard_error_of(0, logs))
 
 
 @contextmanager
@@ -92,14 +92,18 @@ def sentence(failures: Mapping[int, Any], processes: int, logs: Path) -> str:
     # The launcher itself asks the others to end, by SIGTERM.
     first = [words[rank] for rank, number in sorted(killed.items()) if number != signal.SIGTERM]
     for rank in sorted(failures):
-        lines = [line.removeprefix("error: ") for line in said(rank, logs).splitlines() if line.strip()]
+        lines = [
+            line.removeprefix("error: ")
+            for line in standard_error_of(rank, logs).splitlines()
+            if line.strip()
+        ]
         first += lines[-1:]
     rank, found = min(failures.items())
     nothing = f"Process {rank + 1} of {processes} ended with exit code {found.exitcode} and said nothing."
     return [*first, *words.values(), nothing][0]
 
 
-def said(rank: int, logs: Path) -> str:
+def standard_error_of(rank: int, logs: Path) -> str:
     """Return what a process has written to standard error."""
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in logs.rglob(f"{rank}/stderr.log"))
     return "".join(texts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """Where a run stands.
 
     Attributes:
@@ -35,5 +35,5 @@ class Listener:
         message: called with one sentence a user should see.
     """
 
-    progress: Callable[[Progress], None] = ignore
+    progress: Callable[[RunProgress], None] = ignore
     message: Callable[[str], None] = ignore

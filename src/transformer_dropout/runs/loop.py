@@ -40,7 +40,7 @@ from .weight_penalties import WeightPenalties
 CHECK_EVERY = 10
 
 
-class Diverged(RuntimeError):
+class NonFiniteLoss(RuntimeError):
     """The loss became infinite or not a number."""
 
     def __init__(self, step: int) -> None:
@@ -147,7 +147,7 @@ class Training:
         """Make one optimizer step.
 
         Raises:
-            Diverged: when the loss is not finite; checked every few steps and before each evaluation.
+            NonFiniteLoss: when the loss is not finite; checked every few steps and before each evaluation.
         """
         start = time.perf_counter()
         training = self.config.training
@@ -227,10 +227,10 @@ class Training:
         return loss / self.config.training.accumulation + self.layer_penalty()
 
     def check_finite(self) -> None:
-        """Raise Diverged when a loss since the start was not finite in any process."""
+        """Raise NonFiniteLoss when a loss since the start was not finite in any process."""
         steps = self.processes.gather(int(self.not_finite_at))
         if max(steps) >= 0:
-            raise Diverged(min(step for step in steps if step >= 0))
+            raise NonFiniteLoss(min(step for step in steps if step >= 0))
 
     def evaluate(self, *, twice: bool = False) -> dict[str, Any]:
         """Measure and return one line of the metrics.
@@ -239,7 +239,7 @@ class Training:
             twice: whether to evaluate twice and insist that both passes are bit-equal.
 
         Raises:
-            Diverged: when a loss is not finite, so that such weights are never saved.
+            NonFiniteLoss: when a loss is not finite, so that such weights are never saved.
         """
         self.check_finite()
         # As in the last step; a run resumed behind it has not made one.
@@ -250,7 +250,7 @@ class Training:
                 train = self.evaluator.scores(self.splits.train, self.probe)
                 validation, bit_equal = self.validation_scores(twice)
             if not all(map(math.isfinite, (*train.values(), *validation.values()))):
-                raise Diverged(self.step)
+                raise NonFiniteLoss(self.step)
             probe = batch_of(self.task, self.splits.train, self.probe[: self.config.training.batch])
             masks: dict[str, Any] = mask_statistics(
                 self.task, self.model, self.regularization, probe.to(self.processes.device), self.step

@@ -65,7 +65,7 @@ class Objective:
                 return adversarial_dropout_loss(first, second, targets, self.weight)
             return rdrop_loss(first, second, targets, self.weight) / 2
         if self.smoothing:
-            logits, targets = self.scored(model, batch)
+            logits, targets = self.scores_and_classes(model, batch)
             return F.cross_entropy(
                 logits.flatten(0, -2), targets.flatten(), label_smoothing=self.smoothing, ignore_index=-100
             )
@@ -75,15 +75,15 @@ class Objective:
         """Return the class scores of two views of a batch, and the classes."""
         if self.blocks is not None:
             with doubled_tail(model, self.blocks, examples := len(batch.targets)):
-                logits, targets = self.scored(model, batch)
+                logits, targets = self.scores_and_classes(model, batch)
             return *halves(logits, examples), targets
         if self.view == "dropout":
-            logits, targets = self.scored(model, doubled(batch))
+            logits, targets = self.scores_and_classes(model, doubled(batch))
             first, second = logits.chunk(2)
             return first, second, targets.chunk(2)[0]
         with self.plain_view(model):
-            first, targets = self.scored(model, batch)
-        return first, self.scored(model, batch)[0], targets
+            first, targets = self.scores_and_classes(model, batch)
+        return first, self.scores_and_classes(model, batch)[0], targets
 
     @contextmanager
     def plain_view(self, model: nn.Module) -> Iterator[None]:
@@ -95,7 +95,7 @@ class Objective:
             with at_anchor(model):
                 yield
 
-    def scored(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def scores_and_classes(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return class scores in float32 and the classes."""
         logits, targets = self.task.logits(model, batch)  # type: ignore[attr-defined]
         return logits.float(), targets

@@ -58,7 +58,7 @@ def flat_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 @contextmanager
 def tensorboard(config: RunConfig, folder: Path, step: int) -> Iterator[Report]:
     """Write event files into the folder; those behind the step are forgotten."""
-    with needed("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+    with import_or_refuse("torch.utils.tensorboard", "tensorboard").SummaryWriter(
         folder / "tensorboard", purge_step=step
     ) as events:
 
@@ -72,7 +72,7 @@ def tensorboard(config: RunConfig, folder: Path, step: int) -> Iterator[Report]:
 @contextmanager
 def wandb(config: RunConfig, folder: Path, step: int) -> Iterator[Report]:
     """Log to a W&B run that a resumed run goes on with; ``WANDB_MODE=offline`` keeps it in the folder."""
-    library = needed("wandb", "wandb")
+    library = import_or_refuse("wandb", "wandb")
     opened = library.init(
         project=PROJECT,
         name=f"{config.name}, seed {config.seed}",
@@ -94,7 +94,7 @@ def wandb(config: RunConfig, folder: Path, step: int) -> Iterator[Report]:
 @contextmanager
 def trackio(config: RunConfig, folder: Path, step: int) -> Iterator[Report]:
     """Log to a trackio run on this machine."""
-    library = needed("trackio", "trackio")
+    library = import_or_refuse("trackio", "trackio")
     library.init(
         project=PROJECT,
         name=f"{config.slug()}-{config.seed}-{own_name(folder)}",
@@ -118,7 +118,7 @@ def own_name(folder: Path) -> str:
     return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:10]
 
 
-def needed(module: str, extra: str) -> Any:
+def import_or_refuse(module: str, extra: str) -> Any:
     """Return a module.
 
     Raises:

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..recipe import Recipe
 from .checkpoint import Checkpoint, DamagedCheckpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from .cost import sketched
+from .cost import sketch_of_splits
 from .evaluate import collapsed_masks
 from .files import clear_write_errors, write_atomically, write_tensors
-from .listener import Listener, Progress
-from .loop import CHECK_EVERY, Diverged, Training
+from .listener import Listener, RunProgress
+from .loop import CHECK_EVERY, NonFiniteLoss, Training
 from .memory_limit import fitting_cost
 from .processes import Processes, joined_processes
 from .record import Records, new_record
@@ -90,7 +90,7 @@ def check_config(config: RunConfig) -> None:
     Raises:
         InputError: when the config does not fit.
     """
-    stand_ins = sketched(config)
+    stand_ins = sketch_of_splits(config)
     if stand_ins is not None:
         fitting_cost(config, stand_ins)
 
@@ -140,7 +140,7 @@ class RunInFolder:
         try:
             with self.reporting() as report:
                 self.train(report)
-        except Diverged as error:
+        except NonFiniteLoss as error:
             self.fail(error)
         except Interrupted as interrupted:
             self.records.update(status="interrupted", error=f"stopped by a signal at step {interrupted.step}")
@@ -239,7 +239,7 @@ class RunInFolder:
         if now or time.perf_counter() - self.told_at > SECONDS_BETWEEN_PROGRESS:
             self.told_at = time.perf_counter()
             self.listener.progress(
-                Progress(
+                RunProgress(
                     step=self.training.step,
                     steps=self.config.training.steps,
                     loss=self.training.loss.item(),
@@ -267,7 +267,7 @@ class RunInFolder:
         due = self.training.step % self.config.training.eval_every == 0
         return due and (self.folder / STOP_FILE).exists()
 
-    def fail(self, error: Diverged) -> None:
+    def fail(self, error: NonFiniteLoss) -> None:
         """Record that the loss was not finite, and raise."""
         kept, _ = latest_checkpoint(self.checkpoints, self.config.fingerprint())
         sentence = (

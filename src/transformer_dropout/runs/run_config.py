@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..recipe import Recipe
 from ..yaml_file import KeyPath, dump_yaml, parse_value, read_yaml
 from .arm_names import check_name, folder_name
-from .checked import STRICT_KEYS, checked
+from .dataclass_from_data import STRICT_KEYS, dataclass_from_data
 from .find_task import find_task
 from .sections import NEWER, to_plain
 from .task import Task
@@ -66,7 +66,9 @@ class RunConfig:
             section = getattr(self, name)
             if not isinstance(section, kind):
                 # The dataclass is frozen once it is complete.
-                object.__setattr__(self, name, checked(kind, {} if section is None else section, {}, (name,)))
+                object.__setattr__(
+                    self, name, dataclass_from_data(kind, {} if section is None else section, {}, (name,))
+                )
         check_terms(self.task, task, self.training)
 
     def find_task(self) -> Task:
@@ -136,7 +138,7 @@ def load_run_config(path: Path, changes: Mapping[str, str] | None = None) -> Run
         raise InputError(
             f"{path} holds no mapping; a run config begins with keys such as 'name:' and 'model:'."
         )
-    data, places = translated(data, file.places, path.stem.replace("_", " "))
+    data, places = translate_config(data, file.places, path.stem.replace("_", " "))
     format = data.get("format", FORMAT)
     if isinstance(format, int) and format > FORMAT:
         # Before any other check: a newer format may have keys that this version does not know.
@@ -145,7 +147,7 @@ def load_run_config(path: Path, changes: Mapping[str, str] | None = None) -> Run
     return config_from_data(data, changes or {}, places)
 
 
-def translated(data: dict[str, Any], places: Places, name: str) -> tuple[dict[str, Any], Places]:
+def translate_config(data: dict[str, Any], places: Places, name: str) -> tuple[dict[str, Any], Places]:
     """Return a run config in another form that its task knows, translated; any other as it is."""
     translate = getattr(find_task(str(data.get("task", DEFAULT_TASK))), "translate", None)
     return (data, places) if translate is None else translate(data, places, name)
@@ -166,8 +168,8 @@ def config_from_data(
         found = find_task(task)
         for name, kind in (("model", found.Model), ("data", found.Data)):
             if isinstance(data.get(name), dict):
-                data = {**data, name: checked(kind, data[name], places, (name,))}
-    return checked(RunConfig, data, places)
+                data = {**data, name: dataclass_from_data(kind, data[name], places, (name,))}
+    return dataclass_from_data(RunConfig, data, places)
 
 
 def set_dotted(data: Any, dotted: str, value: Any) -> None:

@@ -46,7 +46,9 @@ def run_trial(config: TrialConfig, folder: Path, listener: Listener) -> dict[str
                 else:
                     call(find_function(config.function or ""), trial)
                 if config.function is not None:
-                    trial.records.content["checks"]["recipe_applied"] = applied(trial.recipe, placed)
+                    trial.records.content["checks"]["recipe_applied"] = recipe_was_placed(
+                        trial.recipe, placed
+                    )
                 if not trial.finished:
                     trial.finish()
                 else:
@@ -123,7 +125,7 @@ def noted_placements() -> Iterator[list[Regularization]]:
         Regularization.__init__ = make  # type: ignore[method-assign]
 
 
-def applied(recipe: Recipe, made: list[Regularization]) -> bool:
+def recipe_was_placed(recipe: Recipe, made: list[Regularization]) -> bool:
     """Return whether the trial's recipe, and no other, was placed while it ran."""
     placed = [handle.recipe for handle in made if handle.placed]
     return bool(placed) == bool(recipe.rules) and all(each == recipe for each in placed)

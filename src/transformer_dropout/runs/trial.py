@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..recipe import Recipe
-from .listener import Listener, Progress
+from .listener import Listener, RunProgress
 from .record import FORMAT, Records, machine, read_metrics, read_run, versions
 from .run import STOP_FILE, Interrupted
 from .task import Metric
@@ -130,7 +130,7 @@ class Trial:
             self.records.begin_with([row for row in known if row["step"] < step])
         self.records.append(self._row)
         shown = {name: self._latest.get(name) for name in ("loss", "val_loss", "keep")}
-        self.listener.progress(Progress(step=step, steps=self.steps, **shown))
+        self.listener.progress(RunProgress(step=step, steps=self.steps, **shown))
         if (self.folder / STOP_FILE).exists():
             raise Interrupted(signal.SIGTERM, step)
 

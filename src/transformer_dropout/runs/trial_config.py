@@ -14,7 +14,7 @@ from ..errors import InputError, did_you_mean
 from ..recipe import Recipe
 from ..yaml_file import dump_yaml, read_yaml
 from .arm_names import check_name, folder_name
-from .checked import STRICT_KEYS, checked
+from .dataclass_from_data import STRICT_KEYS, dataclass_from_data
 from .find_task import module_of_file
 
 FORMAT = 1
@@ -86,7 +86,7 @@ class TrialConfig:
 def load_trial_config(path: Path) -> TrialConfig:
     """Read what `TrialConfig.to_yaml` wrote."""
     file = read_yaml(path)
-    return checked(TrialConfig, file.data, file.places)
+    return dataclass_from_data(TrialConfig, file.data, file.places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def checked_arm(arm: Any, number: int, places: dict, path: Path | None = None) -
     if not isinstance(arm, Mapping):
         raise InputError(f"{f'{path}: ' if path else ''}arm {number + 1} is no mapping with a name: {arm!r}.")
     inside = {key[1:]: place for key, place in places.items() if key[:1] == (number,)}
-    return checked(TrialArm, dict(arm), inside)
+    return dataclass_from_data(TrialArm, dict(arm), inside)
 
 
 def rules_of(recipe: Any) -> list[dict[str, Any]]:

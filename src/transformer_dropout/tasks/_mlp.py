@@ -9,7 +9,7 @@ from ..errors import InputError
 MOST_LAYERS, MOST_UNITS = 1000, 10**7
 
 
-class MLP(nn.Module):
+class MultilayerPerceptron(nn.Module):
     """Linear layers with ReLU between them: ``x -> W_n relu(... relu(W_1 x + b_1)) + b_n``.
 
     Args:

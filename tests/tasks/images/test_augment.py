@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import transformer_dropout as td
-from transformer_dropout.tasks.images.augment import Augment, augmented
+from transformer_dropout.tasks.images.augment import ImageAugment, augmented
 
 
 def generator(seed=0):
@@ -21,12 +21,12 @@ def shifted(image, down, right):
 
 def test_nothing_asked_for_changes_nothing():
     images = torch.rand(3, 8, 8)
-    assert augmented(images, Augment(), generator()) is images
+    assert augmented(images, ImageAugment(), generator()) is images
 
 
 def test_a_shift_moves_by_whole_pixels_each_way_and_each_image_on_its_own():
     images = torch.rand(60, 8, 6)
-    moved = augmented(images, Augment(shift=2), generator())
+    moved = augmented(images, ImageAugment(shift=2), generator())
     found = set()
     for image, result in zip(images, moved, strict=True):
         places = [
@@ -42,7 +42,7 @@ def test_a_shift_moves_by_whole_pixels_each_way_and_each_image_on_its_own():
 
 def test_a_flip_mirrors_half_of_the_images():
     images = torch.rand(200, 5, 4)
-    result = augmented(images, Augment(flip=True), generator())
+    result = augmented(images, ImageAugment(flip=True), generator())
     mirrored = [torch.allclose(new, old.flip(1), atol=1e-5) for new, old in zip(result, images, strict=True)]
     same = [torch.allclose(new, old, atol=1e-5) for new, old in zip(result, images, strict=True)]
     assert all(a != b for a, b in zip(mirrored, same, strict=True))
@@ -51,17 +51,17 @@ def test_a_flip_mirrors_half_of_the_images():
 
 def test_a_crop_shows_a_part_of_the_image_and_nothing_from_outside():
     ramp = torch.arange(16.0).expand(50, 16, 16)
-    result = augmented(ramp, Augment(crop=0.5), generator())
+    result = augmented(ramp, ImageAugment(crop=0.5), generator())
     steps = result[:, 8, 5:11].diff(dim=1)
     # Where a share of the width is enlarged to the whole, the ramp rises that much more slowly.
     assert (steps >= 0.5 - 1e-3).all() and (steps <= 1 + 1e-3).all()
     assert steps.min() < 0.6 and steps.max() > 0.9
-    whole = augmented(torch.ones(50, 16, 16), Augment(crop=0.5), generator())
+    whole = augmented(torch.ones(50, 16, 16), ImageAugment(crop=0.5), generator())
     assert (whole[:, 1:-1, 1:-1] > 0.99).all()
 
 
 def test_the_generator_decides():
-    images, config = torch.rand(20, 8, 8), Augment(shift=1, crop=0.2, flip=True)
+    images, config = torch.rand(20, 8, 8), ImageAugment(shift=1, crop=0.2, flip=True)
     once, again = (augmented(images, config, generator(3)) for _ in range(2))
     assert torch.equal(once, again)
     assert not torch.equal(once, augmented(images, config, generator(4)))
@@ -70,4 +70,4 @@ def test_the_generator_decides():
 @pytest.mark.parametrize("wrong", [{"shift": -1}, {"crop": 1.0}, {"crop": -0.1}])
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(td.InputError, match=rf"data\.augment\.{next(iter(wrong))}"):
-        Augment(**wrong)
+        ImageAugment(**wrong)

@@ -7,7 +7,7 @@ import torch
 import transformer_dropout as td
 from transformer_dropout.runs.task import Task
 from transformer_dropout.tasks.images import Images
-from transformer_dropout.tasks.images.augment import Augment
+from transformer_dropout.tasks.images.augment import ImageAugment
 from transformer_dropout.tasks.images.data import ImageData
 from transformer_dropout.tasks.images.task import MLPConfig
 
@@ -57,7 +57,7 @@ def test_a_batch_has_the_images_asked_for_between_zero_and_one(splits):
 
 
 def test_training_batches_are_changed_as_the_config_says(splits):
-    data, batch = ImageData(augment=Augment(shift=1)), TASK.batch(splits.train, np.arange(20))
+    data, batch = ImageData(augment=ImageAugment(shift=1)), TASK.batch(splits.train, np.arange(20))
     changed = TASK.augment(data, batch, torch.Generator().manual_seed(0))
     assert not torch.equal(changed.inputs["x"], batch.inputs["x"])
     assert torch.equal(changed.targets, batch.targets) and changed.items == 20
@@ -70,7 +70,7 @@ def test_it_learns_the_digits(train):
 
 
 def test_it_learns_a_folder_of_idx_files(train, idx_folder):
-    data = ImageData(source=str(idx_folder()), augment=Augment(flip=True))
+    data = ImageData(source=str(idx_folder()), augment=ImageAugment(flip=True))
     found = train(TASK, MLPConfig(hidden=(32,)), data, steps=80, lr=3e-3)
     assert found.after["loss"] < found.before["loss"]
 

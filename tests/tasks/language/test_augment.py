@@ -9,7 +9,7 @@ from transformer_dropout.errors import InputError
 from transformer_dropout.runs.loop import Training
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.run import prepare
-from transformer_dropout.tasks.language.augment import Augment, augmented
+from transformer_dropout.tasks.language.augment import TextAugment, augmented
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 TEXT = torch.arange(40 * 101).view(40, 101)
@@ -22,7 +22,7 @@ def generator(seed=0):
 def test_neighbours_change_places_at_the_rate_and_nothing_else_moves():
     moved = swaps = 0
     for seed in range(20):
-        found = augmented(TEXT, Augment(swap=0.1), generator(seed))
+        found = augmented(TEXT, TextAugment(swap=0.1), generator(seed))
         assert found.sort(dim=1).values.equal(TEXT)
         shift = found - TEXT
         assert set(shift.unique().tolist()) <= {-1, 0, 1}
@@ -35,7 +35,7 @@ def test_neighbours_change_places_at_the_rate_and_nothing_else_moves():
 def test_windows_are_cut_to_what_stands_together_and_never_below_the_share():
     lengths = set()
     for seed in range(60):
-        found = augmented(TEXT, Augment(crop=0.5), generator(seed))
+        found = augmented(TEXT, TextAugment(crop=0.5), generator(seed))
         assert (found[:, 1:] - found[:, :-1] == 1).all()
         lengths.add(found.shape[1])
     assert min(lengths) >= round(0.5 * 101) and max(lengths) <= 101
@@ -44,7 +44,7 @@ def test_windows_are_cut_to_what_stands_together_and_never_below_the_share():
 
 def test_targets_stay_one_token_later_and_evaluation_sees_whole_windows(tiny):
     config = tiny()
-    config = replace(config, data=replace(config.data, augment=Augment(swap=0.2, crop=0.5)))
+    config = replace(config, data=replace(config.data, augment=TextAugment(swap=0.2, crop=0.5)))
     training = Training(config, prepare(config), ALONE)
     whole = Training(tiny(), prepare(tiny()), ALONE)
     batch = training.training_batch(0)
@@ -60,7 +60,7 @@ def test_without_the_key_the_fingerprint_is_as_before_and_with_it_another(tiny):
     config = tiny()
     assert "augment" not in config.to_data()["data"]
     assert (
-        replace(config, data=replace(config.data, augment=Augment(swap=0.1))).fingerprint()
+        replace(config, data=replace(config.data, augment=TextAugment(swap=0.1))).fingerprint()
         != config.fingerprint()
     )
 
@@ -68,4 +68,4 @@ def test_without_the_key_the_fingerprint_is_as_before_and_with_it_another(tiny):
 @pytest.mark.parametrize(("name", "value"), [("swap", -0.1), ("swap", 0.6), ("crop", -0.1), ("crop", 1.0)])
 def test_what_is_no_share_is_refused(name, value):
     with pytest.raises(InputError, match=rf"data\.augment\.{name} is {value}"):
-        Augment(**{name: value})
+        TextAugment(**{name: value})

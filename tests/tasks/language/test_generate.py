@@ -6,7 +6,7 @@ import torch
 import transformer_dropout as td
 from transformer_dropout.errors import InputError
 from transformer_dropout.kernels._native import numba_installed, pure_pytorch
-from transformer_dropout.runs.cost import sketched
+from transformer_dropout.runs.cost import sketch_of_splits
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.tasks.language.cache import Cache
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
@@ -216,6 +216,6 @@ def test_dropped_attention_weights_are_not_remembered():
 
 
 def test_sampling_masks_needs_masks(tiny, learned):
-    _, regularization = build_model(config := tiny(recipe=learned[1:]), sketched(config))
+    _, regularization = build_model(config := tiny(recipe=learned[1:]), sketch_of_splits(config))
     with pytest.raises(InputError, match="--sample-masks needs a run with learned masks"):
         sample_masks(regularization)

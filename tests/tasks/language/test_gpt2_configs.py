@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer_dropout.runs.cost import count_cost, sketched
+from transformer_dropout.runs.cost import count_cost, sketch_of_splits
 from transformer_dropout.runs.run_config import load_run_config
 
 FILES = sorted((Path(__file__).parents[3] / "configs" / "gpt2_124m").glob("*.yaml"))
@@ -23,7 +23,7 @@ ADDED = {
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_size_is_gpt2s_and_the_cost_is_counted_without_a_weight(file):
     config = load_run_config(file)
-    cost = count_cost(config, sketched(config))
+    cost = count_cost(config, sketch_of_splits(config))
     assert PLAIN == 124_439_808
     assert cost.parameters == PLAIN + ADDED[file.stem]
     assert cost.items == config.training.steps * 64 * 1024

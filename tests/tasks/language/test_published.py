@@ -10,7 +10,7 @@ import yaml
 
 from transformer_dropout.errors import InputError
 from transformer_dropout.recipe import Rule
-from transformer_dropout.runs.cost import count_cost, count_parameters, sketched
+from transformer_dropout.runs.cost import count_cost, count_parameters, sketch_of_splits
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.run import run
 from transformer_dropout.runs.run_config import config_from_data, load_run_config
@@ -136,7 +136,7 @@ def test_a_published_file_loads_verbatim_under_its_own_name(name):
 @pytest.mark.parametrize("name", ["with_penalty", "baseline", "precomputed_masks"])
 def test_parameters_without_the_positional_embedding_are_the_published_ones(name):
     config = load_run_config(FOLDER / f"{name}.yaml")
-    cost = count_cost(config, sketched(config))
+    cost = count_cost(config, sketch_of_splits(config))
     assert cost.without_positional == WITHOUT_POSITIONAL[name]
     assert cost.frozen == (82_944 if name == "precomputed_masks" else 0)
 
@@ -145,7 +145,7 @@ def test_parameters_without_the_positional_embedding_are_the_published_ones(name
 def test_the_model_of_every_file_has_the_published_number_of_parameters(name):
     with torch.device("meta"):
         config = load_run_config(FOLDER / f"{name}.yaml")
-        model, _ = build_model(config, sketched(config))
+        model, _ = build_model(config, sketch_of_splits(config))
     assert count_parameters(model) - model.embedding.position.weight.numel() == WITHOUT_POSITIONAL[name]
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from transformer_dropout.errors import InputError
 from transformer_dropout.recipe import Recipe
-from transformer_dropout.runs.cost import sketched
+from transformer_dropout.runs.cost import sketch_of_splits
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.tasks.language.saved_model import load_model, save_model
 
@@ -36,7 +36,7 @@ def recipe(request, learned):
 def built(tiny, recipe):
     """Return a model whose masks keep some elements and drop others."""
     config = tiny(recipe=recipe)
-    model, regularization = build_model(config, sketched(config))
+    model, regularization = build_model(config, sketch_of_splits(config))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -83,8 +83,8 @@ def test_the_files_open_with_the_plain_library(tmp_path, tiny, learned):
 
 
 def test_a_regularizer_adds_keys_and_changes_none(tiny, learned):
-    plain = build_model(config := tiny(), sketched(config))[0].state_dict()
-    regularized = build_model(config := tiny(recipe=learned), sketched(config))[0].state_dict()
+    plain = build_model(config := tiny(), sketch_of_splits(config))[0].state_dict()
+    regularized = build_model(config := tiny(recipe=learned), sketch_of_splits(config))[0].state_dict()
     assert plain.keys() < regularized.keys()
     assert all(tensor.equal(regularized[name]) for name, tensor in plain.items())
 

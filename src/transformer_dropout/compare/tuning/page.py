@@ -30,7 +30,7 @@ def tuning_table(found: Sequence[Found]) -> Table:
             str(one.pruned),
             str(one.failed),
             f"{one.best.value:.4f}",
-            ", ".join(f"{key} {shown(value)}" for key, value in one.best.values.items()),
+            ", ".join(f"{key} {value_text(value)}" for key, value in one.best.values.items()),
         )
         for one in found
     )
@@ -124,6 +124,6 @@ def html(table: Table) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a setting's value as text."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

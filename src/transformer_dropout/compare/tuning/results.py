@@ -54,7 +54,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class SettingCurve:
     """The metric over one setting, smoothed, with the interval of its mean."""
 
     key: str
@@ -101,7 +101,7 @@ def expected_best(values: Sequence[float], k: int) -> float:
     return float(ordered @ (share_left[:-1] - share_left[1:]))
 
 
-def curve(tried: Sequence[Tried], key: str, search: Range, points: int = 60) -> Curve:
+def curve(tried: Sequence[Tried], key: str, search: Range, points: int = 60) -> SettingCurve:
     """Return the metric over one setting: a local line through the trials, with a bootstrap interval.
 
     The other settings vary from trial to trial; the interval holds what that adds.
@@ -123,7 +123,7 @@ def curve(tried: Sequence[Tried], key: str, search: Range, points: int = 60) -> 
     tail = 100 * (1 - CONFIDENCE) / 2
     edges = np.percentile(lines, [tail, 100 - tail], axis=0)
     at = np.array([search.at(share) for share in grid], dtype=float)
-    return Curve(key=key, at=at, mean=local_line(x, y, grid), low=edges[0], high=edges[1])
+    return SettingCurve(key=key, at=at, mean=local_line(x, y, grid), low=edges[0], high=edges[1])
 
 
 def local_line(x: np.ndarray, y: np.ndarray, grid: np.ndarray) -> np.ndarray:

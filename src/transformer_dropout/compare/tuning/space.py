@@ -145,7 +145,9 @@ def read_methods(path: Path, arms: Sequence[CellConfig]) -> list[Method]:
     for key in KEYS:
         if not isinstance(data.get(key), dict | None):
             raise InputError(f"{path}: {key} is {data[key]!r}; it is a mapping. docs/tuning.md shows one.")
-    methods = swept(path, data["parameters"], arms) if "parameters" in data else written(path, data, arms)
+    methods = (
+        swept(path, data["parameters"], arms) if "parameters" in data else methods_from_data(path, data, arms)
+    )
     for method in methods:
         if not method.settings:
             raise InputError(f"{path}: nothing is searched for {method.arm.name!r}; give it a setting.")
@@ -158,7 +160,7 @@ def swept(path: Path, parameters: Mapping[str, Any] | None, arms: Sequence[CellC
     return [Method(arm=arm, settings=shared) for arm in arms]
 
 
-def written(path: Path, data: Mapping[str, Any], arms: Sequence[CellConfig]) -> list[Method]:
+def methods_from_data(path: Path, data: Mapping[str, Any], arms: Sequence[CellConfig]) -> list[Method]:
     """Return the methods of a space in our own form."""
     unknown = [key for key in data if key not in KEYS]
     if unknown:

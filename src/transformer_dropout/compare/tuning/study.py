@@ -198,7 +198,7 @@ class MethodSearch:
 
     def running(self, trial: Any, number: int) -> Running:
         """Return a trial with its runs."""
-        values = {key: suggested(trial, key, search) for key, search in self.method.settings.items()}
+        values = {key: suggest_value(trial, key, search) for key, search in self.method.settings.items()}
         arm = self.method.configured(values)
         folder = self.out / "trials" / self.method.arm.slug() / f"{number:04d}"
         module = TRAINING if isinstance(arm, RunConfig) else TRIALS
@@ -279,7 +279,7 @@ def spread(dimensions: int, count: int) -> list[list[float]]:
     return torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0).draw(count).tolist()
 
 
-def suggested(trial: Any, key: str, search: Search) -> Any:
+def suggest_value(trial: Any, key: str, search: Search) -> Any:
     """Return a trial's value of one setting."""
     if not isinstance(search, Range):
         return trial.suggest_categorical(key, list(search.values))

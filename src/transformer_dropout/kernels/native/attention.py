@@ -60,11 +60,11 @@ def load_columns(source, at, step, count, size, factor, rows, columns):
     """Copy a block of queries, times a factor, as rows and as columns; lanes without a query are 0."""
     load(source, at, step, count, size, factor, rows)
     rows[count:] = 0
-    turned(rows, columns)
+    transpose_into(rows, columns)
 
 
 @numba.njit(inline="always")
-def turned(source, target):
+def transpose_into(source, target):
     """Write the columns of a matrix as rows of another."""
     for c in range(source.shape[1]):
         line = target[c]
@@ -84,7 +84,7 @@ def store(rows, factors, count, size, target, at, step):
 @numba.njit(inline="always")
 def store_columns(columns, factors, count, size, target, at, step, rows):
     """Write columns, each times its factor, as the rows of a tensor; ``rows`` is room for them."""
-    turned(columns, rows)
+    transpose_into(columns, rows)
     store(rows, factors, count, size, target, at, step)
 
 
@@ -194,7 +194,7 @@ def forward(places, sizes, numbers, mask, log_sum, sums):
 
 
 @numba.njit(inline="always")
-def chained(weights, changes, seen, start, sums, common, starts, mask, ones):
+def weights_and_score_gradients(weights, changes, seen, start, sums, common, starts, mask, ones):
     """Turn scores into the weights that were kept, and the weights' gradients into those of the scores."""
     first, second, threshold = mask
     for j in range(seen):
@@ -252,7 +252,7 @@ def backward(places, sizes, numbers, mask, log_sum):
             first_elements(starts, head, start, tokens)
             times_columns(k, columns, seen, weights)
             times_columns(v, g_columns, seen, changes)
-            chained(weights, changes, seen, start, sums, common, starts, mask, ones)
+            weights_and_score_gradients(weights, changes, seen, start, sums, common, starts, mask, ones)
             transposed_times(k, changes, seen, dq)
             add_product(changes, q, seen, dk)
             add_product(weights, g, seen, dv)

@@ -27,7 +27,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
+class PaddedExamples:
     """Examples of one split, and the id that fills up a batch."""
 
     examples: tuple[Example, ...]

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...recipe import Recipe
-from ...runs.checked import checked
+from ...runs.dataclass_from_data import dataclass_from_data
 from ...runs.task import LOSS, Batch, Metric, Splits
 from .. import _pretrained as pretrained
 from .arms import default_arms
-from .examples import IGNORED, Examples, pair_examples, text_examples
+from .examples import IGNORED, PaddedExamples, pair_examples, text_examples
 
 TOKENS_PER_FORWARD = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class CausalLMModel:
     """Which pre-trained model, and how it is trained.
 
     Attributes:
@@ -43,7 +43,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class CausalLMData:
     """Which text.
 
     Attributes:
@@ -65,7 +65,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSplits(Splits):
+class CausalLMSplits(Splits):
     """Examples, with the model's folder and its tokenizer."""
 
     folder: Path
@@ -77,10 +77,10 @@ class CausalLM:
 
     item = "token"
     metrics = (LOSS, Metric(name="perplexity"))
-    Model = ModelConfig
-    Data = DataConfig
+    Model = CausalLMModel
+    Data = CausalLMData
 
-    def prepare(self, model: ModelConfig, data: DataConfig, cache: Path | None) -> TextSplits:
+    def prepare(self, model: CausalLMModel, data: CausalLMData, cache: Path | None) -> CausalLMSplits:
         """Return the examples of a text or of a file of pairs."""
         if not model.source:
             raise InputError("This task fine-tunes a model that is there; name its folder with --model DIR.")
@@ -98,10 +98,10 @@ class CausalLM:
             train = train[: data.train_examples]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         parts = {
-            name: Examples(examples=tuple(found), pad=pad)
+            name: PaddedExamples(examples=tuple(found), pad=pad)
             for name, found in (("train", train), ("validation", validation), ("test", test))
         }
-        return TextSplits(
+        return CausalLMSplits(
             **parts,
             manifest={
                 "source": data.source,
@@ -114,7 +114,7 @@ class CausalLM:
             tokenizer=tokenizer,
         )
 
-    def build(self, model: ModelConfig, splits: TextSplits) -> nn.Module:
+    def build(self, model: CausalLMModel, splits: CausalLMSplits) -> nn.Module:
         """Return the model, with LoRA's matrices beside its frozen weights where they are asked for."""
         loaded = pretrained.load(pretrained.of_transformers("AutoModelForCausalLM"), splits.folder)
         limit = getattr(loaded.config, "max_position_embeddings", None)
@@ -127,7 +127,7 @@ class CausalLM:
         drawn = pretrained.fresh_parameters(model)
         return [name for name, _ in model.named_parameters() if ".lora_" in name or name in drawn]
 
-    def batch(self, split: Examples, indices: Sequence[int] | np.ndarray) -> Batch:
+    def batch(self, split: PaddedExamples, indices: Sequence[int] | np.ndarray) -> Batch:
         """Return examples, padded to the longest; items are the tokens that are predicted."""
         inputs, targets = split.batch(indices)
         return Batch(inputs=inputs, targets=targets, items=int((targets != IGNORED).sum()))
@@ -141,7 +141,7 @@ class CausalLM:
         logits, targets = self.logits(model, batch)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
-    def special_tokens(self, splits: TextSplits) -> list[int]:
+    def special_tokens(self, splits: CausalLMSplits) -> list[int]:
         """Return the ids of padding, separators and their like."""
         return splits.tokenizer.all_special_ids
 
@@ -153,7 +153,7 @@ class CausalLM:
         """Return the loss and its perplexity."""
         return means | {"perplexity": math.exp(min(means["loss"], 700.0))}
 
-    def evaluated_together(self, split: Examples) -> int:
+    def evaluated_together(self, split: PaddedExamples) -> int:
         """Return how many examples one forward of an evaluation takes."""
         longest = max(len(example.ids) for example in split.examples)
         return max(1, TOKENS_PER_FORWARD // longest)
@@ -162,7 +162,7 @@ class CausalLM:
         self,
         folder: Path,
         model: nn.Module,
-        splits: TextSplits,
+        splits: CausalLMSplits,
         recipe: Recipe,
         weights: Mapping[str, Tensor],
     ) -> None:
@@ -171,6 +171,6 @@ class CausalLM:
 
     def default_arms(self, model: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the arms of fine-tuning, among them dropout that falls to 0 on the way."""
-        own = checked(ModelConfig, dict(model), {}, ("model",))
-        splits = self.prepare(own, checked(DataConfig, dict(data), {}, ("data",)), None)
+        own = dataclass_from_data(CausalLMModel, dict(model), {}, ("model",))
+        splits = self.prepare(own, dataclass_from_data(CausalLMData, dict(data), {}, ("data",)), None)
         return default_arms(self.build(own, splits), len(splits.train), own.lora is not None)

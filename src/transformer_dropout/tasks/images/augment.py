@@ -10,7 +10,7 @@ from ...errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment:
+class ImageAugment:
     """How training images are changed at random, each on its own and anew in each step.
 
     Args:
@@ -33,7 +33,7 @@ class Augment:
             raise InputError(f"data.augment.crop is {self.crop}, but it is a share from 0 to below 1.")
 
 
-def augmented(images: Tensor, config: Augment, generator: torch.Generator) -> Tensor:
+def augmented(images: Tensor, config: ImageAugment, generator: torch.Generator) -> Tensor:
     """Return images, each seen through a window of its own.
 
     A pixel at ``u`` in [-1, 1] shows the image at ``s f u + c``: ``s`` is one minus the share cut off, ``f``
@@ -44,7 +44,7 @@ def augmented(images: Tensor, config: Augment, generator: torch.Generator) -> Te
         config: how far.
         generator: where the random numbers come from.
     """
-    if config == Augment():
+    if config == ImageAugment():
         return images
     count, device = len(images), images.device
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...runs.task import Splits
 from ..content_split import split_by_content
-from .augment import Augment
+from .augment import ImageAugment
 from .idx import read_images, read_labels
 
 DIGITS = "digits"
@@ -40,7 +40,7 @@ class ImageData:
 
     source: str = DIGITS
     train_images: int | None = None
-    augment: Augment = field(default_factory=Augment)
+    augment: ImageAugment = field(default_factory=ImageAugment)
 
     def __post_init__(self) -> None:
         if self.train_images is not None and self.train_images < 1:
@@ -100,7 +100,7 @@ def prepare_images(config: ImageData) -> Splits:
 def digits() -> dict[str, Pair]:
     """Return the digits that come with the package, by their use."""
     shares = {"train": 1 - 2 * HELD_OUT, "validation": HELD_OUT, "test": HELD_OUT}
-    return parted(read_pair(Path(__file__).parent, "digits"), shares)
+    return split_images(read_pair(Path(__file__).parent, "digits"), shares)
 
 
 def folder(path: Path) -> dict[str, Pair]:
@@ -110,10 +110,10 @@ def folder(path: Path) -> dict[str, Pair]:
     if sizes[0] != sizes[1]:
         told = " and ".join(f"{rows} x {columns}" for rows, columns in sizes)
         raise InputError(f"{path} has images of {told} for train and test; give files of one data set.")
-    return {**parted(train, {"train": 1 - HELD_OUT, "validation": HELD_OUT}), "test": test}
+    return {**split_images(train, {"train": 1 - HELD_OUT, "validation": HELD_OUT}), "test": test}
 
 
-def parted(pair: Pair, shares: dict[str, float]) -> dict[str, Pair]:
+def split_images(pair: Pair, shares: dict[str, float]) -> dict[str, Pair]:
     """Return images with their labels, split by what they show."""
     images, labels = pair
     places = split_by_content((image.tobytes() for image in images), shares)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...runs.task import ACCURACY, LOSS, Batch, Splits
-from .._mlp import MLP, check_hidden
+from .._mlp import MultilayerPerceptron, check_hidden
 from .arms import default_arms
 from .augment import augmented
 from .data import ImageData, ImageSplit, prepare_images
@@ -49,7 +49,7 @@ class Images:
 
     def build(self, model: Any, splits: Splits) -> nn.Module:
         images: ImageSplit = splits.train
-        return MLP((images.images[0].numel(), *model.hidden, images.classes))
+        return MultilayerPerceptron((images.images[0].numel(), *model.hidden, images.classes))
 
     def batch(self, split: ImageSplit, indices: Sequence[int] | np.ndarray) -> Batch:
         chosen = torch.as_tensor(np.asarray(indices))

@@ -7,7 +7,7 @@ none on validation.
 from collections.abc import Mapping
 from typing import Any
 
-from ...runs.checked import checked
+from ...runs.dataclass_from_data import dataclass_from_data
 from .data import DataConfig, prepare
 
 SITES = ("embedding", "attention_weights", "attention_output", "mlp_output")
@@ -29,15 +29,15 @@ def default_arms(data: Mapping[str, Any]) -> list[dict[str, Any]]:
         arm(section, "dropout p=0.1", dropout(0.1)),
         arm(section, "weight decay 3", [], weight_decay=3.0),
         arm(section, "dropout p=0.1 + weight decay 1", dropout(0.1), weight_decay=1.0),
-        arm(section, "LearnedDropout", learned("LearnedDropout")),
-        arm(section, "LearnedDropout, pre-computed masks", learned("PrecomputedLearnedDropout")),
+        arm(section, "LearnedDropout", learned_mask_rule("LearnedDropout")),
+        arm(section, "LearnedDropout, pre-computed masks", learned_mask_rule("PrecomputedLearnedDropout")),
     ]
 
 
 def at_most(data: Mapping[str, Any]) -> dict[str, int]:
     """Return the limits, or what a text has where that is less."""
     whole = {**data, "train_tokens": None, "validation_tokens": None}
-    prepared = prepare(checked(DataConfig, whole, {}, ("data",)))
+    prepared = prepare(dataclass_from_data(DataConfig, whole, {}, ("data",)))
     there = {"train_tokens": len(prepared.train), "validation_tokens": len(prepared.validation)}
     return {key: min(limit, there[key]) for key, limit in LIMITS.items()}
 
@@ -47,7 +47,7 @@ def dropout(p: float) -> list[dict[str, Any]]:
     return [{"select": site, "layer": "Dropout", "p": p} for site in SITES]
 
 
-def learned(layer: str) -> list[dict[str, Any]]:
+def learned_mask_rule(layer: str) -> list[dict[str, Any]]:
     """Return the recipe of a learned mask after the MLP, as published."""
     return [{"select": "mlp_output", "layer": layer, "heads": 4, "penalty": "squared", "weight": 0.1}]
 

@@ -9,7 +9,7 @@ from ...errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment:
+class TextAugment:
     """How training windows are changed at random, anew in each step.
 
     Masked tokens are a layer, `TokenDropout` at the embedding, and replaced ones ``training.token_noise``.
@@ -35,7 +35,7 @@ class Augment:
             raise InputError(f"data.augment.crop is {self.crop}, but it is a share from 0 to below 1.")
 
 
-def augmented(text: Tensor, config: Augment, generator: torch.Generator) -> Tensor:
+def augmented(text: Tensor, config: TextAugment, generator: torch.Generator) -> Tensor:
     """Return windows of text with neighbours swapped and an end, or both, cut off.
 
     Shape:

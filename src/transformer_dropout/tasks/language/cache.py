@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decoder import Attention, Decoder
-from .known_decoder import is_known
+from .decoder_parts import has_known_parts_only
 from .memory import Memory
 from .native_decoding import NativeReader, reads_natively
 from .plain_decoding import PlainReader
@@ -71,7 +71,7 @@ class Cache:
 
     def _reader_of_single_tokens(self, rows: int) -> NativeReader | PlainReader | None:
         """Return the fastest that can read on from here; None where the model's modules have to run."""
-        if not is_known(self.model):
+        if not has_known_parts_only(self.model):
             return None
         if self.real is None and rows == 1 and reads_natively(self.model):
             return NativeReader(self.model, self.memories, self.length)

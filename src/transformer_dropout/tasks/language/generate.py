@@ -90,7 +90,7 @@ def generate(
     # One prompt after another, so that each draws what it would draw alone.
     draws = [torch.rand(tokens, generator=generator, device=where) for _ in rows]
     uniform = torch.stack(draws).to(model.embedding.token.weight.device)
-    reader = Reader(model, rows, cache=cache)
+    reader = RowReader(model, rows, cache=cache)
     for step in range(tokens):
         chosen = choose(reader.logits(), uniform[:, step], temperature, top_k, top_p).tolist()
         for row, token in zip(rows, chosen, strict=True):
@@ -98,7 +98,7 @@ def generate(
         yield chosen[0] if alone else chosen
 
 
-class Reader:
+class RowReader:
     """Reads rows of tokens that grow by one token between two readings.
 
     Args:

@@ -69,7 +69,7 @@ class Memory:
         return mixed.reshape(batch, heads * size)
 
 
-def remembered(memory: Memory, length: int) -> Tensor:
+def keys_and_values(memory: Memory, length: int) -> Tensor:
     """Return keys and values as (2, width, tokens), of the only row that there is."""
     keys, values = memory.so_far(length)
     return torch.stack([keys[0], values[0]]).transpose(2, 3).flatten(1, 2)

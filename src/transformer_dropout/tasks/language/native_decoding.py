@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from ...kernels._native import takes_native
 from ...layers import TokenGate
 from .decoder import Decoder
-from .known_decoder import blocks_of, gates_of, matrices_and_norms, source_of
-from .memory import Memory, remembered
+from .decoder_parts import blocks_of, gates_of, matrices_and_norms, source_of
+from .memory import Memory, keys_and_values
 
 
 def reads_natively(model: Decoder) -> bool:
-    """Say whether native code reads a model of which `is_known` holds: in float32, on a processor."""
+    """Return whether native code reads a model with known parts only: in float32, on a processor."""
     parameters = list(model.parameters())
     return all(parameter.dtype == torch.float32 for parameter in parameters) and takes_native(*parameters)
 
@@ -24,7 +24,7 @@ class NativeReader:
     """Continues where a model's memories stand, one token at a time.
 
     Args:
-        model: of which `is_known` and `reads_natively` hold; its weights are read where they lie.
+        model: of which `has_known_parts_only` and `reads_natively` hold; its weights are read where they lie.
         memories: of each attending module, with one row.
         length: how many tokens they hold.
     """
@@ -44,7 +44,7 @@ class NativeReader:
         self._keys, self._values = np.empty((2, places, config.width, config.context), np.float32)
         for place, module in enumerate([*modules, source]):
             if module is not None:
-                both = remembered(memories[module], length).numpy()
+                both = keys_and_values(memories[module], length).numpy()
                 self._keys[place, :, :length], self._values[place, :, :length] = both
 
     def read(self, tokens: list[int], past: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...kernels.mask import widened
 from ...layers import TokenGate
 from .decoder import Block, Decoder
-from .known_decoder import blocks_of, gates_of, matrices_and_norms, source_of
+from .decoder_parts import blocks_of, gates_of, matrices_and_norms, source_of
 from .memory import Memory
 
 WeightAndBias = tuple[Tensor, Tensor | None]
@@ -48,7 +48,7 @@ class PlainReader:
     """Reads one more token in each row.
 
     Args:
-        model: of which `is_known` holds.
+        model: of which `has_known_parts_only` holds.
         memories: what each attending module remembers; they are read and extended.
     """
 

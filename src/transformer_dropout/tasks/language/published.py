@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...errors import InputError
-from ...runs.checked import STRICT_KEYS, checked
+from ...runs.dataclass_from_data import STRICT_KEYS, dataclass_from_data
 from ...yaml_file import KeyPath
 
 # What the published runs multiply a penalty by; their code's own default, which none of them uses, is 1.
@@ -165,7 +165,7 @@ def from_published(data: dict[str, Any], places: dict[KeyPath, str], *, name: st
     Raises:
         InputError: for an unknown key or a value that does not fit.
     """
-    run = checked(PublishedRun, data, places)
+    run = dataclass_from_data(PublishedRun, data, places)
     model = run.model_config
     windows = run.est_steps * run.batch_size
     return {

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...json_file import read_object
 from ...recipe import Recipe
-from ...runs.checked import checked
+from ...runs.dataclass_from_data import dataclass_from_data
 from ...runs.files import write_atomically, write_json, write_tensors
 from ...schedules import Constant
 from ...surgery.mixture_of_experts import Mixtures, mixture_of_experts_
@@ -118,6 +118,6 @@ def read_config(path: Path) -> SavedDecoder:
     if content.pop("model_type", None) != MODEL_TYPE:
         raise InputError(f"{path} is not of a {MODEL_TYPE}.")
     try:
-        return checked(SavedDecoder, content, {}, ("model",))
+        return dataclass_from_data(SavedDecoder, content, {}, ("model",))
     except InputError as error:
         raise InputError(f"{path} is damaged: {error}") from None

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...runs.task import Splits
 from ..content_split import split_by_content
-from .table import Table, read_table
+from .table import NumberTable, read_table
 
 DIABETES = "diabetes"
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
@@ -71,7 +71,7 @@ def prepare_table(config: TableData) -> Splits:
         InputError: for a file that is no table of numbers, or too small a one.
     """
     path = Path(__file__).with_name("diabetes.csv") if config.source == DIABETES else Path(config.source)
-    table = chosen(path, config)
+    table = columns_in_use(path, config)
     inputs, targets = table.values[:, :-1], table.values[:, -1]
     parts = split_by_content((row.tobytes() for row in table.values), SHARES)
     if config.train_rows is not None and config.train_rows > len(parts["train"]):
@@ -99,7 +99,7 @@ def prepare_table(config: TableData) -> Splits:
     return Splits(**splits, manifest=about | manifest)
 
 
-def chosen(path: Path, config: TableData) -> Table:
+def columns_in_use(path: Path, config: TableData) -> NumberTable:
     """Return the columns that are used, the target last."""
     if config.columns is not None:
         assert config.target is not None
@@ -112,7 +112,7 @@ def chosen(path: Path, config: TableData) -> Table:
     others = tuple(name for name in table.columns if name != target)
     if not others:
         raise InputError(f"{path} has one column; a target needs others to be predicted from.")
-    return Table(columns=(*others, target), values=table.of((*others, target)))
+    return NumberTable(columns=(*others, target), values=table.of((*others, target)))
 
 
 def standardised(values: np.ndarray, train: np.ndarray) -> np.ndarray:

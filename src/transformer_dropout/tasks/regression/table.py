@@ -13,7 +13,7 @@ DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class NumberTable:
     """Numbers by column.
 
     Attributes:
@@ -29,7 +29,7 @@ class Table:
         return self.values[:, [self.columns.index(name) for name in names]]
 
 
-def read_table(path: Path, wanted: tuple[str, ...] | None = None) -> Table:
+def read_table(path: Path, wanted: tuple[str, ...] | None = None) -> NumberTable:
     """Read a CSV whose first line names the columns, separated by commas, semicolons or tabs.
 
     Args:
@@ -52,7 +52,7 @@ def read_table(path: Path, wanted: tuple[str, ...] | None = None) -> Table:
                 "columns."
             )
     values = [[number(row[at], f"{path}, line {line}, {header[at]}") for at in places] for line, row in rows]
-    return Table(columns=tuple(wanted), values=np.array(values, dtype=np.float64))
+    return NumberTable(columns=tuple(wanted), values=np.array(values, dtype=np.float64))
 
 
 def lines_of(path: Path) -> tuple[tuple[str, ...], list[tuple[int, list[str]]]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...runs.task import Batch, Metric, Splits
-from .._mlp import MLP, check_hidden
+from .._mlp import MultilayerPerceptron, check_hidden
 from .arms import default_arms
 from .data import Rows, TableData, prepare_table
 
@@ -45,7 +45,7 @@ class Regression:
         return prepare_table(data)
 
     def build(self, model: RegressionConfig, splits: Splits) -> nn.Module:
-        return MLP((splits.train.inputs.shape[1], *model.hidden, 1))
+        return MultilayerPerceptron((splits.train.inputs.shape[1], *model.hidden, 1))
 
     def batch(self, split: Rows, indices: Sequence[int] | np.ndarray) -> Batch:
         chosen = torch.as_tensor(np.asarray(indices))

@@ -21,7 +21,7 @@ class Sentence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Splits:
+class SentencesByUse:
     """Sentences by their use; no text is in two of them."""
 
     train: tuple[Sentence, ...]
@@ -78,14 +78,14 @@ def place(text: str) -> float:
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:6]) / 2**48
 
 
-def split(sentences: Sequence[Sentence]) -> Splits:
+def split(sentences: Sequence[Sentence]) -> SentencesByUse:
     """Split 80/10/10 by each sentence's own hash, so that the same sentence is never in two splits."""
     parts: dict[str, list[Sentence]] = {"train": [], "validation": [], "test": []}
     for sentence in sentences:
         at = place(sentence.text)
         name = "train" if at < TRAIN else "validation" if at < TRAIN_AND_VALIDATION else "test"
         parts[name].append(sentence)
-    return Splits(**{name: tuple(part) for name, part in parts.items()})
+    return SentencesByUse(**{name: tuple(part) for name, part in parts.items()})
 
 
 def balanced_subset(sentences: Sequence[Sentence], size: int, classes: Sequence[str]) -> list[Sentence]:
@@ -116,7 +116,7 @@ def balanced_subset(sentences: Sequence[Sentence], size: int, classes: Sequence[
     return chosen
 
 
-def prepared_splits(files: Mapping[str, Path], train_sentences: int | None) -> Splits:
+def prepared_splits(files: Mapping[str, Path], train_sentences: int | None) -> SentencesByUse:
     """Read, split, and limit the training sentences.
 
     Args:
@@ -137,7 +137,7 @@ def prepared_splits(files: Mapping[str, Path], train_sentences: int | None) -> S
     if train_sentences is None:
         return splits
     train = balanced_subset(splits.train, train_sentences, classes)
-    return Splits(train=tuple(train), validation=splits.validation, test=splits.test)
+    return SentencesByUse(train=tuple(train), validation=splits.validation, test=splits.test)
 
 
 def digest(sentences: Sequence[Sentence]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...recipe import Recipe
-from ...runs.checked import checked
+from ...runs.dataclass_from_data import dataclass_from_data
 from ...runs.task import ACCURACY, LOSS, Batch, Splits
 from .. import _pretrained as pretrained
 from .arms import default_arms
@@ -22,7 +22,7 @@ USES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class SentenceModel:
     """Which pre-trained model.
 
     Attributes:
@@ -39,7 +39,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class SentenceData:
     """Which sentences.
 
     Attributes:
@@ -71,10 +71,10 @@ class Sentences:
 
     item = "sentence"
     metrics = (LOSS, ACCURACY)
-    Model = ModelConfig
-    Data = DataConfig
+    Model = SentenceModel
+    Data = SentenceData
 
-    def prepare(self, model: ModelConfig, data: DataConfig, cache: Path | None) -> SentenceSplits:
+    def prepare(self, model: SentenceModel, data: SentenceData, cache: Path | None) -> SentenceSplits:
         """Return sentences that a hash of their words has split 80/10/10, as token ids."""
         files = {name: Path(path) for name, path in data.classes.items()}
         splits = prepared_splits(files, data.train_sentences)
@@ -105,7 +105,7 @@ class Sentences:
             tokenizer=tokenizer,
         )
 
-    def build(self, model: ModelConfig, splits: SentenceSplits) -> nn.Module:
+    def build(self, model: SentenceModel, splits: SentenceSplits) -> nn.Module:
         """Return the encoder with a classifier that is drawn anew."""
         return pretrained.load_classifier(splits.folder, splits.classes)
 
@@ -160,6 +160,6 @@ class Sentences:
 
     def default_arms(self, model: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return seven arms of fine-tuning, their length and learning rate by the number of sentences."""
-        own = checked(ModelConfig, dict(model), {}, ("model",))
-        splits = self.prepare(own, checked(DataConfig, dict(data), {}, ("data",)), None)
+        own = dataclass_from_data(SentenceModel, dict(model), {}, ("model",))
+        splits = self.prepare(own, dataclass_from_data(SentenceData, dict(data), {}, ("data",)), None)
         return default_arms(self.build(own, splits), len(splits.train))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ....errors import InputError
 from ....runs.sections import NEWER
-from ..augment import Augment
+from ..augment import TextAugment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class DataConfig:
     validation_tokens: int | None = None
     validation_fraction: float = 0.1
     test_tokens: int | None = field(default=None, metadata=NEWER)
-    augment: Augment | None = field(default=None, metadata=NEWER)
+    augment: TextAugment | None = field(default=None, metadata=NEWER)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.validation_fraction < 1.0:

@@ -12,10 +12,10 @@ import numpy as np
 
 from transformer_dropout.errors import InputError
 
+from .cache_entries import is_sound, publish, write_manifest
 from .config import DataConfig
 from .corpora import open_corpus
 from .documents import Corpus, Document
-from .entries import is_sound, publish, write_manifest
 from .gpt2_files import gpt2_fingerprint, gpt2_is_here
 from .splitting import split_documents
 from .tokenization import GPT2_OR_BPE, Tokenizer, load_tokenizer, make_tokenizer, pieces, vocabulary_size

@@ -5,7 +5,7 @@ import torch
 
 import transformer_dropout as td
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
-from transformer_dropout.tasks.language.known_decoder import is_known
+from transformer_dropout.tasks.language.decoder_parts import has_known_parts_only
 
 LEARNED = td.Rule("mlp_output", td.LearnedDropout, heads=3)
 EARLY = td.Rule("mlp_output", td.PrecomputedLearnedDropout, heads=3)
@@ -38,7 +38,7 @@ def regularized(*rules):
     ids=["none", "learned", "pre-computed", "both", "rates", "learned rates"],
 )
 def test_models_of_parts_that_are_known(rules):
-    assert is_known(regularized(*rules))
+    assert has_known_parts_only(regularized(*rules))
 
 
 def gate(model):
@@ -69,9 +69,9 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_asks_for_more_is_not(change):
     model = regularized(LEARNED)
-    assert is_known(model)
+    assert has_known_parts_only(model)
     CHANGES[change](model)
-    assert not is_known(model)
+    assert not has_known_parts_only(model)
 
 
 class SubclassedMask(td.LearnedDropout):
@@ -90,10 +90,10 @@ class SubclassedMask(td.LearnedDropout):
     ids=["hidden", "embedding", "standout", "subclass", "two attentions over the embeddings"],
 )
 def test_so_is_a_layer_that_acts_elsewhere_or_otherwise(rules):
-    assert not is_known(regularized(*rules))
+    assert not has_known_parts_only(regularized(*rules))
 
 
 def test_so_is_another_model_and_any_under_autocast():
-    assert not is_known(torch.nn.Linear(3, 3))
+    assert not has_known_parts_only(torch.nn.Linear(3, 3))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not is_known(regularized(LEARNED))
+        assert not has_known_parts_only(regularized(LEARNED))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from transformer_dropout.errors import InputError
-from transformer_dropout.runs.checked import STRICT_KEYS, checked
+from transformer_dropout.runs.dataclass_from_data import STRICT_KEYS, dataclass_from_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Outer:
 
 def test_nested_mappings_become_dataclasses():
     data = {"name": "a", "inner": {"rate": 1}, "maybe": {"width": 3}, "numbers": [4]}
-    assert checked(Outer, data, {}) == Outer(
+    assert dataclass_from_data(Outer, data, {}) == Outer(
         name="a", inner=Inner(rate=1.0), maybe=Inner(width=3), numbers=[4]
     )
 
@@ -47,18 +47,20 @@ def test_nested_mappings_become_dataclasses():
 )
 def test_a_problem_is_one_sentence_that_names_the_key(data, sentence):
     with pytest.raises(InputError) as caught:
-        checked(Outer, data, {})
+        dataclass_from_data(Outer, data, {})
     assert str(caught.value) == sentence
 
 
 def test_a_wrong_type_names_place_key_and_value():
     with pytest.raises(InputError, match=r"^a\.yaml:2:3: inner\.width is 'wide', but it is a whole number"):
-        checked(Outer, {"name": "a", "inner": {"width": "wide"}}, {("inner", "width"): "a.yaml:2:3"})
+        dataclass_from_data(
+            Outer, {"name": "a", "inner": {"width": "wide"}}, {("inner", "width"): "a.yaml:2:3"}
+        )
 
 
 def test_an_item_of_a_list_is_named_by_its_number():
     with pytest.raises(InputError, match=r"^numbers\.1 is 'x'"):
-        checked(Outer, {"name": "a", "numbers": [1, "x"]}, {})
+        dataclass_from_data(Outer, {"name": "a", "numbers": [1, "x"]}, {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,5 +85,5 @@ class Loose:
 )
 def test_nothing_is_turned_into_another_type_at_any_depth(data, sentence):
     with pytest.raises(InputError) as caught:
-        checked(Loose, data, {})
+        dataclass_from_data(Loose, data, {})
     assert str(caught.value) == sentence

@@ -1,6 +1,6 @@
 import pytest
 
-from transformer_dropout.tasks.language.data.entries import is_sound, publish, write_manifest
+from transformer_dropout.tasks.language.data.cache_entries import is_sound, publish, write_manifest
 
 
 def _write(entry, text="tokens"):

@@ -22,7 +22,7 @@ HOOKS = (beside_output, on_branch, on_input, on_output)
 METHODS = {"forward", "features", "gate", "keep_probability", "mask", "mask_input"}
 
 
-def is_known(model: nn.Module) -> bool:
+def has_known_parts_only(model: nn.Module) -> bool:
     """Return whether all that a model does now is known.
 
     It is in evaluation, without autocast, for the project's decoder with no hooks but those of `regularize_`,
@@ -35,13 +35,13 @@ def is_known(model: nn.Module) -> bool:
     sources = {gate.source for gate in gates if gate.source is not None}
     gated = {gate.layer for gate in gates}
     return (
-        all(known(module, gated | sources) for module in model.modules())
+        all(is_known_part(module, gated | sources) for module in model.modules())
         and len(sources) <= 1
         and not torch.is_autocast_enabled(model.embedding.token.weight.device.type)
     )
 
 
-def known(module: nn.Module, gated: set[nn.Module]) -> bool:
+def is_known_part(module: nn.Module, gated: set[nn.Module]) -> bool:
     """Return whether the work of one module in evaluation is known.
 
     Args:

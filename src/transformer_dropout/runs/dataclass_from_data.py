@@ -15,7 +15,7 @@ T = TypeVar("T")
 STRICT_KEYS = ConfigDict(extra="forbid")
 
 
-def checked(kind: type[T], data: Any, places: dict[KeyPath, str], within: KeyPath = ()) -> T:
+def dataclass_from_data(kind: type[T], data: Any, places: dict[KeyPath, str], within: KeyPath = ()) -> T:
     """Return the dataclass that plain data describes.
 
     Args:
