@@ -194,7 +194,7 @@ def types_of(layer: type[layers.DropoutLayer]) -> dict[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Say whether a value from a recipe has the type that a layer's argument asks for.
+    """Return whether a value from a recipe has the type that a layer's argument asks for.
 
     A word of a ``Literal`` only has to be text: the layer names the nearest one when it is misspelt.
     """

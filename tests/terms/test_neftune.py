@@ -116,7 +116,7 @@ IDS = torch.arange(6).view(2, 3)
 
 
 def padded(result, model):
-    """Say for each token whether it has no noise."""
+    """Return for each token whether it has no noise."""
     return result.eq(model.get_input_embeddings()(IDS)).all(-1).tolist()
 
 

@@ -131,7 +131,7 @@ def attention_rates(model: nn.Module) -> list[float]:
 
 
 def notes_on(training: Observer, failure: str | None) -> list[str]:
-    """Say what was not seen: the backward pass when it failed, and blocks that did not run."""
+    """Return what was not seen: the backward pass when it failed, and blocks that did not run."""
     notes = []
     if failure is not None:
         notes.append(f"Recomputation was not observed; the backward pass failed: {failure}")

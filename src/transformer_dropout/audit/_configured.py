@@ -25,7 +25,7 @@ def rate_attributes(module: nn.Module) -> Iterator[tuple[str, float]]:
 
 
 def is_rate(value: Any) -> bool:
-    """Say whether a value is a number between 0 and 1."""
+    """Return whether a value is a number between 0 and 1."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 

@@ -37,7 +37,7 @@ def active_in_eval(evaluation: Observer) -> Iterator[Finding]:
 
 
 def fix_of(event: Event) -> str:
-    """Say how to keep a dropout out of evaluation."""
+    """Return how to keep a dropout out of evaluation."""
     if event.kind == "attention_weights":
         return "Attention does not look at self.training: pass dropout_p=p if self.training else 0.0."
     return "Pass training=self.training to functions, and let model.eval() reach every module."
@@ -219,14 +219,14 @@ def kernel_drops_attention_dropout(model: nn.Module, training: Observer) -> Iter
 
 
 def is_attention(path: str, module: nn.Module) -> bool:
-    """Say whether a module is an attention by its class or by its name."""
+    """Return whether a module is an attention by its class or by its name."""
     if is_dropout_module(module):
         return False
     return bool(ATTENTION.search(type(module).__name__) or ATTENTION.search(path.rpartition(".")[2]))
 
 
 def is_close(rate: float | None, other: float | None) -> bool:
-    """Say whether two rates are the same number."""
+    """Return whether two rates are the same number."""
     return rate is not None and other is not None and abs(rate - other) < TOLERANCE
 
 

@@ -31,7 +31,7 @@ def parents(path: str) -> Iterable[str]:
 
 
 def within(path: str, outer: str) -> bool:
-    """Say whether a module is another one or lies inside it."""
+    """Return whether a module is another one or lies inside it."""
     return not outer or path == outer or path.startswith(f"{outer}.")
 
 

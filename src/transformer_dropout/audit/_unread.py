@@ -108,13 +108,13 @@ def uncalled_dropouts(model: nn.Module, training: Observer) -> dict[str, nn.Modu
 
 
 def is_regularized(module: nn.Module, *, here: bool = False) -> bool:
-    """Say whether a recipe's layers are in a module, or ``here``, directly below it."""
+    """Return whether a recipe's layers are in a module, or ``here``, directly below it."""
     parts = module.children() if here else module.modules()
     return any(isinstance(part, DropoutLayer) for part in parts)
 
 
 def is_callable(module: nn.Module) -> bool:
-    """Say whether a module can run, rather than only hold others."""
+    """Return whether a module can run, rather than only hold others."""
     return not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 

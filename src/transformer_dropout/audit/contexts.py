@@ -65,7 +65,7 @@ class DropoutOff(TorchFunctionMode):
         return result
 
     def only_for_layer_drop(self, drawn: Any) -> bool:
-        """Say whether one number was drawn to be compared with a layer drop's rate, which is 0 now."""
+        """Return whether one number was drawn to be compared with a layer drop's rate, which is 0 now."""
         rates = vars(self.stack.module)
         return isinstance(drawn, Tensor) and drawn.numel() == 1 and any("layerdrop" in name for name in rates)
 

@@ -101,7 +101,7 @@ def tiny_model(source: str | Path, *, attention: str | None = None, **fields: fl
 
 
 def is_path(source: str | Path) -> bool:
-    """Say whether a source is a file rather than a family."""
+    """Return whether a source is a file rather than a family."""
     return isinstance(source, Path) or source.endswith(".json") or "/" in source
 
 

@@ -15,7 +15,7 @@ from ..surgery.regularize import Regularization
 
 
 def has_penalty(regularization: Regularization, penalties: tuple) -> bool:
-    """Say whether there is anything to add to the loss."""
+    """Return whether there is anything to add to the loss."""
     return bool(penalties) or any(rule.weight is not None for rule in regularization.recipe.rules)
 
 

@@ -29,7 +29,7 @@ def pure_pytorch() -> Iterator[None]:
 
 
 def takes_native(*tensors: Tensor) -> bool:
-    """Say whether native code computes with these tensors.
+    """Return whether native code computes with these tensors.
 
     It does in eager mode, where numba is installed, on plain contiguous float32 or bfloat16 tensors in the
     memory of the processor. A compiled graph takes the pure version, which its compiler fuses, and so does
@@ -39,7 +39,7 @@ def takes_native(*tensors: Tensor) -> bool:
 
 
 def runs_native() -> bool:
-    """Say whether native code runs at all now."""
+    """Return whether native code runs at all now."""
     return not is_watched() and has_native()
 
 
@@ -54,12 +54,12 @@ def is_transformed() -> bool:
 
 
 def is_watched() -> bool:
-    """Say whether operations are being compiled, counted, differentiated forwards or looked at one by one."""
+    """Return whether operations are compiled, counted, differentiated forwards or looked at one by one."""
     return is_transformed() or operations_are_watched()
 
 
 def takes_triton(*tensors: Tensor) -> bool:
-    """Say whether kernels in Triton compute with these tensors: the rule of ``takes_native``, on a GPU."""
+    """Return whether kernels in Triton compute with these tensors: the rule of ``takes_native``, on a GPU."""
     return (
         not (is_watched() or PURE.get())
         and all(is_unwrapped(tensor) and tensor.device.type == "cuda" for tensor in tensors)
@@ -99,15 +99,15 @@ def can_be_loaded(package: str) -> bool:
 
 
 def plain(tensor: Tensor) -> bool:
-    """Say whether native code can read a tensor's memory as it lies there."""
+    """Return whether native code can read a tensor's memory as it lies there."""
     return dense(tensor) and tensor.dtype in DTYPES and tensor.is_contiguous()
 
 
 def dense(tensor: Tensor) -> bool:
-    """Say whether a tensor is an ordinary one in the memory of the processor, with no wrapper around it."""
+    """Return whether a tensor is an ordinary one in the memory of the processor, without a wrapper."""
     return tensor.is_cpu and is_unwrapped(tensor)
 
 
 def is_unwrapped(tensor: Tensor) -> bool:
-    """Say whether a tensor is an ordinary one, whose memory holds what it shows."""
+    """Return whether a tensor is an ordinary one, whose memory holds what it shows."""
     return type(tensor) in (Tensor, nn.Parameter) and not is_functorch_wrapped(tensor)

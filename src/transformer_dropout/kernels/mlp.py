@@ -32,7 +32,7 @@ def mlp(x: Tensor, expand: nn.Module, activation: nn.Module, projection: nn.Modu
 
 
 def bare(module: nn.Module, *kinds: type) -> bool:
-    """Say whether a module is exactly of one of these kinds and no hook hangs on it."""
+    """Return whether a module is exactly of one of these kinds and no hook hangs on it."""
     forward = vars(module).get("forward")
     plain = forward is None or is_fast_forward(forward)
     return type(module) in kinds and plain and not has_any_hook(module)

@@ -192,7 +192,7 @@ class LearnedBlockDropout(DropoutLayer):
         return mlp.second(apply_blocks(hidden, kept, soft))
 
     def skips(self, x: Tensor, mlp: TwoProducts, kept: Tensor) -> bool:
-        """Say whether dropped blocks are left uncomputed in this forward, and note how much is computed."""
+        """Return whether this forward leaves dropped blocks uncomputed, and note how much is computed."""
         if not can_group(kept, mlp.first.weight, mlp.second.weight):
             return False
         share = kept.sum().item() / max(kept.numel(), 1)

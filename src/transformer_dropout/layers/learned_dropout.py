@@ -159,7 +159,7 @@ class LearnedDropout(DropoutLayer):
         return y
 
     def in_one_pass(self, x: Tensor, gate: Tensor) -> bool:
-        """Say whether ``learned_mask`` makes the output, with little to compute and to keep for the backward.
+        """Return whether ``learned_mask`` makes the output, with little to compute and to keep for backward.
 
         It does in eager code where the mask is a 0/1 mask of the cosine. It does not where a subclass has
         formulas of its own, an observer asks for the probabilities, the penalty is the entropy, or a compiler

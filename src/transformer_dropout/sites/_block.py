@@ -81,7 +81,7 @@ def attention_paths(block: nn.Module) -> list[str]:
 
 
 def attends(module: nn.Module) -> bool:
-    """Say whether a module's own code mixes tokens: attention, or a softmax and a product of matrices."""
+    """Return whether a module's own code mixes tokens: attention, or a softmax and a product of matrices."""
     try:
         steps = list(dis.get_instructions(type(module).forward))
     except TypeError:
@@ -104,7 +104,7 @@ def dropouts(module: nn.Module) -> Named:
 
 
 def is_drop(path: str, module: nn.Module) -> bool:
-    """Say whether a module is an ``nn.Dropout``, or an ``nn.Identity`` in a dropout's place."""
+    """Return whether a module is an ``nn.Dropout``, or an ``nn.Identity`` in a dropout's place."""
     name = path.rpartition(".")[2].lower()
     if isinstance(module, nn.Identity):
         return "drop" in name and "path" not in name
@@ -150,12 +150,12 @@ def weights_places(block: nn.Module, attention: str, drops: list[str]) -> tuple[
 
 
 def is_number(name: str, value: Any) -> bool:
-    """Say whether an attribute is a rate that code may read."""
+    """Return whether an attribute is a rate that code may read."""
     return "drop" in name and type(value) in (int, float)
 
 
 def is_of_weights(path: str) -> bool:
-    """Say whether a dropout is named after attention weights."""
+    """Return whether a dropout is named after attention weights."""
     return OF_WEIGHTS.search(path.rpartition(".")[2].lower()) is not None
 
 
@@ -165,7 +165,7 @@ def hugging_face_core(attention: nn.Module) -> str | None:
 
 
 def calls_interface(module: nn.Module) -> bool:
-    """Say whether a module calls Hugging Face's attention interface."""
+    """Return whether a module calls Hugging Face's attention interface."""
     forward: Any = type(module).forward
     # Behind a decorator the names are those of the function that it wraps.
     code = getattr(getattr(forward, "__wrapped__", forward), "__code__", None)

@@ -63,7 +63,7 @@ def siblings(model: nn.Module) -> list[list[str]]:
 
 
 def is_stack(module: nn.Module) -> bool:
-    """Say whether a module is a list of blocks, each with attention in it."""
+    """Return whether a module is a list of blocks, each with attention in it."""
     return len(list(module.children())) > 0 and all(attention_paths(block) for block in module.children())
 
 
@@ -96,7 +96,7 @@ def owner_of(model: nn.Module, block: str) -> str | None:
 
 
 def inside(path: str, roots: list[str]) -> bool:
-    """Say whether a module lies in one of some others, or is one."""
+    """Return whether a module lies in one of some others, or is one."""
     return any(not root or path == root or path.startswith(f"{root}.") for root in roots)
 
 
@@ -129,7 +129,7 @@ def embedding_sites(model: nn.Module, stacks: list[list[str]], causal: bool) -> 
 
 
 def embeds(path: str, module: nn.Module) -> bool:
-    """Say whether a module makes embeddings, as far as its class and its name tell."""
+    """Return whether a module makes embeddings, as far as its class and its name tell."""
     name = f"{path.rpartition('.')[2]} {type(module).__name__}".lower()
     return isinstance(module, nn.Embedding | nn.Conv2d) or "embed" in name
 
@@ -162,7 +162,7 @@ def head_sites(model: nn.Module, stacks: list[list[str]], causal: bool) -> Itera
 
 
 def is_chain(model: nn.Module) -> bool:
-    """Say whether each linear layer of a model takes what the one before it returns, without attention."""
+    """Return whether each linear layer of a model takes what the one before it returns, without attention."""
     chain = [part for _, part in linears(model)]
     fits = all(first.out_features == second.in_features for first, second in pairwise(chain))
     return fits and not attention_paths(model) and not any(attends(module) for module in model.modules())

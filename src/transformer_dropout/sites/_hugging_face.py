@@ -14,7 +14,7 @@ from ._width import width_of
 
 
 def is_hugging_face(model: nn.Module) -> bool:
-    """Say whether a model is one of transformers', without importing it."""
+    """Return whether a model is one of transformers', without importing it."""
     return hasattr(model, "config") and hasattr(model, "base_model_prefix")
 
 
@@ -122,7 +122,7 @@ def site_at(
 
 
 def is_dropout(module: nn.Module) -> bool:
-    """Say whether a module is a dropout of a model's own making: a rate and no parameters."""
+    """Return whether a module is a dropout of a model's own making: a rate and no parameters."""
     return "Dropout" in type(module).__name__ and next(module.parameters(), None) is None
 
 

@@ -96,7 +96,7 @@ def alike(module: nn.Module) -> bool:
 
 
 def inside(name: str, path: str) -> bool:
-    """Say whether a dotted name lies under a path; the empty path is the model itself."""
+    """Return whether a dotted name lies under a path; the empty path is the model itself."""
     return not path or name.startswith(f"{path}.")
 
 

@@ -68,13 +68,13 @@ class Held:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Say whether a module normalises, by its class's name: every family brings its own RMSNorm."""
+    """Return whether a module normalises, by its class's name: every family brings its own RMSNorm."""
     name = type(module).__name__.lower()
     return "norm" in name and "embed" not in name
 
 
 def is_bias(name: str) -> bool:
-    """Say whether a name calls its parameter a bias: ``down_proj_bias`` and ``attention_bias.weight`` do."""
+    """Return whether a name calls its parameter a bias, as ``down_proj_bias`` and ``attention_bias.weight`` do."""
     *path, last = name.split(".")
     return "bias" in last.split("_") or (bool(path) and path[-1].endswith("bias"))
 

@@ -216,7 +216,7 @@ def fills_with_zeros(args: tuple, inputs: list[Origin]) -> bool:
 
 
 def scales(args: tuple) -> bool:
-    """Say whether a product has only one factor that is more than a number."""
+    """Return whether a product has only one factor that is more than a number."""
     return sum(isinstance(value, Tensor) and value.ndim > 0 for value in args) == 1
 
 

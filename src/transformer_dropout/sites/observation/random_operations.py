@@ -66,7 +66,7 @@ def named_arguments(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[s
 
 
 def draws(func: Any, arguments: Mapping[str, Any]) -> bool:
-    """Say whether a call of an operation is random, given its arguments."""
+    """Return whether a call of an operation is random, given its arguments."""
     if torch.Tag.nondeterministic_seeded not in func.tags and not arguments.get("dropout_p"):
         return False
     # What is left at its default is idle: no attention kernel drops unless it is asked to.

@@ -15,12 +15,12 @@ DROPOUT_NAME = re.compile(r"drop|stochasticdepth", re.IGNORECASE)
 
 
 def drops(module: nn.Module) -> bool:
-    """Say whether a module is a layer of this package, or a dropout by the name of its class."""
+    """Return whether a module is a layer of this package, or a dropout by the name of its class."""
     return isinstance(module, DropoutLayer) or DROPOUT_NAME.search(type(module).__name__) is not None
 
 
 def is_dropout_module(module: nn.Module) -> bool:
-    """Say whether a module is a dropout and has no parts."""
+    """Return whether a module is a dropout and has no parts."""
     return drops(module) and not any(module.children())
 
 

@@ -142,7 +142,7 @@ class RowReader:
 
 
 def drops_attention_weights(model: Decoder) -> bool:
-    """Say whether a layer acts on attention weights now, as in Monte Carlo dropout."""
+    """Return whether a layer acts on attention weights now, as in Monte Carlo dropout."""
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     layers = [getattr(module, "attention_weights_dropout", None) for module in attentions]
     return any(layer is not None and (layer.training or not isinstance(layer, RateLayer)) for layer in layers)

@@ -151,7 +151,7 @@ class PublishedRun:
 
 
 def is_published(data: dict[str, Any]) -> bool:
-    """Say whether a run config is in the published form."""
+    """Return whether a run config is in the published form."""
     return "model_config" in data
 
 
