@@ -104,7 +104,7 @@ def about(step: Step) -> dict[str, object]:
 
 
 def bytes_an_element(step: Step, operation: Operation) -> float:
-    """Return what a forward keeps for its backward, in bytes an element, beyond its inputs.
+    """Return what a forward keeps for its backward, in bytes per element, beyond its inputs.
 
     Attention and the projection before it keep x and the gate for their own backward.
     """

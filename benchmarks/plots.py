@@ -63,7 +63,7 @@ def growth_figure(record: dict[str, Any]) -> str | None:
     return svg(figure)
 
 
-QUANTITIES = (("seconds", "CPU seconds a step", 1.0), ("saved_bytes", "MB saved for backward", 1e6))
+QUANTITIES = (("seconds", "CPU seconds per step", 1.0), ("saved_bytes", "MB saved for backward", 1e6))
 
 
 def draw_side(axes: Axes, points: list[dict[str, Any]], key: str, side: str, divisor: float) -> None:

@@ -51,7 +51,7 @@ class Row:
             is measured inside ``pure_pytorch()``.
         target: what the value should reach.
         at_least: whether the value should be at least the target, or at most.
-        unit: "x" for a ratio, "bytes" for bytes an element.
+        unit: "x" for a ratio, "bytes" for bytes per element.
         measure: measures it.
         obstacle: what to say beside the profile when the target is missed.
     """

@@ -1,4 +1,4 @@
-"""Training tokens a second of a small model with learned masks, optimizer included.
+"""Training tokens per second of a small model with learned masks, optimizer included.
 
 The other side is built as the published code is, as in `training_step`. At this size most of the time is
 calls, not products.

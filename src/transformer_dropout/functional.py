@@ -116,7 +116,7 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 def sampled_mask(keep_probability: Tensor) -> Tensor:
     """Draw ``1[u < M]`` with ``u ~ U[0, 1)``; the gradient passes straight through to ``M``.
 
-    Strictly below, so that ``M = 0`` never keeps and ``M = 1`` always does.
+    The comparison is strict, so that ``M = 0`` never keeps and ``M = 1`` always does.
     """
     key = random.draw_key(keep_probability.device)
     noise = random.uniform(key, keep_probability.numel()).view(keep_probability.shape)

@@ -249,8 +249,8 @@ class Recipe:
     def from_config(cls, config: Any) -> "Recipe":
         """Return the dropout that a Hugging Face config says, as rules for kinds of sites.
 
-        A field at 0 or None gives no rule; where there is none, a model keeps what it has. So it does where
-        a field belongs to one place among others of its kind: ``pooler_dropout``, ``summary_last_dropout``,
+        A field at 0 or None gives no rule; where there is none, a model keeps what it has. Nor does a field
+        of one place among others of its kind give one: ``pooler_dropout``, ``summary_last_dropout``,
         ``qa_dropout``. ``layerdrop`` becomes ``LayerDrop``. A head's field is a rule for the place before the
         output layer, whichever head the model has.
 

@@ -38,7 +38,7 @@ def check_fit(path: Path, stored: Mapping[str, Tensor], wanted: Mapping[str, Ten
 
     Raises:
         InputError: for a tensor that is missing, too much, of another shape, or of whole numbers or complex
-            ones where others belong; a precision of its own it may have.
+            ones where others belong; its precision may differ.
     """
     for name in sorted(wanted.keys() | stored.keys()):
         here, there = wanted.get(name), stored.get(name)

@@ -67,7 +67,7 @@ def test_few_passes_are_pointed_out(folder):
 def test_headline_names_what_is_shown(folder):
     comparison = load_comparison(folder.write())
     assert re.match(
-        rf"learned has the lowest validation loss \({NUMBER} nats a token, mean of 5 seeds\); against "
+        rf"learned has the lowest validation loss \({NUMBER} nats per token, mean of 5 seeds\); against "
         r"dropout p=0.1, shown better: learned; shown worse: none; no difference shown: twin\.",
         headline(comparison, judge(comparison)),
     )
@@ -123,7 +123,7 @@ def test_another_winner_at_the_best_evaluation_is_told(folder, arm_of):
         runs.append(replace(run, metrics=rows))
     comparison = replace(comparison, runs=tuple(runs))
     found = disagreements(comparison, judge(comparison))
-    assert found[0] == "At each run's best evaluation, wild has the lowest (1.000 nats a token)."
+    assert found[0] == "At each run's best evaluation, wild has the lowest (1.000 nats per token)."
     assert "against drop, wild -1.4" in found[1]
     assert "better (at the last step +0.1" in found[1]
 

@@ -9,8 +9,8 @@ from transformer_dropout.runs.task import ACCURACY, LOSS, Metric
 @pytest.mark.parametrize(
     ("metric", "item", "value", "difference"),
     [
-        (LOSS, "token", "nats a token", "nats"),
-        (LOSS, "image", "nats an image", "nats"),
+        (LOSS, "token", "nats per token", "nats"),
+        (LOSS, "image", "nats per image", "nats"),
         (LOSS, "", "nats", "nats"),
         (ACCURACY, "image", "%", "points"),
         (Metric(name="loss", unit="variances"), "row", "variances", "variances"),

@@ -207,7 +207,7 @@ def test_all_tables_and_sentences_use_the_tasks_words(folder, accuracy_task):
     table = (path / "table.md").read_text(encoding="utf-8")
     for text in (page, table):
         assert "Accuracy in %" in text
-        assert "Loss in nats an image" in text
+        assert "Loss in nats per image" in text
         assert "token" not in text
         assert "The 1,110 images of the test split are the same for all" in text
     assert "test split was read once, at the end" in page

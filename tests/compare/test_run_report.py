@@ -24,7 +24,7 @@ def learned(folder):
 def test_the_page_of_one_run(learned):
     page = write_run_report(learned).read_text()
     assert "learned, seed 1: validation loss 2.3" in page
-    assert "nats a token at the end" in page
+    assert "nats per token at the end" in page
     assert page.count("<figure>") == 2  # the loss and the learning rate; masks are recorded by site only
     assert "select: mlp_output" in page
     assert "http-equiv" not in page
@@ -44,7 +44,7 @@ def test_every_metric_has_a_row_and_its_best(folder, accuracy_task):
     folder.write(seeds=(1,), task=accuracy_task)
     run = load_run(folder.cell("none", 1))
     table = run_table(run)
-    assert [row[0] for row in table.rows] == ["accuracy, %", "loss, nats an image"]
+    assert [row[0] for row in table.rows] == ["accuracy, %", "loss, nats per image"]
     best = max(row["val_accuracy"] for row in run.metrics)
     assert table.rows[0][4] == f"{100 * best:.4f}"
     assert run_sentence(run).startswith("validation accuracy 4")

@@ -166,7 +166,7 @@ def test_with_two_processes_the_penalty_has_the_same_gradient_and_masks_differ(t
     reference.regularization.penalty().backward()
     expected = reference.regularization.placed[0].layer.shift.grad
     found = torch.load(f"{file}.0"), torch.load(f"{file}.1")
-    # Eight windows, two a batch and process: two steps an epoch.
+    # Eight windows, two per batch and process: two steps per epoch.
     for unbroken, resumed in (found[0].pop(), found[1].pop()):
         assert len(unbroken) == 6
         assert resumed == unbroken[2:]

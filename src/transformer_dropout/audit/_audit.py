@@ -36,7 +36,7 @@ def assert_clean(model: nn.Module, inputs: Any, *, ignore: tuple[str, ...] = (),
         The audit.
 
     Raises:
-        AssertionError: with one line a finding.
+        AssertionError: with one line per finding.
     """
     # pytest leaves this frame out, so that the traceback ends in the test.
     __tracebackhide__ = True

@@ -23,7 +23,7 @@ from ..sites.observation.rows import rows_summing_to_one
 from ..sites.observation.stack import drops
 from ._observe import Observer
 
-# A number where all entries share it, else one a token and channel; nan where a zero hides what was done.
+# A number where all entries share it, else one per token and channel; nan where a zero hides what was done.
 Shares = float | Tensor
 # The child of an attention that `regularize_` lets act on its weights.
 ON_WEIGHTS = "attention_weights_dropout"
@@ -240,7 +240,7 @@ class MaskObserver(Observer):
         return [f"{s.path or 'the model'} ({s.operation})" for s in self.sights if self.hides_its_mask(s)]
 
     def hides_its_mask(self, sight: Sight) -> bool:
-        """Return whether nothing was dropped where, of so many draws at that rate, some would have been."""
+        """Return whether nothing was dropped, although some of so many draws at that rate would have been."""
         everything = isinstance(sight.kept, float) or bool((sight.kept.nan_to_num(1.0) == 1).all())
         if sight.number is None or sight.probability is not None or sight.attention or not everything:
             return False

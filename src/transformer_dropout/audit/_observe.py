@@ -153,7 +153,7 @@ class Observer:
         if trace.origin is not None or after is None:
             return
         trace.origin = self.lineage.origin(operand)
-        if trace.one_a_sample and operand.numel() > math.prod(trace.shape):
+        if trace.one_per_sample and operand.numel() > math.prod(trace.shape):
             self.lineage.whole_samples.add(number)
         if after is not operand:
             rows = rows_summing_to_one(operand)
@@ -246,7 +246,7 @@ class Observer:
 def enough_parameters(model: nn.Module, blocks: set[str]) -> list[nn.Parameter]:
     """Return small trained parameters whose gradients lead a backward pass through everything.
 
-    Those are the smallest of each module. A large one, whose gradient would take as much memory as it, is
+    They are the smallest of each module. A large one, whose gradient would take as much memory as it, is
     left out where others make up for it: outside the blocks, and behind the first block in one that holds a
     smaller one, since the way to the first block goes through all that come later.
     """

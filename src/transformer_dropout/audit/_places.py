@@ -56,7 +56,7 @@ class Trace:
     origin: Origin | None = None
 
     @property
-    def one_a_sample(self) -> bool:
+    def one_per_sample(self) -> bool:
         """Whether at most one number was drawn for each sample."""
         return all(size == 1 for size in self.shape[1:]) and len(self.shape) != 1
 
@@ -76,7 +76,7 @@ def kind_of(trace: Trace, number: int, lineage: Lineage) -> str:
         return "attention_weights"
     if origin.role == "scores":
         return "attention_scores"
-    if number in lineage.whole_samples or (trace.origin is None and trace.one_a_sample):
+    if number in lineage.whole_samples or (trace.origin is None and trace.one_per_sample):
         return "block"
     later, branch = number in lineage.used, number in lineage.joined
     kind = kind_by_role(origin, later=later, branch=branch)

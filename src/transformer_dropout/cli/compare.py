@@ -36,7 +36,7 @@ OnOption = Annotated[
     typer.Option(
         "--on",
         metavar="ENGINE",
-        help="local:N, dask:ADDRESS, slurm:PARTITION or ray; default: this machine, a run a core.",
+        help="local:N, dask:ADDRESS, slurm:PARTITION or ray; default: this machine, a run per core.",
     ),
 ]
 GpusOption = Annotated[
@@ -49,7 +49,7 @@ GpusOption = Annotated[
 
 ConfigsArgument = Annotated[
     list[Path] | None,
-    typer.Argument(help="Run configs, one an arm, or FILE.py:FUNCTION; none for the task's own arms."),
+    typer.Argument(help="Run configs, one per arm, or FILE.py:FUNCTION; none for the task's own arms."),
 ]
 SeedsOption = Annotated[int, typer.Option("--seeds", min=1, max=10_000, help="Runs of each arm.")]
 OutOption = Annotated[
@@ -274,7 +274,7 @@ def finish(console: Console, out: Path, outcomes: "list[Outcome]") -> None:
 
 
 class Display:
-    """One bar a run on a terminal; one line a finished run elsewhere."""
+    """One bar per run on a terminal; one line per finished run elsewhere."""
 
     def __init__(self, console: Console, cells: "list[Cell]") -> None:
         self.console, self.bars = console, run_bars(console)

@@ -1,4 +1,4 @@
-"""Progress bars: one a run, with the loss and the fraction that the masks keep."""
+"""Progress bars: one per run, with the loss and the fraction that the masks keep."""
 
 from collections.abc import Sequence
 

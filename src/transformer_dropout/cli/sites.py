@@ -81,7 +81,7 @@ def sites(
 
 
 def rows_of(found: "list[Site]", rates: dict[str, str], plans: dict[str, str] | None) -> list[tuple]:
-    """Return a row a site."""
+    """Return one row per site."""
     return [
         (
             pattern(site),

@@ -133,7 +133,7 @@ def _evaluation(runs: Sequence[Run]) -> str:
 
 
 def _computed_differently(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
-    """Yield what two runs do not have alike, of what decides the last digits."""
+    """Yield what differs between two runs, among what decides the last digits."""
     places = [("versions", "torch"), ("machine", "device"), ("machine", "cpu"), ("machine", "threads")]
     flat = {id(run): dict(_flat(run.section("computed_by"))) for run in runs}
     for section, key in places:

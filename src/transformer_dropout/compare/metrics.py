@@ -3,7 +3,7 @@
 from ..runs.task import Metric
 from .statistics import Estimate
 
-# Units of a mean over items: they are nats a token, nats a sentence.
+# Units of a mean over items: they are nats per token, nats per sentence.
 _PER_ITEM = ("nats", "bits")
 
 
@@ -13,11 +13,10 @@ def factor(metric: Metric) -> float:
 
 
 def value_unit(metric: Metric, item: str) -> str:
-    """Return the unit of a value as it is shown: ``nats a token``, ``%``, or nothing."""
+    """Return the unit of a value as it is shown: ``nats per token``, ``%``, or nothing."""
     if metric.unit == "share":
         return "%"
-    article = "an" if item[:1].lower() in "aeiou" else "a"
-    return f"{metric.unit} {article} {item}" if metric.unit in _PER_ITEM and item else metric.unit
+    return f"{metric.unit} per {item}" if metric.unit in _PER_ITEM and item else metric.unit
 
 
 def difference_unit(metric: Metric) -> str:

@@ -43,7 +43,7 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Tests:
-    """Moderated tests of several mean differences against 0; each array has one element an arm.
+    """Moderated tests of several mean differences against 0; each array has one element per arm.
 
     Args:
         standard_error: of the mean, from the moderated variance.

@@ -146,7 +146,7 @@ def cost_figure(comparison: Comparison, judgement: Judgement) -> str | None:
     prefix, scale = unit([cost.training_flops for cost in costs.values()])
     wall = {arm: cost.wall_seconds for arm, cost in costs.items() if cost.wall_seconds is not None}
     flops = {arm: c.training_flops / scale for arm, c in costs.items() if c.training_flops is not None}
-    panels = [(f"training {prefix}FLOP a run", flops), ("wall-clock seconds a run", wall)]
+    panels = [(f"training {prefix}FLOP per run", flops), ("wall-clock seconds per run", wall)]
     panels = [(name, values) for name, values in panels if values and max(values.values()) > 0]
     if not panels:
         return None

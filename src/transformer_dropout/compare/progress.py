@@ -90,7 +90,7 @@ class FolderWatch:
             self._seen[path] = (stamp, messages)
 
     def close(self, cell: Cell) -> None:
-        """Tell the last of a cell that ended; of a finished one the file is no longer needed."""
+        """Tell the last of a cell that ended; the file of a finished one is no longer needed."""
         self.look(cell)
         if cell.finished:
             (cell.folder / PROGRESS_FILE).unlink(missing_ok=True)

@@ -73,7 +73,7 @@ def run_sentence(run: Run) -> str:
 
 
 def run_table(run: Run) -> Table:
-    """Return one row a metric: at the end on each split, and its best on validation."""
+    """Return one row per metric: at the end on each split, and its best on validation."""
     rows = []
     for metric in run.task.metrics:
         key = f"val_{metric.name}"
@@ -90,7 +90,7 @@ def run_table(run: Run) -> Table:
 
 
 def _end(run: Run) -> dict:
-    """The result, or of an unfinished run its latest evaluation."""
+    """The result, or the latest evaluation of an unfinished run."""
     return dict(run.section("result")) or (run.metrics[-1] if run.metrics else {})
 
 

@@ -1,4 +1,4 @@
-"""Statistics over seeds: pure functions from one number a seed to means, intervals and paired differences.
+"""Statistics over seeds: pure functions from one number per seed to means, intervals and paired differences.
 
 The interval of a difference is the one that its verdict reads: the intervals of all arms hold at once with
 95 %, and a difference is shown exactly where its interval leaves out 0.

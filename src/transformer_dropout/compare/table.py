@@ -51,10 +51,10 @@ class ArmCost:
 
     Args:
         parameters: trainable parameters of model and regularizer.
-        steps: optimizer steps a run.
+        steps: optimizer steps per run.
         training_flops: floating-point operations a run spent on training.
         wall_seconds: seconds a run took, evaluation included.
-        step_seconds: seconds a step, the median over a run.
+        step_seconds: seconds per step, the median over a run.
         peak_memory_bytes: the largest peak of any run.
         inference_flops: floating-point operations for one item at inference.
     """

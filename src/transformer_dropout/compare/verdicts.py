@@ -58,7 +58,7 @@ class Judgement:
 
     Args:
         reference: the arm that the others are compared with.
-        verdicts: one an arm, in the order of the arms.
+        verdicts: one per arm, in the order of the arms.
         to_show: the difference that ``more_seeds`` is about, as recorded; None where there is none.
     """
 
@@ -68,7 +68,7 @@ class Judgement:
 
 
 def judge(comparison: Comparison) -> Judgement:
-    """Return the reference and one verdict an arm; runs that did not finish are counted, not compared."""
+    """Return the reference and one verdict per arm; runs that did not finish are counted, not compared."""
     reference = reference_arm(comparison)
     last = differences(comparison, reference.name)
     best = differences(comparison, reference.name, comparison.best_values)
@@ -149,7 +149,7 @@ def more_seeds(difference: Difference | None, to_show: float | None) -> int | fl
 
 
 def failure(run: Run) -> str:
-    """Return why a run does not count, in one line: its status and, of a traceback, the last line."""
+    """Return why a run does not count, in one line: its status, and the last line of a traceback."""
     if run.status == "finished":
         wanted = f"a finite validation {run.task.metric.name}" if run.task.metrics else "any metric"
         return f"failed: finished without {wanted}"

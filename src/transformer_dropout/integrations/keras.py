@@ -54,7 +54,7 @@ class Scheduled(keras.layers.Layer):
         self.now.assign(self.schedule(progress))
 
     def uniform(self, shape: Any) -> Any:
-        """Draw numbers from [0, 1), one an entry."""
+        """Draw numbers from [0, 1), one per entry."""
         return keras.random.uniform(shape, dtype="float32", seed=self.noise)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -118,7 +118,7 @@ class GaussianNoise(Scheduled):
         super().__init__(std, "std", 1e30, seed, **kwargs)
 
     def normal(self, shape: Any) -> Any:
-        """Draw numbers from N(0, 1), one an entry."""
+        """Draw numbers from N(0, 1), one per entry."""
         return keras.random.normal(shape, dtype="float32", seed=self.noise)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

@@ -51,7 +51,7 @@ def operation(
 def tell_counters() -> None:
     """Tell every FLOP counter that is at work how to count these operations.
 
-    Not when they are defined: torch's table of formulas takes half a second to import.
+    It is not done when they are defined: torch's table of formulas takes half a second to import.
     """
     for mode in watching_modes():
         registry = getattr(getattr(mode, "counter", None), "flop_registry", None)

@@ -172,7 +172,7 @@ def one_token_mlp(x: Tensor, mlp: TwoProducts, kept: Tensor, block: int) -> Tens
 def can_group(*tensors: Tensor) -> bool:
     """Return whether pairs can be grouped: not in a compiled graph, whose shapes do not depend on values.
 
-    Nor on tensors without values, shards, or inside a transform of functions.
+    Tensors without values, shards and transforms of functions cannot be either.
     """
     return not torch.compiler.is_compiling() and all(
         is_unwrapped(tensor) and tensor.device.type != "meta" for tensor in tensors

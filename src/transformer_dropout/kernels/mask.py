@@ -31,7 +31,7 @@ def learned_mask(
         y = x * 1[r < M],  r ~ U[0, 1) of the key;  without a key  y = x * 1[M >= 0.5]
         gradient, straight through to M:  dL/du = (dL/dy * x + dL/dpenalty * dpenalty/dM) * -sin(u) / 2
 
-    Backward reads ``x`` and ``gate``, which a product and attention keep anyway, and one byte an element,
+    Backward reads ``x`` and ``gate``, which a product and attention keep anyway, and one byte per element,
     or one bit in native code. All else is computed again.
 
     Args:
@@ -124,7 +124,7 @@ def masked(
     *,
     keep: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the output, the mask as one byte an element, and the sum of the penalty."""
+    """Return the output, the mask as one byte per element, and the sum of the penalty."""
     width = x.shape[-1]
     rows, gates = (tensor.reshape(-1, width) for tensor in (x, gate))
     y = torch.empty_like(rows)

@@ -1,8 +1,8 @@
 """The mask operation of `mask` in Triton: one pass over the memory of a GPU forward, one backward.
 
 Nothing but the key is kept for the backward, which makes the mask again: the integer hash hides behind its
-memory traffic, while packing bits would burden the forward, the pass with the least time to spare. Made again
-exactly, because both passes compute the same bits of ``M``: each product that meets a sum is written as one
+memory traffic, while packing bits would burden the forward, the pass with the least time to spare. It is the
+same mask, because both passes compute the same bits of ``M``: each product that meets a sum is written as one
 ``fma``, which leaves the compiler nothing to contract in one pass and not in the other.
 """
 

@@ -17,8 +17,9 @@ CHUNK = 131072
 def draw_key(device: torch.device | str = "cpu") -> Tensor:
     """Draw a key from torch's generator of a device: two 32-bit words.
 
-    A tensor and not two numbers, so that a CUDA graph draws a fresh one at each replay. Both words are drawn,
-    never counted up: numbers of two keys that share the first word and differ little in the second are alike.
+    The key is a tensor and not two numbers, so that a CUDA graph draws a fresh one at each replay. Both words
+    are drawn, never counted up: numbers of two keys that share the first word and differ little in the second
+    are alike.
 
     Shape:
         result: (2,), int32.

@@ -78,7 +78,7 @@ class LearnedBlockDropout(DropoutLayer):
 
     Formula, with ``z`` the MLP's input and the hidden units in blocks::
 
-        M = 0.5 cos(U gelu(D z) + shift) + 0.5            one number a block
+        M = 0.5 cos(U gelu(D z) + shift) + 0.5            one number per block
         training:    m = 1[u < M],  u ~ U[0, 1)
         evaluation:  m = 1[M >= 0.5]
         y = W_2 (m * activation(W_1 z))

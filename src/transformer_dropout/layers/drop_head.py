@@ -20,7 +20,7 @@ def drop_head(x: Tensor, p: float | Tensor) -> Tensor:
 class DropHead(RateLayer):
     """Zero whole attention heads and normalise the others in training; identity in evaluation.
 
-    Formula: ``y_h = x_h * m_h * H / sum(m)``, one ``m_h ~ Bernoulli(1 - p)`` a sample and head of ``H``.
+    Formula: ``y_h = x_h * m_h * H / sum(m)``, one ``m_h ~ Bernoulli(1 - p)`` per sample and head of ``H``.
     The expectation is ``(1 - p^H) x``: exact but for the draws that keep no head, which give zeros.
 
     Args:

@@ -1,4 +1,4 @@
-"""DropPath: stochastic depth, one decision a sample."""
+"""DropPath: stochastic depth, one decision per sample."""
 
 from torch import Tensor
 
@@ -14,12 +14,12 @@ def drop_path(branch: Tensor, p: float | Tensor) -> Tensor:
 class DropPath(RateLayer):
     """Leave out a residual branch, sample by sample, in training; identity in evaluation.
 
-    Formula: ``y = f(x) * m / (1 - p)``, one ``m ~ Bernoulli(1 - p)`` a sample, so that the block returns
+    Formula: ``y = f(x) * m / (1 - p)``, one ``m ~ Bernoulli(1 - p)`` per sample, so that the block returns
     ``x + y``. The paper scales by the survival probability in evaluation; scaling in training, as timm
     does, has the same expectation and leaves evaluation alone.
 
-    It acts on a branch: the output of an attention or an MLP is one already, and of a whole block the
-    branch is what the block adds to its input.
+    It acts on a branch: the output of an attention or an MLP is one already, and the branch of a whole
+    block is what the block adds to its input.
 
     Args:
         p: probability that a sample goes without the branch.

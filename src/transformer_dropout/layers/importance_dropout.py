@@ -12,7 +12,7 @@ from ._base import RateLayer
 
 
 def rates_by_importance(importance: Tensor, p: float, spread: float) -> Tensor:
-    """Return one rate a unit, falling with its importance, whose mean is ``p``.
+    """Return one rate per unit, falling with its importance, whose mean is ``p``.
 
     Formula: ``p_i = p + spread * min(p, 1 - p) * (1 - 2 rank_i)``, where ``rank_i`` is the share of the other
     units that are less important, ties counting half: 0 for the least important unit, 1 for the most.
@@ -46,7 +46,7 @@ class ImportanceDropout(RateLayer):
     forward pass alone; ``|x * gradient|`` says more, but needs hooks in the backward pass, which neither
     compiled graphs nor activation checkpoints run reliably.
 
-    The rates are renewed by ``set_rate`` only, which a handle's ``set_progress`` calls once a step, and in
+    The rates are renewed by ``set_rate`` only, which a handle's ``set_progress`` calls once per step, and in
     no forward: so an activation checkpoint recomputes with the rates of its first run, and a module
     called several times in one step drops alike each time. Without such calls every rate stays ``p``. The
     importances are saved with the model, since a resumed run must go on with the same rates.

@@ -14,7 +14,7 @@ def layer_drop(branch: Tensor, p: float | Tensor) -> Tensor:
 class LayerDrop(RateLayer):
     """Leave out a whole block for the whole batch in training; identity in evaluation.
 
-    Formula: ``y = f(x) * m``, one ``m ~ Bernoulli(1 - p)`` a forward, so that the block returns ``x + y``.
+    Formula: ``y = f(x) * m``, one ``m ~ Bernoulli(1 - p)`` per forward, so that the block returns ``x + y``.
     Unlike ``DropPath`` it decides once for all samples and does not rescale: a block that runs always runs
     as it will in evaluation, and the expectation of its branch is ``(1 - p) f(x)``.
 

@@ -27,7 +27,7 @@ class LearnedLowRankDropout(LearnedDropout):
 
         M = 0.5 cos(softmax(q k^T / sqrt(rank)) v U + shift) + 0.5
 
-    The gate's products cost ``4 width * rank`` multiplications a token where those of ``LearnedDropout`` cost
+    The gate's products cost ``4 width * rank`` multiplications per token, those of ``LearnedDropout``
     ``3 width^2``: with the default rank a sixth.
 
     Args:

@@ -13,7 +13,7 @@ class LearnedPositionwiseDropout(LearnedDropout):
     Formula: ``M = 0.5 cos(X W + shift) + 0.5``, with ``W = D U`` of rank ``rank`` where one is given. What
     becomes of M is as in ``LearnedDropout``.
 
-    It costs ``width^2`` or ``2 width * rank`` multiplications a token, and nothing has to be remembered in
+    It costs ``width^2`` or ``2 width * rank`` multiplications per token, and nothing has to be remembered in
     cached decoding. At ``attention_output`` the channels are what the block's own attention has mixed, so
     that there the gate shares queries, keys and values with it. Padding counts in the penalty.
 

@@ -15,7 +15,7 @@ def token_dropout(x: Tensor, p: float | Tensor) -> Tensor:
 class TokenDropout(RateLayer):
     """Zero whole tokens in training; identity in evaluation.
 
-    Formula: ``y_t = x_t * m_t / (1 - p)``, one ``m_t ~ Bernoulli(1 - p)`` a token.
+    Formula: ``y_t = x_t * m_t / (1 - p)``, one ``m_t ~ Bernoulli(1 - p)`` per token.
 
     Args:
         p: probability of dropping a token.

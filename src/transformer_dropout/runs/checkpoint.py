@@ -2,8 +2,7 @@
 
 A checkpoint is a folder ``step-00000250`` of safetensors files and ``state.json``, which holds their
 digests and one of itself. It is written under another name and moved into place, so a folder with that name
-is complete.
-Nothing in it is code.
+is complete. Nothing in it is code.
 """
 
 import hashlib

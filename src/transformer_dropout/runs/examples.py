@@ -23,7 +23,7 @@ class Examples:
         processes: those that train together, each on a part of a batch.
 
     Attributes:
-        splits: as trained and evaluated: of a cross-validation its fold, and without the held-out part.
+        splits: as trained and evaluated: the fold of a cross-validation, without the held-out part.
         held_out: the part of the training split that the weights never train on; None for no such part.
     """
 

@@ -55,7 +55,7 @@ class Objective:
         return 0.0 if self.mixtures is None else self.mixtures.penalty()
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean loss an item.
+        """Return the mean loss per item.
 
         R-Drop's loss is halved: it has two cross-entropies, and the gradients of all arms are clipped alike.
         """

@@ -33,7 +33,7 @@ def batch_indices(examples: int, batch: int, step: int, seed: int, order: Order 
 
     Args:
         examples: how many there are.
-        batch: examples a step, over all ranks and accumulation steps.
+        batch: examples per step, over all ranks and accumulation steps.
         step: counted from 0.
         seed: of the data order.
         order: gives the order of an epoch from (examples, seed, epoch), as `epoch_order` does.

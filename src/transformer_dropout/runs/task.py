@@ -131,7 +131,7 @@ class Task(Protocol):
         ...
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
-        """Return the mean loss an item, with no regularizer in it."""
+        """Return the mean loss per item, with no regularizer in it."""
         ...
 
     def score(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class WeightPenalties:
         set_weight_decay(self.optimizer, self.decay(progress))
 
     def penalty(self) -> Tensor:
-        """Return the sum of the penalties, to be added to the loss once a step."""
+        """Return the sum of the penalties, to be added to the loss once per step."""
         return torch.stack([term() for term in self.terms.values()]).sum()
 
     def shrink(self) -> None:

@@ -1,6 +1,6 @@
 """A run as a process of its own, which tells a parent how it goes.
 
-One JSON object a line on standard output tells progress and messages; one sentence on standard error says
+One JSON object per line on standard output tells progress and messages; one sentence on standard error says
 what went wrong.
 """
 

@@ -30,7 +30,7 @@ def below(prefix: str, site: Site) -> Site:
 
 
 def lora_sites(model: nn.Module, sites: list[Site]) -> Iterator[Site]:
-    """Yield the dropouts before LoRA's matrices, one an adapter and adapted layer."""
+    """Yield the dropouts before LoRA's matrices, one per adapter and adapted layer."""
     blocks = [site for site in sites if site.kind == "block"]
     for path, module in model.named_modules():
         owner, found, adapter = path.rpartition(".lora_dropout.")

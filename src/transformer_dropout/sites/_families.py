@@ -1,4 +1,4 @@
-"""Where the sites of each model family lie: one small table a family, in the words of `Place`.
+"""Where the sites of each model family lie: one small table per family, in the words of `Place`.
 
 Paths of blocks and embeddings are relative to the base model (``model.base_model``), paths inside a block to
 the block, paths of the classifier to the whole model. Read from transformers 5.23.

@@ -25,7 +25,7 @@ def child_name(site: Site) -> str:
 
 
 def reader_of(site: Site) -> str:
-    """Return the path of the module whose code reads the rate of a site: of an ``nn.Dropout``, the parent."""
+    """Return the path of the module whose code reads the rate of a site: the parent of an ``nn.Dropout``."""
     assert site.rate is not None
     if site.found == "run" and site.access == "rate" and not site.rate.startswith(f"{site.path}.p"):
         return site.path

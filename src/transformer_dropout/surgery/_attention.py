@@ -37,7 +37,7 @@ def attention_weights(
         hidden: true where a query may not look.
         bias: added to the scores: position biases and masks of minus infinity.
         softcap: ``softcap * tanh(scores / softcap)``, as Gemma 2 has it.
-        sinks: one more logit a head that takes weight and gives no value, as gpt-oss has it.
+        sinks: one more logit per head that takes weight and gives no value, as gpt-oss has it.
 
     Shape:
         query: (batch, heads, queries, d); key: (batch, heads, keys, d).

@@ -73,7 +73,7 @@ def check_sites(
         sites: the places to check; None for all that `find_sites` finds.
 
     Returns:
-        one `SiteCheck` a place, in the order of the places; those that no layer reaches are left out.
+        one `SiteCheck` per place, in the order of the places; those that no layer reaches are left out.
 
     Raises:
         InputError: for a compiled model, or one that cannot be called with these inputs.

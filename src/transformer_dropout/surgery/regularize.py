@@ -40,7 +40,7 @@ class Regularization:
         recipe: the recipe that was applied.
         placed: every layer with its site and rule.
         progress: the fraction of training done, as last set.
-        beside: what the model itself still drops beside the recipe: a line a place, with its rate.
+        beside: what the model itself still drops beside the recipe: one line per place, with its rate.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -174,7 +174,7 @@ class Regularization:
     def counting(self) -> Iterator[dict[str, KeepCount]]:
         """Count kept elements in the forwards inside the ``with`` block; yields counts by site.
 
-        Counted are layers that compute masks; of the others ``probability()`` says all. Measuring changes
+        Layers that compute masks are counted; for the others ``probability()`` says all. Measuring changes
         nothing: at the end every buffer of the model, running means included, is as it was before.
         """
         counted = [placed for placed in self.placed if placed.layer.probability() is None]
@@ -208,7 +208,7 @@ class Regularization:
         return values
 
     def report(self) -> str:
-        """Return one line a site: its path, kind, layer, and rate; then what the model itself still drops."""
+        """Return one line per site: path, kind, layer and rate; then what the model still drops itself."""
         placed = [f"{p.site.path}  {p.site.kind}  {p.layer!r}".split("\n")[0] for p in self.placed]
         return "\n".join([*placed, *(f"beside the recipe: {line}" for line in self.beside)])
 

@@ -55,7 +55,7 @@ def save_regularized(folder: str | Path, handle: Regularization) -> None:
         model.save_pretrained(folder)
         td.save_regularized(folder, handle)
 
-    Of a model that is sharded every process must call it, and the first writes.
+    For a sharded model every process must call it, and the first one writes.
 
     Args:
         folder: the model's folder, made when missing.

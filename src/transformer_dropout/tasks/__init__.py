@@ -1,1 +1,1 @@
-"""What a run trains: one task a file or folder, and none knows of arms, seeds or checkpoints."""
+"""What a run trains: one task per file or folder, and none knows of arms, seeds or checkpoints."""

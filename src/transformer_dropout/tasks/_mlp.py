@@ -16,7 +16,7 @@ class MultilayerPerceptron(nn.Module):
         widths: of the input, of each hidden layer, of the output; two numbers make a linear model.
 
     Shape:
-        (batch, ...) with ``widths[0]`` numbers a sample -> (batch, widths[-1]).
+        (batch, ...) with ``widths[0]`` numbers per sample -> (batch, widths[-1]).
     """
 
     def __init__(self, widths: tuple[int, ...]) -> None:

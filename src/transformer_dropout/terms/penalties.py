@@ -81,7 +81,7 @@ class L1:
 
     Args:
         parameters: a model, of which the trainable matrices are taken (no norms, no biases, no vectors), or
-            tensors, which are taken as they are. One that is tied or given twice counts once. Of a model the
+            tensors, which are taken as they are. One that is tied or given twice counts once. A model's
             parameters are looked up at each call, so it may be sharded before or after; after takes less
             memory.
         weight: strength; a schedule moves with ``set_progress`` and begins at progress 0.

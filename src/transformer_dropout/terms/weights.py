@@ -74,7 +74,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_bias(name: str) -> bool:
-    """Return whether a name calls its parameter a bias, as ``down_proj_bias`` and ``attention_bias.weight`` do."""
+    """Return whether a name calls its parameter a bias: ``down_proj_bias``, ``attention_bias.weight``."""
     *path, last = name.split(".")
     return "bias" in last.split("_") or (bool(path) and path[-1].endswith("bias"))
 

@@ -27,7 +27,7 @@ def test_the_size_is_gpt2s_and_the_cost_is_counted_without_a_weight(file):
     assert PLAIN == 124_439_808
     assert cost.parameters == PLAIN + ADDED[file.stem]
     assert cost.items == config.training.steps * 64 * 1024
-    # Two operations a weight and token forward, four backward, and the attention.
+    # Two operations per weight and token forward, four backward, and the attention.
     assert 6 * 0.99 * (PLAIN - 1024 * 768) < cost.training_flops_per_item < 10 * PLAIN
 
 

@@ -15,7 +15,7 @@ class Local:
     """Runs cells as processes of this machine.
 
     Args:
-        jobs: runs at once; None for one a core, or with GPUs for as many as these serve.
+        jobs: runs at once; None for one per core, or with GPUs for as many as these serve.
         resources: what a run gets.
     """
 

@@ -1,4 +1,4 @@
-"""SLURM, by submitit: one array of jobs, a job a cell, requeued when its time is over or its node dies."""
+"""SLURM, by submitit: one array of jobs, a job per cell, requeued when its time is over or its node dies."""
 
 import json
 import subprocess

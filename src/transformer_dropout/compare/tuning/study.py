@@ -115,7 +115,7 @@ class Running:
         study: Optuna's study of the method.
         trial: Optuna's trial.
         method: what is searched.
-        cells: its runs, one a fold.
+        cells: its runs, one per fold.
         prune: whether it may be ended early.
     """
 

@@ -1,4 +1,4 @@
-"""The mask operation of `kernels.mask` as native loops: one bit an element is kept for the backward."""
+"""The mask operation of `kernels.mask` as native loops: one bit per element is kept for the backward."""
 
 import numba
 import numpy as np

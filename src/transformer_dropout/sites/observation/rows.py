@@ -13,7 +13,7 @@ def has_numbers(x: Tensor) -> bool:
 def rows_summing_to_one(x: Tensor) -> float | None:
     """Return the fraction of rows that sum to 1, None for a tensor that cannot be attention weights.
 
-    Those are not negative, and no row sums to more than 1; less it may, where a sink took the rest.
+    Such weights are not negative, and no row sums to more than 1; it sums to less where a sink took the rest.
     """
     if x.ndim < 3 or x.shape[-1] < 2 or not x.is_floating_point() or not has_numbers(x) or not x.numel():
         return None

@@ -18,7 +18,7 @@ class BlockCalls:
 
     Attributes:
         path: of its module; None where the block is no module of its own, but parts of parallel lists.
-        calls: numbers of its calls; of a block that runs again and again, every one.
+        calls: numbers of its calls, of every one where the block runs again and again.
         branches: what it adds, in the order of its first call.
     """
 

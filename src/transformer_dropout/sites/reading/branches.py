@@ -106,7 +106,7 @@ def mixing_product(run: RunGraph, uses: dict[int, list[int]], softmax: int) -> i
 
 
 def branches_of(run: RunGraph, attentions: list[AttentionNodes]) -> list[Branch]:
-    """Return the residual branches of a run, in order; of nested ones those that do the work."""
+    """Return the residual branches of a run, in order; among nested ones those that do the work."""
     found: list[Branch] = []
     sums = 0
     for node in run.nodes:

@@ -64,8 +64,8 @@ def text_examples(
 ) -> tuple[list[Example], list[Example], list[Example]]:
     """Return windows of a text for training, validation and test.
 
-    Documents are held out by a hash of their names, and a single text by position. Of what is held out the
-    first half validates and the second tests.
+    Documents are held out by a hash of their names, and a single text by position. The first
+    half of what is held out validates, the second tests.
 
     Args:
         source: a text file, a folder of texts, ``stdlib-docs``, ``stdlib-code`` or ``dataset:NAME``.

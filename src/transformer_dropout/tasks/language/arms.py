@@ -20,7 +20,7 @@ def default_arms(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return no regularizer, plain dropout, weight decay, both, and LearnedDropout in its two forms.
 
     Args:
-        data: keys of the section ``data`` that the user sets; of another text no more is taken than there is.
+        data: keys of the section ``data`` that the user sets; no more is taken of another text than there is.
     """
     limits = LIMITS if not data else at_most(data)
     section = {"source": "stdlib-docs", "tokenizer": "bytes", **limits, **data}

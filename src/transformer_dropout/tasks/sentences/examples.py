@@ -1,4 +1,4 @@
-"""Labelled sentences: read from a file a class, split by a hash that never changes."""
+"""Labelled sentences: read from a file per class, split by a hash that never changes."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ class SentencesByUse:
 
 
 def read_sentences(files: Mapping[str, Path]) -> list[Sentence]:
-    """Read one sentence a line, one class a file; empty lines do not count.
+    """Read one sentence per line, one class per file; empty lines do not count.
 
     Args:
         files: by class, its file. The order of the classes is that of their indices.
@@ -49,7 +49,7 @@ def read_sentences(files: Mapping[str, Path]) -> list[Sentence]:
         texts = [line.strip() for line in read_text(name, path).split("\n")]
         found = [Sentence(text=text, label=label) for text in texts if text]
         if not found:
-            raise InputError(f"The file of class {name}, {path}, holds no sentence; write one a line.")
+            raise InputError(f"The file of class {name}, {path}, holds no sentence; write one per line.")
         sentences += found
     return sentences
 

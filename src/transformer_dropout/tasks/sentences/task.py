@@ -43,7 +43,7 @@ class SentenceData:
     """Which sentences.
 
     Attributes:
-        classes: by class, its file of one sentence a line.
+        classes: by class, its file of one sentence per line.
         train_sentences: how many to train on, balanced by class; None for all.
     """
 

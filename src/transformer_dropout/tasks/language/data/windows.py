@@ -15,7 +15,7 @@ class Windows:
 
     Args:
         tokens: one dimension; may be memory-mapped, and only the windows asked for are read.
-        context: tokens a window.
+        context: tokens per window.
 
     Raises:
         InputError: when the tokens do not fill one window.
