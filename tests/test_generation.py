@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
+from transformer_dropout.surgery._sequence import let_go_of_cache
 
 FAMILIES = ["gpt2", "llama", "opt", "gemma3_text", "t5", "bart"]
 NEW = 12  # with the prompt beyond the window of 8 of gemma3_text
@@ -243,7 +244,7 @@ def test_a_copy_made_after_a_forward_has_its_own_padding_and_cache(cached):
 
 def test_a_cache_is_let_go_when_the_model_has_run():
     model, _ = regularized("llama")
-    holders = [hook.args[0] for hook in model._forward_hooks.values()]
+    holders = [h.args[0] for h in model._forward_hooks.values() if h.func is let_go_of_cache]
     generated(model, prompts(model, padded=True))
     assert [holder.cache for holder in holders] == [None]
     assert holders[0].padding_mask is not None

@@ -58,11 +58,11 @@ from .surgery.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .surgery.mixture_of_experts import mixture_of_experts_ as mixture_of_experts_
 from .surgery.regularize import Regularization as Regularization
 from .surgery.regularize import regularize_ as regularize_
-from .surgery.regularize import set_rates as set_rates
 from .surgery.saved_recipe import load_recipe as load_recipe
 from .surgery.saved_recipe import load_regularized as load_regularized
 from .surgery.saved_recipe import save_recipe as save_recipe
 from .surgery.saved_recipe import save_regularized as save_regularized
+from .surgery.set_rates import set_rates as set_rates
 from .surgery.speed_up import speed_up_ as speed_up_
 from .terms.averaging import EMA as EMA
 from .terms.consistency import adversarial_dropout_loss as adversarial_dropout_loss

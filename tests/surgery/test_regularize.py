@@ -15,7 +15,8 @@ from transformer_dropout.layers import (
 from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.schedules import Linear
 from transformer_dropout.surgery._refusals import handle_of
-from transformer_dropout.surgery.regularize import regularize_, set_rates
+from transformer_dropout.surgery.regularize import regularize_
+from transformer_dropout.surgery.set_rates import set_rates
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 VOCABULARY, CONTEXT = 19, 6

@@ -127,6 +127,15 @@ class Surgery:
             if read.owner is owner and read.name == name:
                 read.set(value)
 
+    def runs_at(self, site: Site, layer: DropoutLayer) -> nn.Module | Read:
+        """Return the module that runs where a layer was placed, or the rate that is read there."""
+        if site.access != "rate":
+            return layer if site.access == "module" else self.model.get_submodule(site.path)
+        assert site.rate is not None
+        owner, name = holder_of(self.model, site.rate)
+        reads = self._reads[reader_of(site)]
+        return next(read for read in reads if read.owner is owner and read.name == name)
+
     def _set_rate(self, rate: str, value: float) -> None:
         if rate not in self._rates_before:
             before = self._rates_before[rate] = read_rate(self.model, rate)

@@ -33,6 +33,7 @@ class Read:
         buffer: the name of the reader's buffer with the same number.
         mark: what compiled code reads in its place.
         p: the rate itself.
+        ran: whether the reader has run in training.
     """
 
     reader: nn.Module
@@ -41,6 +42,7 @@ class Read:
     buffer: str
     mark: float
     p: float = 0.0
+    ran: bool = False
 
     def set(self, p: float) -> None:
         """Set the rate for eager and for compiled code."""
@@ -55,6 +57,10 @@ class Read:
 
 def forward_with_rates(forward: Any, reads: Sequence[Read], *args: Any, **kwargs: Any) -> Any:
     """Run a module's forward, in a graph with marks for the rates and in eager code with the rates."""
+    for read in reads:
+        if read.reader.training:
+            # Written, never read, as the marks are.
+            read.ran = True
     if torch.compiler.is_compiling():
         for read in reads:
             # Written, never read: so the graph does not depend on the number.

@@ -17,10 +17,11 @@ from ..schedules import Schedule, as_schedule
 from ..sites import Site, find_sites
 from ._apply import Surgery
 from ._beside import beside, prove
+from ._first_forward import FirstForward
 from ._keep_count import KeepCount
 from ._mlp import plain_mlp
 from ._placement import assign, build_layer, refuse_second_regularization
-from ._refusals import HANDLE, handle_on, refuse_second, refuse_wrapped
+from ._refusals import HANDLE, refuse_second, refuse_wrapped
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Regularization:
         self.beside: tuple[str, ...] = ()
         self._removed = False
         self._surgery = Surgery(model)
+        self._first_forward: FirstForward | None = None
         self._changed_rates: dict[str, Schedule] = {}
         self._keep_counts: dict[str, KeepCount] = {}
 
@@ -89,6 +91,11 @@ class Regularization:
                 own = LayerDrop if site.access == "block" else Dropout
                 self._surgery.place(site, own(before))
 
+    def watch_first_forward(self) -> None:
+        """Have the first training forward say at which places no layer acted."""
+        places = [(placed.site, self._surgery.runs_at(placed.site, placed.layer)) for placed in self.placed]
+        self._first_forward = FirstForward(self.model, places)
+
     def set_progress(self, progress: float) -> None:
         """Move every rate and weight to its value at ``progress``, a fraction in [0, 1].
 
@@ -107,6 +114,8 @@ class Regularization:
                 placed.layer.set_rate(rate)
                 if placed.site.access == "rate":
                     self._surgery.write_rate(placed.site, rate)
+        if self._first_forward is not None and self._first_forward.has_begun:
+            self._first_forward.tell()
 
     def update(self, rates: Mapping[str, float | Schedule]) -> None:
         """Give other rates to the layers at some sites from now on.
@@ -255,6 +264,8 @@ class Regularization:
         self._refuse_removed()
         self._removed = True
         vars(self.model).pop(HANDLE, None)
+        if self._first_forward is not None:
+            self._first_forward.end()
         self._surgery.undo()
 
     def _refuse_removed(self) -> None:
@@ -268,6 +279,8 @@ def regularize_(
     model: nn.Module, recipe: Recipe, *, sites: Iterable[Site] | None = None, inputs: Any = None
 ) -> Regularization:
     """Put a recipe's layers into a model, in place; the model's own ``state_dict`` keys stay.
+
+    The first training forward warns of the places that did not run in it, and fails where none did.
 
     Args:
         model: the model, before it is compiled or wrapped for several processes; one on meta, quantised or
@@ -313,38 +326,5 @@ def regularize_(
         raise
     if handle.placed:
         vars(model)[HANDLE] = handle
-    return handle
-
-
-def set_rates(model: nn.Module, rates: Mapping[str, float | str | Schedule]) -> Regularization:
-    """Set the dropout rates of a model in one line: ``set_rates(model, {"attention_weights": 0.1})``.
-
-    Called again it sets the new rates in place of the old ones: what the last call names counts alone.
-
-    Args:
-        model: the model, changed in place.
-        rates: by selector, a kind of site or a pattern on the path, the probability of dropping: a number, a
-            schedule, or its compact text.
-
-    Returns:
-        the handle; the same one when the selectors are those of the last call.
-
-    Raises:
-        InputError: as `regularize_`; the old rates then stay.
-    """
-    recipe = Recipe(Rule(selector, Dropout, p=rate) for selector, rate in rates.items())
-    before = handle_on(model)
-    if before is None or before.made_by != "set_rates":
-        handle = regularize_(model, recipe)
-    elif [rule.select for rule in before.recipe.rules] == list(rates):
-        before.renew(recipe)
-        return before
-    else:
-        before.remove()
-        try:
-            handle = regularize_(model, recipe)
-        except InputError:
-            before.put_back()
-            raise
-    handle.made_by = "set_rates"
+        handle.watch_first_forward()
     return handle

@@ -14,11 +14,12 @@ from ...kernels.linear import is_fast_forward
 from ...kernels.torch_internals import hooks_of, is_compiled
 from ...layers import DropoutLayer, TokenGate
 from ...surgery._apply import beside_output, on_branch, on_input, on_output
+from ...surgery._first_forward import ended, note
 from .decoder import MLP, Attention, Block, Decoder, Embedding
 
 OWN = (Decoder, Embedding, Block, Attention, MLP)
 PLAIN = (nn.Embedding, nn.ModuleList, nn.Linear)
-HOOKS = (beside_output, on_branch, on_input, on_output)
+HOOKS = (beside_output, ended, note, on_branch, on_input, on_output)
 METHODS = {"forward", "features", "gate", "keep_probability", "mask", "mask_input"}
 
 
