@@ -36,7 +36,7 @@ OnOption = Annotated[
     typer.Option(
         "--on",
         metavar="ENGINE",
-        help="local:N, dask:ADDRESS, slurm:PARTITION or ray; default: this machine, a run per core.",
+        help="local:N, dask:ADDRESS, slurm:PARTITION or ray; default: this machine, one run per core.",
     ),
 ]
 GpusOption = Annotated[
