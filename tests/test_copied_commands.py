@@ -42,12 +42,13 @@ def commands_in(page):
     blocks, rest = BLOCK.findall(words_of(page)), BLOCK.sub("", words_of(page))
     lines = [line for kind, body in blocks if kind in ("", "sh") for line in body.splitlines()]
     lines += re.findall(r"^    (\S.*)$", rest, flags=re.MULTILINE) + re.findall(r"`([^`\n]+)`", rest)
-    return [line.rstrip() for line in lines if line.split(" ")[0] in PROGRAMS and " " in line]
+    lines = [re.sub(r"\s+# .*", "", line) for line in lines]
+    return [line for line in lines if line.split(" ")[0] in PROGRAMS and " " in line]
 
 
 def is_whole(line):
     """Return whether a command can be typed as it stands, with no word left out."""
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line)
     stands_in = {"...", "OUT", "TARGET", "SCRIPT"} & set(re.split(r"[ /]", line)) or "NAME" in line
     return len(words) > 2 and not stands_in and words[-1] not in ("--task", "--processes")
 
@@ -65,7 +66,7 @@ def command_of(name):
 
 def parsed(line):
     """Return the name and the values of a command line of `dropout`, as it reads them."""
-    name, *words = shlex.split(line, comments=True)[1:]
+    name, *words = shlex.split(line)[1:]
     return name, command_of(name).make_context(name, words).params
 
 
@@ -135,7 +136,7 @@ def test_a_command_runs_to_where_a_training_would_begin(line, desk, monkeypatch)
     monkeypatch.setattr("transformer_dropout.runs.launch.launch", lambda *args: began.append(args))
     monkeypatch.chdir(desk)
     monkeypatch.syspath_prepend(desk)
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line)
     monkeypatch.setattr(sys, "argv", words)
     try:
         # Compiling native loops takes longer than the few tokens here.
@@ -164,7 +165,7 @@ def made_by_pip(words):
 
 @pytest.mark.parametrize("line", OTHERS)
 def test_a_command_of_another_program_names_what_is_there(line):
-    program, *words = [word for word in shlex.split(line, comments=True) if word != "..."]
+    program, *words = [word for word in shlex.split(line) if word != "..."]
     match program, words:
         case "pip", _:
             made_by_pip(words)
