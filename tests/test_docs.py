@@ -16,7 +16,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 LAYER_PAGES = [page for page in sorted((DOCS / "layers").glob("*.md")) if page.stem != "README"]
 OTHER = [
     "averaging",
+    "block_dropout",
     "held_out",
+    "learned_dropout",
     "losses",
     "mixout",
     "mixture_of_experts",
