@@ -10,7 +10,7 @@ import pytest
 
 from transformer_dropout.compare.cells import make_cells
 from transformer_dropout.compare.comparison import opened_comparison, run_cells
-from transformer_dropout.compare.engines import Resources, choose_engine
+from transformer_dropout.compare.engines import Resources, choose_engine, slurm
 from transformer_dropout.compare.engines.slurm import Slurm, has_gpus
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.record import read_metrics
@@ -29,7 +29,7 @@ def cluster(tmp_path, monkeypatch):
     answers = {
         "srun": "exit 1",
         "sbatch": f"cp $1 {tmp_path}/given.sh; echo Submitted batch job 42",
-        "sacct": "printf 'JobID|State|NodeList\\n42_0|RUNNING|n1\\n42_1|PENDING|\\n'",
+        "squeue": "printf '42_0\\n42_1\\n'",
         "scancel": f"echo $@ >> {tmp_path}/cancelled",
         "sinfo": "echo gpu:a100:4; echo '(null)'",
     }
@@ -80,13 +80,45 @@ def test_jobs_that_still_run_are_waited_for_and_not_given_again(cluster, tiny):
         (cluster / "given.sh").unlink()
         stopped_at_once(choose_engine("slurm:cpu", out), cells)
         assert not (cluster / "given.sh").exists()
-        # One that the scheduler no longer knows is handed in again, alone; a new process has no memory.
-        (cluster / "bin" / "sacct").write_text(
-            "#!/bin/sh\nprintf 'JobID|State|NodeList\\n42_0|RUNNING|n1\\n'\n"
-        )
-        submitit.SlurmJob.watcher.clear()
+        # One that the scheduler no longer knows is handed in again, alone.
+        (cluster / "bin" / "squeue").write_text("#!/bin/sh\necho 42_0\n")
         stopped_at_once(choose_engine("slurm:cpu", out), cells)
         assert "--array" not in (cluster / "given.sh").read_text()
+
+
+def test_a_job_that_the_scheduler_lost_is_told_and_one_it_cannot_tell_of_is_waited_for(
+    cluster, tiny, monkeypatch
+):
+    out = cluster / "out"
+    cells = make_cells([tiny("a"), tiny("b")], [0], out)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.0)
+    engine = choose_engine("slurm:cpu", out)
+    with opened_comparison(out, [cell.config for cell in cells], [0], ABOUT):
+        (cluster / "bin" / "squeue").write_text("#!/bin/sh\necho controller is down >&2; exit 1\n")
+        outcomes = stopped_at_once(engine, cells)
+        assert [outcome.status for outcome in outcomes] == ["stopped", "stopped"]
+        (cluster / "bin" / "squeue").write_text(
+            "#!/bin/sh\necho slurm: Invalid job id specified >&2; exit 1\n"
+        )
+        outcomes = list(choose_engine("slurm:cpu", out).run(cells))
+    assert [outcome.status for outcome in outcomes] == ["failed", "failed"]
+    assert "its job 42_0 ended without a result; see" in outcomes[0].reason
+
+
+def test_what_sbatch_refuses_is_one_sentence(cluster, tiny):
+    out = cluster / "out"
+    cells = make_cells([tiny("a")], [0], out)
+    (cluster / "bin" / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: Memory specification can not be satisfied' >&2; exit 1\n"
+    )
+    engine = choose_engine("slurm:cpu,mem_gb=900", out)
+    with (
+        opened_comparison(out, [cell.config for cell in cells], [0], ABOUT),
+        pytest.raises(
+            InputError, match="slurm:cpu,mem_gb=900: sbatch refuses the jobs: Memory specification"
+        ),
+    ):
+        list(engine.run(cells))
 
 
 def test_gpus_are_asked_for_where_a_partition_has_any(cluster, tmp_path):
@@ -111,7 +143,7 @@ def test_what_sbatch_does_not_know_is_refused_before_there_is_a_folder(cluster, 
 
 
 def test_a_machine_without_slurm_is_told(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="there is no srun here; start the comparison where sbatch works"):
         choose_engine("slurm:cpu", tmp_path / "out")
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,11 +16,11 @@ from ..cells import Cell, Outcome
 from . import Resources
 
 POLL_SECONDS = 1.0
+# How often the scheduler is asked which jobs it still has; the folder, where their results appear, is free.
+QUEUE_SECONDS = 30.0
 # A job runs so long unless told otherwise, then saves and queues again, as often as it takes.
 MINUTES = 240
 REQUEUES = 1000
-# The states of jobs that will still do something.
-ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "COMPLETING")
 
 
 class Slurm:
@@ -46,6 +46,7 @@ class Slurm:
             raise InputError(
                 "--on slurm: needs submitit; run: pip install 'transformer-dropout[slurm]'"
             ) from None
+        self.text = text
         self.partition, *options = text.split(",")
         self.folder, self.resources = folder.resolve(), resources
         self.stopping = False
@@ -91,19 +92,52 @@ class Slurm:
         jobs = {cell.folder: known[cell.folder] for cell in cells if cell.folder in known}
         new = [cell for cell in cells if cell.folder not in jobs]
         if new:
-            array = executor.map_array(SlurmCell(self.resources, Path.cwd()), new)
+            array = self.handed_in(executor, new)
             jobs |= {cell.folder: job for cell, job in zip(new, array, strict=True)}
         write_json(self.jobs_file, {str(folder): job.job_id for folder, job in jobs.items()})
         pending = {cell.folder: cell for cell in cells}
+        asked = time.monotonic()
         while pending and not self.stopping:
-            ended = [folder for folder in pending if jobs[folder].done()]
-            for folder in ended:
+            time.sleep(POLL_SECONDS)
+            ended = [folder for folder in pending if jobs[folder].paths.result_pickle.exists()]
+            if time.monotonic() - asked > QUEUE_SECONDS:
+                queued, asked = self.queued(jobs[folder] for folder in pending), time.monotonic()
+                ended += [folder for folder in pending if jobs[folder].job_id not in queued]
+            for folder in dict.fromkeys(ended):
                 yield outcome_of(pending.pop(folder), jobs[folder])
-            if not ended:
-                time.sleep(POLL_SECONDS)
         for folder, cell in pending.items():
             jobs[folder].cancel(check=False)
             yield Outcome(cell=cell, status="stopped")
+
+    def handed_in(self, executor: Any, cells: Sequence[Cell]) -> list[Any]:
+        """Return the new jobs of an array.
+
+        Raises:
+            InputError: when sbatch refuses it.
+        """
+        from submitit.core.utils import FailedJobError
+
+        try:
+            return executor.map_array(SlurmCell(self.resources, Path.cwd()), cells)
+        except FailedJobError as error:
+            said = " ".join(str(error).replace("sbatch: error:", "").split())
+            raise InputError(f"--on slurm:{self.text}: sbatch refuses the jobs: {said}") from None
+
+    def queued(self, jobs: Iterable[Any]) -> set[str]:
+        """Return the numbers of those jobs that still run or wait; all, where nobody answers."""
+        if self.cluster == "local":
+            return {job.job_id for job in jobs if not job.done()}
+        numbers = [job.job_id for job in jobs]
+        arrays = ",".join(sorted({number.partition("_")[0] for number in numbers}))
+        # Not sacct, which many clusters do not keep.
+        command = ["squeue", "--noheader", "--array", "--format", "%i", "--jobs", arrays]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            return set(numbers)
+        if answer.returncode and "Invalid job id" not in answer.stderr:
+            return set(numbers)
+        return set(answer.stdout.split())
 
     def stop(self, number: int) -> None:
         """Cancel the jobs."""
@@ -120,8 +154,8 @@ class Slurm:
             return {}
         numbers = json.loads(self.jobs_file.read_text(encoding="utf-8"))
         jobs = {Path(folder): job_class(self.jobs_file.parent, n) for folder, n in numbers.items()}
-        # sacct says "CANCELLED by 0" where somebody cancelled it.
-        return {folder: job for folder, job in jobs.items() if job.state.partition(" ")[0] in ALIVE}
+        queued = self.queued(jobs.values())
+        return {folder: job for folder, job in jobs.items() if job.job_id in queued}
 
 
 class SlurmCell:
@@ -154,6 +188,9 @@ def outcome_of(cell: Cell, job: Any) -> Outcome:
     """Return how a job's cell ended; the folder is the truth, whatever the job says."""
     if cell.finished:
         return Outcome(cell=cell, status="finished")
+    if not job.paths.result_pickle.exists():
+        reason = f"its job {job.job_id} ended without a result; see {job.paths.stderr}"
+        return Outcome(cell=cell, status="failed", reason=reason)
     error = job.exception()
     if error is None:
         return job.result()
