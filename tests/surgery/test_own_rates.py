@@ -347,3 +347,37 @@ def test_a_model_is_exported_in_evaluation(name):
     arguments, keywords = ((x(),), {}) if name == "torch" else ((), tiny_inputs(model))
     program = torch.export.export(model, arguments, keywords)
     assert torch.allclose(run(program.module(), name), expected, atol=1e-6)
+
+
+class AttentionWithP(nn.Module):
+    """Attention that holds its rate as ``p``, as a dropout does."""
+
+    def __init__(self):
+        super().__init__()
+        self.p, self.out = 0.2, nn.Linear(4, 4)
+
+    def forward(self, x):
+        p = self.p if self.training else 0.0
+        return x + self.out(F.scaled_dot_product_attention(x, x, x, dropout_p=p))
+
+
+class ListOfThem(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([AttentionWithP(), AttentionWithP()])
+
+    def forward(self, x):
+        return self.blocks[1](self.blocks[0](x))
+
+
+def test_a_module_that_holds_its_rate_as_p_reads_it_itself():
+    model = ListOfThem()
+    handle = td.set_rates(model, {"attention_weights": 0.3})
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled, x = torch.compile(model, backend=counter), torch.ones(1, 1, 5, 4)
+    compiled(x)
+    for rate in (0.1, 0.2, 0.4, 0.0):
+        handle.update({"attention_weights": rate})
+        compiled(x)
+    assert counter.frame_count == 1

@@ -30,7 +30,8 @@ class Site:
         block: the index of the block it lies in, None outside the blocks.
         n_blocks: how many blocks the model has.
         width: channels of the tensor there, None where the tensor has no channels (attention weights).
-        rate: path of a float of the model's own that drops at this place: a module's path and an attribute.
+        rate: path of a float of the model's own that drops at this place: a module's path and an attribute,
+            or, for a number in its code, the file, line and column of the call: ``block.0.model:31:15=1/10``.
         owner: path of the module that is called with the attention mask and the cache of these tokens; None
             where there are no such.
         causal: whether a token at this place sees only the tokens before it.

@@ -12,7 +12,8 @@ from ..errors import InputError
 from ..kernels.compiled_hooks import NoticedHook
 from ..layers import DropoutLayer
 from ..sites import Site
-from ..sites._own_rate import holder_of, read_rate, set_rate
+from ..sites._own_rate import holder_of, put_rate_back, read_rate, set_rate
+from ..sites._written_rates import is_written
 from ._attention import attend_with_layer, route_through_layer
 from ._mlp import PlainMLP, detours, end_detour, hook_without_effect, plain_mlp
 from ._own_rates import MARK, Read, forward_with_rates
@@ -25,9 +26,12 @@ def child_name(site: Site) -> str:
 
 
 def reader_of(site: Site) -> str:
-    """Return the path of the module whose code reads the rate of a site: the parent of an ``nn.Dropout``."""
+    """Return the path of the module whose code reads the rate of a site.
+
+    A run has shown it; without one it is the holder, and of an ``nn.Dropout`` the parent.
+    """
     assert site.rate is not None
-    if site.found == "run" and site.access == "rate" and not site.rate.startswith(f"{site.path}.p"):
+    if site.found == "run" and site.access == "rate":
         return site.path
     holder, _, name = site.rate.rpartition(".")
     return holder.rpartition(".")[0] if name == "p" else holder
@@ -52,7 +56,7 @@ class Surgery:
         self._ways_back: list[Callable[[], None]] = []
         self._sequences: dict[str, Sequence] = {}
         self._remembering: dict[str, int] = {}
-        self._rates_before: dict[str, float] = {}
+        self._rates_before: dict[str, float | None] = {}
         self._reads: dict[str, list[Read]] = {}
 
     def undo(self) -> None:
@@ -129,17 +133,18 @@ class Surgery:
 
     def runs_at(self, site: Site, layer: DropoutLayer) -> nn.Module | Read:
         """Return the module that runs where a layer was placed, or the rate that is read there."""
-        if site.access != "rate":
-            return layer if site.access == "module" else self.model.get_submodule(site.path)
-        assert site.rate is not None
-        owner, name = holder_of(self.model, site.rate)
-        reads = self._reads[reader_of(site)]
-        return next(read for read in reads if read.owner is owner and read.name == name)
+        if site.access == "rate" and site.rate is not None:
+            owner, name = holder_of(self.model, site.rate)
+            reads = self._reads.get(reader_of(site), ())
+            for read in reads:
+                if read.owner is owner and read.name == name:
+                    return read
+        return layer if site.access == "module" else self.model.get_submodule(site.path)
 
     def _set_rate(self, rate: str, value: float) -> None:
         if rate not in self._rates_before:
             before = self._rates_before[rate] = read_rate(self.model, rate)
-            self._ways_back.append(partial(set_rate, self.model, rate, before))
+            self._ways_back.append(partial(put_rate_back, self.model, rate, before))
         set_rate(self.model, rate, value)
 
     def _follow_rate(self, site: Site) -> None:
@@ -147,6 +152,9 @@ class Surgery:
         assert site.rate is not None
         path, buffer = reader_of(site), buffer_name(site)
         reader, (owner, name) = self.model.get_submodule(path), holder_of(self.model, site.rate)
+        if is_written(name):
+            self._set_rate(site.rate, 0.0)
+            return
         reference = next(reader.parameters(), next(self.model.parameters(), None))
         device = None if reference is None else reference.device
         reader.register_buffer(buffer, torch.zeros((), device=device), persistent=False)
@@ -164,7 +172,7 @@ class Surgery:
 
     def rate_before(self, path: str) -> float:
         """Return what a rate of the model's own was before it was silenced; 0 when it was not."""
-        return float(self._rates_before.get(path, 0.0))
+        return float(self._rates_before.get(path) or 0.0)
 
     def _replace(self, path: str, layer: DropoutLayer) -> None:
         original = self.model.get_submodule(path)

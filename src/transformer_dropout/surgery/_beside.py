@@ -28,6 +28,8 @@ def beside(model: nn.Module, sites: Iterable[Site], ruled: set[str]) -> tuple[st
             lines.append(f"{site.path}  {site.kind}")
         elif rate := own_rate(model, site):
             lines.append(f"{site.path}  {site.kind}  {rate:.4g}")
+        elif rate is None and site.rate is not None:
+            lines.append(f"{site.path}  {site.kind}  a rate that its code computes")
     if unreached:
         warnings.warn(
             f"The model draws random numbers in training that no layer can take the place of, in "

@@ -95,7 +95,7 @@ def checks_of(model: nn.Module, inputs: Any, chosen: list[Site], known: list[Sit
     chosen = [site for site in chosen if site.access != "none" and site.kind != "other"]
     kinds = {site.kind for site in chosen}
     of = {kind: [s for s in known if s.kind == kind and s.access != "none"] for kind in KINDS}
-    with unchanged(model), nothing_else_drops(model), weights_begun(model):
+    with unchanged(model), nothing_else_drops(model, known), weights_begun(model):
         before = results(model, inputs, training=True), results(model, inputs, training=False)
         measured = [SiteCheck(site=site, problem=problem_at(model, inputs, site, before)) for site in chosen]
         together = dict(problems_of_kinds(model, inputs, kinds, of))
@@ -117,14 +117,20 @@ def attends_in(block: str, site: Site) -> bool:
 
 
 @contextmanager
-def nothing_else_drops(model: nn.Module) -> Iterator[None]:
-    """Hold every rate of the model's own at 0."""
+def nothing_else_drops(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
+    """Hold every rate of the model's own at 0, those that stand in its code too."""
     before = [(held, name, held[name]) for _, held, name in rates_of(model)]
+    surgery = Surgery(model)
     try:
+        for site in sites:
+            surgery.silence(site)
+            if site.access == "rate":
+                surgery.write_rate(site, 0.0)
         for held, name, _ in before:
             held[name] = 0.0
         yield
     finally:
+        surgery.undo()
         for held, name, value in before:
             held[name] = value
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .._written_rates import written_name
 from ..observation.calls import Call, Calls
 from ..observation.inputs import call
 from ..observation.lineage import tensors_in
@@ -29,6 +30,7 @@ class Node:
         numbers: the plain numbers among its arguments.
         shape: of its first result.
         drawn: shapes of the random numbers it drew.
+        written: the name of the rate that stands in the code for it, as far as one does.
         before: nodes that it depends on, itself too, as the bits of a number.
     """
 
@@ -41,6 +43,7 @@ class Node:
     numbers: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
     drawn: tuple[tuple[int, ...], ...] = ()
+    written: str | None = None
     before: int = 0
 
 
@@ -169,7 +172,7 @@ class Recorder:
             (None if id(v) in self._parameters else self.node_of(v), tuple(v.shape)) for v in values
         )
         sources = tuple(dict.fromkeys(node for node, _ in operands if node is not None))
-        if MADE.fullmatch(this.name):
+        if MADE.fullmatch(this.name) or this.name.endswith("_like"):
             # Of what it is given it takes the shape alone.
             operands = sources = ()
         drawn = tuple(drawn.shape for drawn in this.drawn)
@@ -188,6 +191,7 @@ class Recorder:
             numbers=tuple(v for v in (*this.args, *this.kwargs.values()) if type(v) in (int, float)),
             shape=tuple(first.shape),
             drawn=drawn,
+            written=written_name(this.function, this.rate()) if drawn else None,
         )
         if target is not None:
             # What it held is gone.

@@ -70,7 +70,7 @@ class Passages:
         own = [
             draw for draw in self.draws if draw.acts in tail.values and not draw.whole and not draw.attention
         ]
-        self.taken |= {draw.node for draw in own}
+        self.taken |= {draw.node for draw in own if draw.rate is not None}
         rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
         for draw in own:
             if draw.module is not None and self._times[draw.module] == once and draw.rate is not None:
@@ -102,7 +102,7 @@ class Passages:
         own = [
             draw for draw in self.draws if draw.acts in tail.values and not draw.whole and not draw.attention
         ]
-        self.taken |= {draw.node for draw in own}
+        self.taken |= {draw.node for draw in own if draw.rate is not None}
         rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
         for draw in own:
             if draw.module is not None and self._times[draw.module] == once and draw.rate is not None:

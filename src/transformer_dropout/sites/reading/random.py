@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..observation.stack import is_dropout_module
-from .graph import ModuleCall, RunGraph
+from .graph import ModuleCall, Node, RunGraph
 from .rates import rate_among
 
 
@@ -49,13 +49,20 @@ def draws_of(run: RunGraph, rates: dict[str, float]) -> list[Draw]:
                 acts=acts,
                 path=run.calls[reader].path,
                 module=inner.path if leaf else None,
-                rate=rate_among(node.numbers, rates) or rate_near(run, node.index, inner, rates),
+                rate=rate_among(node.numbers, rates)
+                or rate_near(run, node.index, inner, rates)
+                or rate_in_code(node, inner),
                 name=node.name,
                 whole=not attention and all(size == 1 for size in shape[1:]),
                 attention=attention,
             )
         )
     return found
+
+
+def rate_in_code(node: Node, around: ModuleCall) -> str | None:
+    """Return the rate that stands in the code of the module around a call; None where none was seen."""
+    return None if node.written is None else f"{around.path}.{node.written}".lstrip(".")
 
 
 def consumer(run: RunGraph, node: int, around: ModuleCall) -> int:
