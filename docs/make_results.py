@@ -1,0 +1,187 @@
+"""Write the tables and the figure of ``results.md`` from the committed records: ``python docs/make_results.py``."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from drawing import BLUE, INK, ORANGE, page, text
+
+from transformer_dropout.compare.metrics import difference_unit, in_shown_unit
+from transformer_dropout.compare.records import Comparison, load_comparison, number
+from transformer_dropout.compare.statistics import Difference, difference_text
+from transformer_dropout.compare.verdicts import differences, kind_of
+
+DOCS = Path(__file__).parent
+RECORDS = DOCS.parent / "experiments"
+MARKS = re.compile(r"(<!-- (\w+) of make_results\.py -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+PALE = "#8C959F"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One committed comparison.
+
+    Attributes:
+        folder: below ``experiments/``.
+        title: what was trained, in a few words.
+        none: its arm without a regularizer.
+        dropout: its arm of plain dropout.
+    """
+
+    folder: str
+    title: str
+    none: str = "none"
+    dropout: str
+
+    def load(self) -> Comparison:
+        """Return the records."""
+        return load_comparison(RECORDS / self.folder)
+
+
+SETTINGS = tuple(
+    Setting(folder=folder, title=title, dropout=dropout)
+    for folder, title, dropout in (
+        ("default", "decoder from scratch, 20,000 bytes of docstrings", "dropout p=0.1"),
+        ("small_data/docs", "the same, recipes for small text", "dropout 0.1 + weight decay 1"),
+        ("small_data/shakespeare", "the same, 20,000 bytes of Shakespeare", "dropout 0.1 + weight decay 1"),
+        ("images", "perceptron, 300 digits", "dropout input 0.2 + hidden 0.5"),
+        ("images_vit", "vision transformer, 300 digits", "dropout p=0.1"),
+        ("regression", "perceptron, 442 rows of a table", "dropout hidden 0.5"),
+        ("sentences", "pre-trained encoder, 500 sentences", "bert"),
+        ("causal_lm", "pre-trained decoder, 300 windows of other text", "dropout"),
+    )
+    if (RECORDS / folder / "comparison.json").is_file()
+)
+
+
+def to_none(setting: Setting, comparison: Comparison, *, best: bool = False) -> dict[str, Difference]:
+    """Return every arm's difference to no regularizer, tested together."""
+    return differences(comparison, setting.none, comparison.best_values if best else None)
+
+
+def cost(comparison: Comparison, arm: str) -> float | None:
+    """Return the training FLOPs of one run of an arm."""
+    found = [
+        number(run.section("cost"), name)
+        for run in comparison.usable(arm)
+        for name in run.section("cost")
+        if name.startswith("training_flops_per")
+    ]
+    steps = [number(run.section("result"), "step") for run in comparison.usable(arm)]
+    return None if not found or None in (*found, *steps) else found[0] * steps[0]  # type: ignore[operator]
+
+
+def mean(values: Iterable[float]) -> float:
+    """Return the mean."""
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def shown(comparison: Comparison, found: Difference) -> str:
+    """Return a difference with its interval and a word."""
+    verdict = kind_of(comparison.metric, found) or "not judged"
+    mark = {"better": "**better**", "worse": "worse", "no difference": "no difference"}.get(verdict, verdict)
+    return f"{difference_text(in_shown_unit(comparison.metric, found.estimate))} {mark}"
+
+
+def settings_table() -> str:
+    """Return one row an arm: what it changes against no regularizer, at the end and at the best evaluation."""
+    lines = []
+    for setting in SETTINGS:
+        comparison = setting.load()
+        last, best = to_none(setting, comparison), to_none(setting, comparison, best=True)
+        unit = difference_unit(comparison.metric)
+        base, seeds = mean(comparison.values(setting.none).values()), len(comparison.seeds)
+        lines += [
+            f"\n**{setting.title.capitalize()}** ([record](../experiments/{setting.folder}), {seeds} seeds; "
+            f"none ends at {base:.3f} {unit})\n",
+            "| arm | against none, last step | against none, best evaluation | training FLOPs |",
+            "|---|---:|---:|---:|",
+        ]
+        bare = cost(comparison, setting.none)
+        for arm in comparison.arms:
+            if arm in last:
+                own = cost(comparison, arm)
+                ratio = f"{own / bare:.2f}" if own and bare else ""
+                cells = (shown(comparison, last[arm]), shown(comparison, best[arm]), ratio)
+                lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines).strip("\n")
+
+
+def figure() -> str:
+    """Return the same as a picture: a dot and an interval an arm, a part a setting."""
+    parts, y, left, wide = [], 20.0, 300.0, 360.0
+    for setting in SETTINGS:
+        comparison = setting.load()
+        found = {arm: in_shown_unit(comparison.metric, d.estimate) for arm, d in to_none(setting, comparison).items()}
+        ends = [end for e in found.values() for end in (e.low, e.high, 0.0) if end is not None]
+        low, high = min(ends), max(ends)
+        scale = wide / ((high - low) or 1.0)
+        parts.append(text(8, y, f"{setting.title} ({difference_unit(comparison.metric)} against none)"))
+        zero = left - low * scale
+        parts.append(
+            f'<path stroke="{PALE}" d="M{zero:.1f} {y + 6:g}v{18 * len(found):g}"/>'
+        )
+        for arm, estimate in found.items():
+            y += 18
+            colour = INK if estimate.low is None or not estimate.without_zero else BLUE if estimate.mean < 0 else ORANGE
+            parts.append(text(left - 10, y + 4, arm, "end"))
+            if estimate.low is not None and estimate.high is not None:
+                start, stop = left + (estimate.low - low) * scale, left + (estimate.high - low) * scale
+                parts.append(f'<path stroke="{colour}" stroke-width="2" d="M{start:.1f} {y:g}H{stop:.1f}"/>')
+            parts.append(f'<circle cx="{left + (estimate.mean - low) * scale:.1f}" cy="{y:g}" r="4" fill="{colour}"/>')
+        y += 34
+    return page(left + wide + 20, y, parts)
+
+
+def speed_of_learning() -> str:
+    """Return how many steps each arm of the default setting takes to a given training loss, and to its best."""
+    comparison = load_comparison(RECORDS / "default")
+    lines = ["| arm | steps to a training loss of 1.8 | step of the best evaluation |", "|---|---:|---:|"]
+    for arm in comparison.arms:
+        reached, best = [], []
+        for run in comparison.usable(arm):
+            rows = [row for row in run.metrics if "val_loss" in row]
+            reached.append(next((row["step"] for row in rows if row["train_loss"] <= 1.8), None))
+            best.append(min(rows, key=lambda row: row["val_loss"])["step"])
+        steps = "not reached" if None in reached else f"{mean(reached):.0f}"
+        lines.append(f"| {arm} | {steps} | {mean(best):.0f} |")
+    return "\n".join(lines)
+
+
+def kept_over_time() -> str:
+    """Return what the learned masks of the default setting keep in training, by block and step."""
+    comparison = load_comparison(RECORDS / "default")
+    lines = []
+    for arm in comparison.arms:
+        runs = [run for run in comparison.usable(arm) if any(row.get("keep_by_site") for row in run.metrics)]
+        if not runs:
+            continue
+        steps = [row["step"] for row in runs[0].metrics if row.get("keep_by_site")]
+        if not lines:
+            lines = ["| arm, place | " + " | ".join(f"step {step}" for step in steps) + " |"]
+            lines.append("|---|" + "---:|" * len(steps))
+        for site in runs[0].metrics[-1]["keep_by_site"]:
+            kept = [
+                mean(row["keep_by_site"][site] for run in runs for row in run.metrics if row["step"] == step)
+                for step in steps
+            ]
+            lines.append(f"| {arm}, {site.split('/')[0]} | " + " | ".join(f"{100 * k:.0f} %" for k in kept) + " |")
+    return "\n".join(lines)
+
+
+def filled(words: str) -> str:
+    """Return the page with the tables between its marks."""
+    tables = {
+        "settings": settings_table,
+        "speed_of_learning": speed_of_learning,
+        "kept_over_time": kept_over_time,
+    }
+    return MARKS.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n\n{found[3]}", words)
+
+
+if __name__ == "__main__":
+    place = DOCS / "results.md"
+    place.write_text(filled(place.read_text(encoding="utf-8")), encoding="utf-8")
+    (DOCS / "figures" / "results.svg").write_text(figure(), encoding="utf-8")
