@@ -1,4 +1,4 @@
-"""Write the tables and the figure of ``results.md`` from the committed records: ``python docs/make_results.py``."""
+"""Write tables and figure of ``results.md`` from the committed records: ``python docs/make_results.py``."""
 
 import re
 from collections.abc import Iterable
@@ -86,7 +86,7 @@ def shown(comparison: Comparison, found: Difference) -> str:
 
 
 def settings_table() -> str:
-    """Return one row an arm: what it changes against no regularizer, at the end and at the best evaluation."""
+    """Return what each arm changes against no regularizer, at the end and at the best evaluation."""
     lines = []
     for setting in SETTINGS:
         comparison = setting.load()
@@ -114,29 +114,38 @@ def figure() -> str:
     parts, y, left, wide = [], 20.0, 300.0, 360.0
     for setting in SETTINGS:
         comparison = setting.load()
-        found = {arm: in_shown_unit(comparison.metric, d.estimate) for arm, d in to_none(setting, comparison).items()}
+        found = {
+            arm: in_shown_unit(comparison.metric, d.estimate)
+            for arm, d in to_none(setting, comparison).items()
+        }
         ends = [end for e in found.values() for end in (e.low, e.high, 0.0) if end is not None]
         low, high = min(ends), max(ends)
         scale = wide / ((high - low) or 1.0)
         parts.append(text(8, y, f"{setting.title} ({difference_unit(comparison.metric)} against none)"))
         zero = left - low * scale
-        parts.append(
-            f'<path stroke="{PALE}" d="M{zero:.1f} {y + 6:g}v{18 * len(found):g}"/>'
-        )
+        parts.append(f'<path stroke="{PALE}" d="M{zero:.1f} {y + 6:g}v{18 * len(found):g}"/>')
         for arm, estimate in found.items():
             y += 18
-            colour = INK if estimate.low is None or not estimate.without_zero else BLUE if estimate.mean < 0 else ORANGE
+            colour = (
+                INK
+                if estimate.low is None or not estimate.without_zero
+                else BLUE
+                if estimate.mean < 0
+                else ORANGE
+            )
             parts.append(text(left - 10, y + 4, arm, "end"))
             if estimate.low is not None and estimate.high is not None:
                 start, stop = left + (estimate.low - low) * scale, left + (estimate.high - low) * scale
                 parts.append(f'<path stroke="{colour}" stroke-width="2" d="M{start:.1f} {y:g}H{stop:.1f}"/>')
-            parts.append(f'<circle cx="{left + (estimate.mean - low) * scale:.1f}" cy="{y:g}" r="4" fill="{colour}"/>')
+            parts.append(
+                f'<circle cx="{left + (estimate.mean - low) * scale:.1f}" cy="{y:g}" r="4" fill="{colour}"/>'
+            )
         y += 34
     return page(left + wide + 20, y, parts)
 
 
 def speed_of_learning() -> str:
-    """Return how many steps each arm of the default setting takes to a given training loss, and to its best."""
+    """Return the steps that each arm of the default setting takes to a training loss, and to its best."""
     comparison = load_comparison(RECORDS / "default")
     lines = ["| arm | steps to a training loss of 1.8 | step of the best evaluation |", "|---|---:|---:|"]
     for arm in comparison.arms:
@@ -167,7 +176,9 @@ def kept_over_time() -> str:
                 mean(row["keep_by_site"][site] for run in runs for row in run.metrics if row["step"] == step)
                 for step in steps
             ]
-            lines.append(f"| {arm}, {site.split('/')[0]} | " + " | ".join(f"{100 * k:.0f} %" for k in kept) + " |")
+            lines.append(
+                f"| {arm}, {site.split('/')[0]} | " + " | ".join(f"{100 * k:.0f} %" for k in kept) + " |"
+            )
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate the trained baselines twice: properly, and with attention dropout left on as in the published code.
+"""Evaluate the trained baselines properly, and with attention dropout left on as in the published code.
 
     python experiments/published/attention_left_on.py runs/published experiments/published
 

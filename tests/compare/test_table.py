@@ -112,6 +112,15 @@ def test_cost_rows_share_one_unit_and_stand_beside_the_loss(folder):
     assert rows["none"]["inference, MFLOP/token"] == "2.70"
 
 
+def test_sizes_are_without_positions_where_the_records_tell_them_apart(folder):
+    path = folder.write(seeds=(1,))
+    assert "parameters" in cost_table(load_comparison(path)).columns[7]
+    folder.change("none", 1, parameters={"total": 12_000, "without_positional": 9_000})
+    table = cost_table(load_comparison(path))
+    assert table.columns[7].startswith("parameters without positions")
+    assert cost_of(load_comparison(path), "none").parameters == 9_000
+
+
 def test_costs_that_no_run_tells_are_none(folder):
     path = folder.write(seeds=(1,))
     folder.change("none", 1, parameters={}, flops={}, result={"val_loss": 2.0})

@@ -75,7 +75,7 @@ def cost_of(comparison: Comparison, arm: str) -> ArmCost:
         peak for run in runs for row in run.metrics if (peak := number(row, "peak_memory_bytes")) is not None
     ]
     return ArmCost(
-        parameters=_mean(number(run.section("parameters"), "total") for run in runs),
+        parameters=_mean(map(_size, runs)),
         steps=_mean(_last(run, "step") for run in runs),
         training_flops=_mean(map(_training_flops, runs)),
         wall_seconds=_mean(number(run.section("result"), "wall_seconds") for run in runs),
@@ -184,7 +184,7 @@ def cost_table(comparison: Comparison) -> Table:
         "run, s",
         "step, ms",
         "peak memory, MB",
-        f"parameters, {size_unit}".rstrip(", "),
+        f"{_size_words(comparison)}, {size_unit}".rstrip(", "),
         f"inference, {infer_unit}FLOP/{_flops_item(comparison) or 'item'}",
     )
     return Table(columns=columns, rows=rows).without_empty()
@@ -281,6 +281,19 @@ def _step_seconds(run: Run) -> float | None:
 
 def _last(run: Run, key: str) -> float | None:
     return number(run.metrics[-1], key) if run.metrics else None
+
+
+def _size(run: Run) -> float | None:
+    """Return the parameters of a run, as papers count them; the first records do not tell positions apart."""
+    parameters = run.section("parameters")
+    return number(parameters, "without_positional" if "without_positional" in parameters else "total")
+
+
+def _size_words(comparison: Comparison) -> str:
+    """Return what the parameters that are shown are."""
+    sizes = [run.section("parameters") for run in comparison.runs]
+    positions = any(size.get("without_positional", size.get("total")) != size.get("total") for size in sizes)
+    return "parameters without positions" if positions else "parameters"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
