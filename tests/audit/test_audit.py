@@ -408,3 +408,15 @@ def test_the_gradients_of_a_large_model_take_little_memory():
     # One in each block at least, the first among them.
     names = [name for name, parameter in model.named_parameters() if any(parameter is p for p in asked)]
     assert {name.split(".")[2] for name in names if ".h." in name} == {str(block) for block in range(12)}
+
+
+def test_a_model_that_fails_on_its_inputs_says_so_in_one_sentence():
+    def forward(x):
+        raise NotImplementedError("This attention has no backward here.\nTry another device.")
+
+    model = nn.Linear(2, 2)
+    model.forward = forward
+    with pytest.raises(
+        td.InputError, match=r"Linear could not be run with a tensor of shape \(3, 2\): This atten"
+    ):
+        td.audit(model, torch.ones(3, 2))

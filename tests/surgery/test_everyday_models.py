@@ -111,14 +111,17 @@ def test_a_model_on_meta_is_regularized_filled_and_loaded():
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:quantized.*an autograd kernel was not registered:UserWarning")
 @pytest.mark.parametrize("kind", ["mlp_output", "mlp_hidden", "attention_output", "embedding"])
 def test_a_dynamically_quantised_model_takes_layers(kind):
     model = tiny_model("llama").eval()
-    # Of a quantised MLP a run shows no products, so its places are found before.
-    sites, inputs = td.find_sites(model), tiny_inputs(model)
+    inputs = tiny_inputs(model)
+    places = [(site.path, site.kind, site.access, site.width) for site in td.find_sites(model)]
     model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     with torch.no_grad():
         before = model(**inputs).logits
+        sites = td.find_sites(model)
+        assert [(site.path, site.kind, site.access, site.width) for site in sites] == places
         recipe = td.Recipe([td.Rule(kind, td.LearnedDropout, heads=4, shift=1.2)])
         handle = td.regularize_(model, recipe, sites=sites)
         assert varies(lambda: model.train()(**inputs).logits)
@@ -221,3 +224,66 @@ def test_two_rates_of_one_compiled_module_stay_apart():
             shares = [(output == 0).float().mean().item() for output in run(x)]
             assert shares == pytest.approx([first, 0.8], abs=0.02)
     torch._dynamo.reset()
+
+
+class Secretive(nn.Module):
+    """Blocks behind an argument that nobody can guess, which drop with functions."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.up, self.down, self.p = nn.Linear(8, 16), nn.Linear(16, 8), 0.3
+
+        def forward(self, x):
+            x = x + F.dropout(self.attention(x, x, x)[0], self.p, self.training)
+            return x + F.dropout(self.down(self.up(x).relu()), self.p, self.training)
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.blocks = nn.Embedding(9, 8), nn.ModuleList([self.Block(), self.Block()])
+
+    def forward(self, ids, grid):
+        assert grid.shape == (7, 3)
+        x = self.token(ids)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_places_read_off_code_name_the_functions_that_go_on_dropping():
+    with pytest.warns(UserWarning, match=r"blocks\.0, blocks\.1 drop with functions there.*give inputs="):
+        handle = td.set_rates(Secretive(), {"mlp_output": 0.0})
+    assert "blocks.0  other" in handle.beside
+
+
+def test_with_inputs_the_functions_are_silenced():
+    model, inputs = Secretive(), (torch.arange(8).view(2, 4), torch.ones(7, 3))
+    td.set_rates(model, {"mlp_output": 0.0, "attention_output": 0.0}, inputs=inputs)
+    assert torch.equal(model(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("verb", [td.find_sites, td.check_sites])
+def test_a_compiled_model_is_said_to_be_compiled(verb):
+    with pytest.raises(td.InputError, match=r"is compiled, .* call td\."):
+        verb(torch.compile(two_linears(), backend="eager"))
+
+
+class NeverAnyRate(nn.Module):
+    """Attention that refuses any rate but 0, as flex attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.qkv, self.out = 0.0, nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        if self.dropout:
+            raise ValueError("flex attention does not support dropout")
+        query, key, value = self.qkv(x).chunk(3, -1)
+        return x + self.out(F.scaled_dot_product_attention(query, key, value))
+
+
+def test_an_attention_that_refuses_any_rate_is_run_without():
+    model = nn.Sequential(NeverAnyRate(), NeverAnyRate())
+    sites = td.find_sites(model, torch.ones(2, 5, 8))
+    assert {(site.kind, site.found) for site in sites} >= {("attention_output", "run")}

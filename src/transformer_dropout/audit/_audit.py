@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..sites.observation.inputs import arguments_for
+from ..errors import InputError
+from ..sites.observation.inputs import arguments_for, described
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from . import _findings as check
 from ._configured import rate_attributes
@@ -79,7 +80,7 @@ def audit(
     arguments_for(model, inputs)
     with unchanged(model):
         training = Observer(model if model.training else model.train(), training=True)
-        failure = training.run(inputs)
+        failure = run_or_refuse(model, training, inputs)
         notes = notes_on(training, failure)
         uncalled, read = never_called(model, inputs, training)
         fields = read_fields(model, training) if rebuild is None else probe_fields(model, inputs, rebuild)
@@ -106,6 +107,23 @@ def audit(
         fields=fields,
         notes=(*notes, *read),
     )
+
+
+def run_or_refuse(model: nn.Module, observer: Observer, inputs: Any) -> str | None:
+    """Run a model under an observer; return why its backward pass could not be run, if it could not.
+
+    Raises:
+        InputError: when its forward fails on the inputs.
+    """
+    try:
+        return observer.run(inputs)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+        first = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{type(model).__name__} could not be run with {described(inputs)}: {first}"
+        ) from error
 
 
 def findings_of_both_forwards(model: nn.Module, training: Observer, evaluation: Observer) -> list[Finding]:

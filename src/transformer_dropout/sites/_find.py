@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import InputError
+from ..kernels.torch_internals import is_compiled
 from ._adapters import below, inside_adapter, lora_sites
 from ._decoder import decoder_sites, is_decoder
 from ._generic import generic_sites
@@ -68,7 +70,7 @@ def observed_sites(model: nn.Module, inputs: Any) -> list[Site] | None:
     """Return the sites that a run shows; None where no inputs were given and none that could be made served.
 
     Raises:
-        InputError: when the model cannot be run with the inputs that were given.
+        InputError: when the model cannot be run with the inputs that were given, or is compiled.
     """
     if inputs is not None:
         refuse_what_cannot_be_watched(model, "td.find_sites")
@@ -79,6 +81,8 @@ def observed_sites(model: nn.Module, inputs: Any) -> list[Site] | None:
     try:
         refuse_what_cannot_be_watched(model, "td.find_sites")
     except InputError:
+        if is_compiled(model) or isinstance(model, torch.jit.ScriptModule):
+            raise
         return None
     for candidate in own_inputs(model):
         try:

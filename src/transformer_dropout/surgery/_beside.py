@@ -8,16 +8,20 @@ from torch import nn
 
 from ..errors import InputError
 from ..sites import Site, own_rate
+from ..sites._function_dropouts import function_dropouts
 from .check import checks_of
 
 
-def beside(model: nn.Module, sites: Iterable[Site], ruled: set[str]) -> tuple[str, ...]:
+def beside(
+    model: nn.Module, sites: Iterable[Site], ruled: set[str], *, named: bool = False
+) -> tuple[str, ...]:
     """Return a line for each place where the model itself still drops; warn of what no layer can silence.
 
     Args:
         model: the regularized model.
         sites: its places.
         ruled: the names of those at which a layer acts.
+        named: whether the user named the places, rather than `find_sites`.
     """
     lines, unreached = [], []
     for site in sites:
@@ -37,6 +41,18 @@ def beside(model: nn.Module, sites: Iterable[Site], ruled: set[str]) -> tuple[st
             UserWarning,
             stacklevel=3,
         )
+    read = not named and any(site.found == "code" for site in sites)
+    functions = function_dropouts(model) if read else []
+    if functions:
+        more = f" and {len(functions) - 3} more" if len(functions) > 3 else ""
+        warnings.warn(
+            f"No inputs were known for a run of this {type(model).__name__}, so its places were read off its "
+            f"code; {', '.join(functions[:3])}{more} drop with functions there, which no layer takes the "
+            "place of; give inputs=, what the model is called with.",
+            UserWarning,
+            stacklevel=3,
+        )
+        lines += [f"{path}  other" for path in functions]
     return tuple(lines)
 
 

@@ -301,6 +301,7 @@ def regularize_(
         )
     refuse_wrapped(model)
     refuse_second(model)
+    named = sites is not None
     sites = find_sites(model, inputs) if sites is None else list(sites)
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
@@ -318,7 +319,8 @@ def regularize_(
             inputs = None if mlp is None else mlp.width
             handle.place(site, rule, build_layer(site, rule, sources.get(shared), inputs))
         handle.keep_silenced_rates(sites)
-        handle.beside = beside(model, sites, {placed.site.name for placed in handle.placed})
+        ruled = {placed.site.name for placed in handle.placed}
+        handle.beside = beside(model, sites, ruled, named=named)
         handle.set_progress(0.0)
     except Exception:
         # A recipe that fails halfway leaves the model as it was.

@@ -1,6 +1,7 @@
 """`set_rates`: the dropout rates of a model in one line."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +13,9 @@ from ._refusals import handle_on
 from .regularize import Regularization, regularize_
 
 
-def set_rates(model: nn.Module, rates: Mapping[str, float | str | Schedule]) -> Regularization:
+def set_rates(
+    model: nn.Module, rates: Mapping[str, float | str | Schedule], *, inputs: Any = None
+) -> Regularization:
     """Set the dropout rates of a model in one line: ``set_rates(model, {"attention_weights": 0.1})``.
 
     Called again it sets the new rates in place of the old ones: what the last call names counts alone.
@@ -21,6 +24,7 @@ def set_rates(model: nn.Module, rates: Mapping[str, float | str | Schedule]) -> 
         model: the model, changed in place.
         rates: by selector, a kind of site or a pattern on the path, the probability of dropping: a number, a
             schedule, or its compact text.
+        inputs: what the model is called with, as in `regularize_`.
 
     Returns:
         the handle; the same one when the selectors are those of the last call.
@@ -33,14 +37,14 @@ def set_rates(model: nn.Module, rates: Mapping[str, float | str | Schedule]) -> 
     recipe = Recipe(Rule(selector, Dropout, p=rate) for selector, rate in rates.items())
     before = handle_on(model)
     if before is None or before.made_by != "set_rates":
-        handle = regularize_(model, recipe)
+        handle = regularize_(model, recipe, inputs=inputs)
     elif [rule.select for rule in before.recipe.rules] == list(rates):
         before.renew(recipe)
         return before
     else:
         before.remove()
         try:
-            handle = regularize_(model, recipe)
+            handle = regularize_(model, recipe, inputs=inputs)
         except InputError:
             before.put_back()
             raise

@@ -237,7 +237,8 @@ class Recorder:
             unseen = self.node_of(value) is None and value not in self._constants
             if unseen and given and value.is_floating_point():
                 operands = tuple((node, self.run.nodes[node].shape) for node in given)
-                node = self.add("unseen", sources=given, operands=operands, shape=tuple(value.shape))
+                name = "linear" if is_packed_linear(module) else "unseen"
+                node = self.add(name, sources=given, operands=operands, shape=tuple(value.shape))
                 self._nodes[value] = node.index
         begun.end = len(self.run.nodes)
         begun.outputs = tuple(self.node_of(value) for value in tensors)
@@ -247,7 +248,13 @@ class Recorder:
 
 SUMS = frozenset({"add", "__add__", "__radd__", "__iadd__", "add_", "addcmul", "__sub__"})
 PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm", "tensordot"})
-LINEAR = frozenset({"linear", "addmm", "conv1d", "conv2d", "conv3d", "bilinear"})
+LINEAR = frozenset({"linear", "addmm", "conv1d", "conv2d", "conv3d", "bilinear", "linear_dynamic"})
+
+
+def is_packed_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer whose weights are no parameters, as a quantised one is."""
+    sized = hasattr(module, "in_features") and hasattr(module, "out_features")
+    return sized and next(module.parameters(), None) is None
 
 
 def mutates(this: Call) -> bool:

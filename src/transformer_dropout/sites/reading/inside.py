@@ -11,7 +11,7 @@ from .._site import Kind, Site
 from .blocks import BlockCalls, stacks_of
 from .branches import SAME, SCALES, Branch, Tail, attentions_of, branches_of, tail_of
 from .causality import mixes
-from .graph import SUMS, ModuleCall, Node, RunGraph, bits
+from .graph import SUMS, ModuleCall, Node, RunGraph, bits, is_packed_linear
 from .passages import Passage, Passages
 from .random import Draw
 
@@ -213,7 +213,8 @@ def passes_on(node: Node) -> bool:
 
 def is_product(call: ModuleCall) -> bool:
     """Return whether a module is one product of weights: a linear layer of any make."""
-    return not any(call.module.children()) and next(call.module.parameters(recurse=False), None) is not None
+    own = not any(call.module.children()) and next(call.module.parameters(recurse=False), None) is not None
+    return own or is_packed_linear(call.module)
 
 
 def adds_to_its_input(call: ModuleCall) -> bool:

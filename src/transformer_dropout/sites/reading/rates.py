@@ -40,9 +40,14 @@ def rates_of(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 @contextmanager
-def told_apart(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Give every rate of a model a small number of its own; yields these by the rate's path."""
-    found = list(rates_of(model))
+def told_apart(model: nn.Module, *, zeros: bool = True) -> Iterator[dict[str, float]]:
+    """Give every rate of a model a small number of its own; yields these by the rate's path.
+
+    Args:
+        model: the model.
+        zeros: whether those at 0 are rates, too.
+    """
+    found = [(path, held, name) for path, held, name in rates_of(model) if zeros or held[name]]
     before = [held[name] for _, held, name in found]
     numbers: dict[str, float] = {}
     try:

@@ -26,9 +26,20 @@ def read_run(model: nn.Module, inputs: Any) -> list[Site]:
         model: the model.
         inputs: what it is called with: a mapping, a sequence, or one tensor.
     """
+    try:
+        return read_run_with_rates(model, inputs, zeros=True)
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        # Some attention runs at a rate of 0 alone.
+        if "dropout" not in str(error):
+            raise
+        return read_run_with_rates(model, inputs, zeros=False)
+
+
+def read_run_with_rates(model: nn.Module, inputs: Any, *, zeros: bool) -> list[Site]:
+    """Run a model whose rates, those at 0 too or not, are told apart, and return its sites."""
     with unchanged(model):
         model.train()
-        with told_apart(model) as rates, gates_seen(model) as gates:
+        with told_apart(model, zeros=zeros) as rates, gates_seen(model) as gates:
             run = Recorder(model).record(inputs)
             reader = SiteReader(run, draws_of(run, rates), gates)
             return reader.sites()
