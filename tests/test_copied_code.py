@@ -68,13 +68,13 @@ def batch(gpt2):
 
 def run_here():
     """Return the pages whose names stand in a call of `blocks` in this file."""
-    return set(re.findall(r'blocks\("([\w/]+\.md)"', Path(__file__).read_text(encoding="utf-8")))
+    return set(re.findall(r'blocks\("([\w/.]+\.md)"', Path(__file__).read_text(encoding="utf-8")))
 
 
 def test_every_page_with_code_is_run_somewhere():
     docs = (ROOT / "tests" / "test_docs.py").read_text(encoding="utf-8")
     for page in PAGES:
-        name = str(page.relative_to(DOCS)) if page.is_relative_to(DOCS) else page.name
+        name = str(page.relative_to(DOCS)) if page.is_relative_to(DOCS) else f"../{page.name}"
         if blocks(page) and name not in run_here() and page.name not in ELSEWHERE:
             assert page.parent.name == "layers" or f'    "{page.stem}",\n' in docs, f"nothing runs {name}"
         assert not blocks(page, "yaml") or name in run_here(), f"nothing reads the YAML of {name}"
@@ -287,7 +287,7 @@ def written(code, name):
 
 
 def test_run_configs_are_read(tmp_path):
-    for number, code in enumerate(blocks("run_configs.md", "yaml")):
+    for number, code in enumerate([*blocks("run_configs.md", "yaml"), *blocks("../README.md", "yaml")]):
         config = load_run_config(written(code, f"{number}.yaml"))
         assert config.recipe
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,16 @@ def misfits():
 def takes_two():
     return nn.Bilinear(4, 4, 4), torch.ones(2, 4)
 """
+
+
+@pytest.mark.parametrize("command", ["audit", "sites"])
+def test_without_transformers_a_family_says_what_to_install(here, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = here(command, "gpt2")
+    assert result.code == 2
+    assert (
+        "gpt2 is a model of transformers; run: pip install 'transformer-dropout[transformers]'" in result.err
+    )
 
 
 @pytest.mark.parametrize("command", ["audit", "sites"])

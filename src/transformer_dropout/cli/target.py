@@ -44,6 +44,10 @@ def open_target(target: str, attention: str | None = None) -> Target:
     except InputError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
+            raise InputError(
+                f"{target} is a model of transformers; run: pip install 'transformer-dropout[transformers]'"
+            ) from None
         raise InputError(f"{target} could not be opened: {what_failed(error)}") from error
 
 

@@ -192,7 +192,9 @@ def of_transformers(name: str) -> Any:
     try:
         import transformers
     except ImportError:
-        raise InputError("Fine-tuning needs transformers; run: pip install transformers") from None
+        raise InputError(
+            "A pre-trained model needs transformers; run: pip install 'transformer-dropout[transformers]'"
+        ) from None
     return getattr(transformers, name)
 
 
