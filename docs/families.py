@@ -27,7 +27,7 @@ from transformer_dropout.sites.reading.rates import rates_of
 from transformer_dropout.surgery.check import checks_of
 
 OWN_RATE = 0.3
-SECONDS = 60
+SECONDS = 120
 INTRODUCTION = """# Models
 
 Each row is measured on a tiny random model (transformers {transformers}, torch {torch}) whose own rates
@@ -37,11 +37,11 @@ layers. Make the page anew with
     python docs/families.py > docs/families.md
 
 * A kind's cell is the number of its places when all of them are right, as `td.check_sites` measures it
-  on those outside the blocks and in the first block: each runs, a layer there changes training and never
-  evaluation, the tensor is as wide as is said, taking the layer out gives every bit back; with everything
-  dropped at `attention_output` the weights mean nothing and no token of a block influences another, but
-  for what is then named, at `mlp_output` the hidden units mean nothing, at `embedding` and `classifier`
-  the tokens. `-`: the model has no such place.
+  on those outside the blocks and in the first and the last block: each runs, a layer there changes
+  training and never evaluation, the tensor is as wide as is said, taking the layer out gives every bit
+  back; with everything dropped at `attention_output` the weights mean nothing and no token of a block
+  influences another, but for what is then named, at `mlp_output` the hidden units
+  mean nothing, at `embedding` and `classifier` the tokens. `-`: the model has no such place.
 * **still at 0**: with every kind at rate 0 two training forwards are equal to the last bit; *but for*
   names what no kind reaches.
 * **kernels**: random kernels of a training forward, counted below autograd, and those that the run saw.
@@ -90,7 +90,7 @@ def row(name: str, model: nn.Module, inputs: Any) -> tuple[list[str], bool]:
     with_own_rates(model)
     sites = find_sites(model, inputs)
     kernels = counted(model, inputs)
-    near = [site for site in sites if site.block in (None, 0)]
+    near = [site for site in sites if site.block in (None, 0, site.n_blocks - 1)]
     problems: dict[str, str] = {}
     notes: dict[str, str] = {}
     for check in checks_of(model, inputs, near, sites):

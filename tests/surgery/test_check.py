@@ -86,6 +86,16 @@ ONCE_WRONG = {
     "weights that begin next to zero": ("blip",),
     "several streams, which a matrix mixes": ("deepseek_v4",),
     "short convolutions with a sum of their own inside a branch": ("inkling_text", "inkling_mm_model"),
+    "batch norm, which mixes tokens in training, before an MLP": ("patchtsmixer",),
+    "attention over the depth and not over the tokens": ("inkling2_text",),
+    "attention that is eager, without a mask": ("splinter",),
+    "noise that chooses the tokens that go on": ("vit_mae",),
+    "a decoder that goes on behind the end of an encoder": ("t5gemma",),
+    "a pooling that the head has no use for": ("siglip",),
+    "a router that returns the order of tokens": ("jetmoe",),
+    "values with other heads than keys": ("nemotron3_diarization_audio",),
+    "blocks that return a list": ("openai-gpt",),
+    "an infinite number among the arguments": ("phimoe",),
     "the model's own noise beside a rate": (pytest.param("groupvit", marks=pytest.mark.slow),),
     "attention that is a constant on a CPU": ("mra",),
     "positions that are dropped before the blocks and used inside": ("parakeet_tdt",),
@@ -112,6 +122,35 @@ def test_unusual_blocks_have_the_usual_places(name, kinds):
     sites = td.find_sites(model, tiny_inputs(model))
     assert kinds <= {site.kind for site in sites}
     assert {site.path for site in sites if site.kind == "block"} == {"model.layers.0", "model.layers.1"}
+
+
+def test_blocks_whose_every_matrix_is_reached_have_no_notes():
+    for name in ("bert", "patchtst", "qwen2_moe"):
+        model = tiny_model(name)
+        assert not any(check.note for check in td.check_sites(model, tiny_inputs(model)))
+
+
+def test_a_branch_that_no_place_has_is_told_of_at_the_block():
+    model = tiny_model("mamba")
+    notes = {check.site.name: check.note for check in td.check_sites(model, tiny_inputs(model)) if check.note}
+    assert notes["backbone.layers.0/block"] == (
+        "What backbone.layers.0.mixer does no place in the block reaches."
+    )
+
+
+def test_a_bottleneck_around_attention_and_mlps_is_neither():
+    model = tiny_model("mobilebert")
+    found = {site.path: site.kind for site in td.find_sites(model, tiny_inputs(model))}
+    first = "mobilebert.encoder.layer.0"
+    assert found[f"{first}.attention.self"] == "attention_weights"
+    assert found[f"{first}.attention.output.dense"] == "attention_output"
+    assert found[f"{first}.output.bottleneck.dropout"] == "mlp_output"
+
+
+def test_noise_that_no_kind_reaches_is_listed_wherever_it_acts():
+    model = tiny_model("vit_mae")
+    others = [site.path for site in td.find_sites(model, tiny_inputs(model)) if site.kind == "other"]
+    assert others == ["embeddings"]
 
 
 def test_a_dropout_of_a_constant_is_no_mlp():
@@ -153,9 +192,11 @@ def test_an_attention_that_is_left_out_is_noticed():
     sites = [s for s in td.find_sites(model, x) if s.name != "0.out/attention_output"]
     moved = [dataclasses.replace(s, path="0.fc2", width=16) for s in td.find_sites(model, x)[:1]]
     wrong = [*sites, *(dataclasses.replace(site, kind="attention_output", access="output") for site in moved)]
-    notes = [check.note for check in td.check_sites(model, x, sites=wrong) if check.note]
-    assert notes
-    assert all(note.startswith("Tokens of 0 also influence each other in 0") for note in notes)
+    notes = {check.site.name: check.note for check in td.check_sites(model, x, sites=wrong) if check.note}
+    assert notes == {
+        "0.fc2/attention_output": "Tokens of 0 also influence each other in 0.",
+        "0/block": "What 0.qkv does no place in the block reaches.",
+    }
 
 
 def test_a_place_behind_weights_of_zero_is_right():

@@ -103,6 +103,8 @@ def print_checks(console: Any, model: "nn.Module", inputs: Any, found: "list[Sit
     checks = check_sites(model, inputs, sites=found)
     for problem in dict.fromkeys(check.problem for check in checks if check.problem):
         console.print(f"wrong: {escape(problem)}", soft_wrap=True, highlight=False)
+    for note in dict.fromkeys(check.note for check in checks if check.note):
+        console.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)
     right = sum(check.right for check in checks)
     console.print(f"checked: {right} of {len(checks)} places are what they are called.", highlight=False)
     return right == len(checks)

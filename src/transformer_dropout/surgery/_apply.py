@@ -287,13 +287,15 @@ def on_branch(name: str, module: nn.Module, arguments: tuple, keywords: dict, ou
     """Forward hook: the child acts on what a residual block adds to its input."""
     first = next(iter(inspect.signature(module.forward).parameters))
     entered = arguments[0] if arguments else keywords[first]
-    left = output[0] if isinstance(output, tuple) else output
+    left = output[0] if isinstance(output, tuple | list) else output
     added = left - entered
     acted = getattr(module, name)(added)
     if acted is added:
         # Not `entered + added`, which would round.
         return output
     changed = entered + acted
+    if isinstance(output, list):
+        return [changed, *output[1:]]
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 

@@ -37,7 +37,8 @@ def attention_weights(
         hidden: true where a query may not look.
         bias: added to the scores: position biases and masks of minus infinity.
         softcap: ``softcap * tanh(scores / softcap)``, as Gemma 2 has it.
-        sinks: one more logit per head that takes weight and gives no value, as gpt-oss has it.
+        sinks: one more logit per head, as gpt-oss has it, or per query, (batch, heads, queries, 1), that
+            takes weight and gives no value.
 
     Shape:
         query: (batch, heads, queries, d); key: (batch, heads, keys, d).
@@ -54,7 +55,8 @@ def attention_weights(
     if on_scores:
         scores = layer(scores)
     if sinks is not None:
-        sink = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        sink = sinks if sinks.ndim == 4 else sinks.reshape(1, -1, 1, 1)
+        sink = sink.expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat([scores, sink.to(scores.dtype)], dim=-1)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     if sinks is not None:
@@ -119,11 +121,12 @@ def interface_with_layer(
         return function(
             module, query, key, value, attention_mask, dropout=unlayered, scaling=scaling, **others
         )
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     hidden = bias = None
     if attention_mask is None:
-        if others.get("is_causal", getattr(module, "is_causal", True)) and query.shape[2] > 1:
+        # Eager attention is told by its mask alone.
+        causal = original is not None and others.get("is_causal", getattr(module, "is_causal", True))
+        if causal and query.shape[2] > 1:
             hidden = future(query.shape[2], key.shape[2], query.device)
     elif attention_mask.dtype == torch.bool:
         hidden = ~attention_mask[..., : key.shape[2]]
@@ -140,7 +143,7 @@ def interface_with_layer(
         hidden=hidden,
         bias=bias,
         softcap=others.get("softcap"),
-        sinks=others.get("s_aux"),
+        sinks=others.get("sinks", others.get("s_aux")),
     )
     # As in the models themselves, only eager attention shows its weights, dropped ones.
     return (weights @ value).transpose(1, 2).contiguous(), weights if original is None else None

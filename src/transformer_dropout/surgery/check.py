@@ -18,6 +18,7 @@ from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from ..sites.reading.rates import rates_of
 from ._apply import Surgery
 from ._influence import mixers
+from ._unreached import unreached
 
 # Where the model's own code drops, a rate of 1 would divide by what is kept.
 NEARLY_ALL = 0.9
@@ -99,13 +100,12 @@ def checks_of(model: nn.Module, inputs: Any, chosen: list[Site], known: list[Sit
         before = results(model, inputs, training=True), results(model, inputs, training=False)
         measured = [SiteCheck(site=site, problem=problem_at(model, inputs, site, before)) for site in chosen]
         together = dict(problems_of_kinds(model, inputs, kinds, of))
-        asked = "attention_output" in kinds and "attention_output" not in together
-        ways = other_ways(model, inputs, of) if asked else {}
+        notes = notes_of(model, inputs, of) if kinds & {"attention_output", "block"} else {}
     return [
         replace(
             check,
             problem=check.problem or together.get(check.site.kind),
-            note=next((way for block, way in ways.items() if attends_in(block, check.site)), None),
+            note=None if check.site.kind in together else notes.get(check.site.name),
         )
         for check in measured
     ]
@@ -251,20 +251,31 @@ def problems_of_kinds(
             yield kind, f"With everything dropped at {kind}, the output still depends on the tokens."
 
 
-def other_ways(model: nn.Module, inputs: Any, of: Mapping[str, list[Site]]) -> dict[str, str]:
-    """Return, for each block in which tokens influence each other without attention, what else mixes them."""
+def notes_of(model: nn.Module, inputs: Any, of: Mapping[str, list[Site]]) -> dict[str, str]:
+    """Return, by the name of a place, what the places of its block do not reach.
+
+    With everything dropped at the ends of their branches, tokens of a block influence each other no more, and
+    no matrix of its changes what the model returns. Where one does, it is told of at the block, or where
+    attention adds its output.
+    """
+    blocks = {block.path: block for block in of["block"]}
     outputs = of["attention_output"]
-    if any(site.access == "rate" for site in outputs):
+    ends = outputs + of["mlp_output"]
+    if not blocks or any(site.access == "rate" for site in ends):
         return {}
-    tokens = {block.path: int(block.batch_first) for block in of["block"]}
-    tokens = {path: at for path, at in tokens.items() if any(attends_in(path, site) for site in outputs)}
     attentions = [attention_around(model, site) for site in of["attention_weights"]]
     found = {}
     with layers_at(model, outputs, 1.0):
-        for block, paths in mixers(model, inputs, tokens).items():
+        tokens = {path: int(block.batch_first) for path, block in blocks.items()}
+        for path, parts in mixers(model, inputs, tokens).items():
             # Attention does; what it gives is dropped only after.
-            others = [path for path in paths if not any(f"{path}.".startswith(a) for a in attentions)]
-            found[block] = f"Tokens of {block} also influence each other in {others[0]}."
+            others = [part for part in parts if not any(f"{part}.".startswith(a) for a in attentions)]
+            attending = [site for site in outputs if attends_in(path, site)]
+            for site in attending or [blocks[path]]:
+                found[site.name] = f"Tokens of {path} also influence each other in {others[0]}."
+    with layers_at(model, ends, 1.0):
+        for path, part in unreached(model, inputs, blocks).items():
+            found[blocks[path].name] = f"What {part} does no place in the block reaches."
     return found
 
 
@@ -285,14 +296,30 @@ def shadows(model: nn.Module, inputs: Any, outer: list[Site], inner: list[Site])
 
 
 def forgets(model: nn.Module, inputs: Any, others: Any, sites: list[Site]) -> bool:
-    """Return whether with everything dropped at some places, what they change depends on no inputs."""
+    """Return whether with everything dropped at some places, what they change depends on no inputs.
+
+    Of what a classifier's place changes one output is enough: behind an encoder a decoder goes on.
+    """
     before = results(model, inputs, training=True)
     with layers_at(model, sites, 1.0):
         ones, twos = results(model, inputs, training=True), results(model, others, training=True)
-    changed = [
-        (one, two) for one, two, was in zip(ones, twos, before, strict=False) if not same([one], [was])
-    ]
-    return all(same([one], [two], 1e-5) for one, two in changed)
+    still = [same([one], [two], 1e-5) for one, two in zip(ones, twos, strict=False)]
+    if sites[0].kind == "classifier":
+        return all(any(forgotten) for forgotten in changed_by_each(model, inputs, sites, before, still))
+    changed = [not same([one], [was]) for one, was in zip(ones, before, strict=False)]
+    return all(known for known, moved in zip(still, changed, strict=False) if moved)
+
+
+def changed_by_each(
+    model: nn.Module, inputs: Any, sites: list[Site], before: list[Tensor], still: list[bool]
+) -> Iterator[list[bool]]:
+    """Yield, for each place, what is known of the outputs that it alone changes."""
+    for site in sites:
+        with layers_at(model, [site], 1.0):
+            alone = results(model, inputs, training=True)
+        moved = [not same([one], [was]) for one, was in zip(alone, before, strict=False)]
+        if any(moved):
+            yield [known for known, changed in zip(still, moved, strict=False) if changed]
 
 
 def other_tokens(inputs: Any) -> Any:

@@ -18,6 +18,7 @@ CHOSEN = frozenset(
 )
 NONLINEAR = frozenset({"tanh", "gelu", "relu", "silu", "softmax"})
 LONGEST_WAY = 16
+EVERYTHING = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ def branches_of(run: RunGraph, attentions: list[AttentionNodes]) -> list[Branch]
     sums = 0
     for node in run.nodes:
         branch = branch_at(run, node, {known.add: known.skip for known in found})
+        branch = branch or projected(run, node, attentions)
         if branch is None:
             continue
         branch.attentions = tuple(a for a in attentions if branch.inside >> a.product & 1)
@@ -131,7 +133,9 @@ def outdoes(run: RunGraph, branch: Branch, inner: list[Branch]) -> bool:
     for known in inner:
         held |= known.inside
     if branch.attentions:
-        return any(not held >> attention.product & 1 for attention in branch.attentions)
+        # A block around others is no attention of theirs.
+        details = all(linears_in(run, known.inside) < 2 for known in inner)
+        return details and any(not held >> attention.product & 1 for attention in branch.attentions)
     inside, own = linears_in(run, branch.inside & held), linears_in(run, branch.inside & ~held)
     return bool(inner) and own > max(inside, 1)
 
@@ -151,11 +155,7 @@ def branch_at(run: RunGraph, node: Node, streams: dict[int, int]) -> Branch | No
     """
     if node.name not in SUMS:
         return None
-    operands = [
-        source
-        for source, shape in node.operands
-        if source is not None and shape == node.shape and run.is_activation(source)
-    ]
+    operands = addends(run, node)
     if len(operands) < 2 or len(node.shape) < 2:
         return None
     for skip, end in ((operands[0], operands[-1]), (operands[-1], operands[0])):
@@ -164,6 +164,32 @@ def branch_at(run: RunGraph, node: Node, streams: dict[int, int]) -> Branch | No
             if begin is not None and begin != end and run.depends(end, begin):
                 return Branch(add=node.index, skip=begin, end=end, inside=between(run, begin, end))
     return None
+
+
+def projected(run: RunGraph, node: Node, attentions: list[AttentionNodes]) -> Branch | None:
+    """Return the branch of an attention that a sum adds to a projection of what attention was given."""
+    operands = addends(run, node) if node.name in SUMS and len(node.shape) > 2 else []
+    for skip, end in zip(operands, operands[::-1], strict=True):
+        tail = tail_of(run, skip, EVERYTHING)
+        given = run.activations(run.nodes[tail.values[0]])
+        if not tail.linear or len(given) != 1 or run.depends(skip, end) or len(operands) != 2:
+            continue
+        begin = stream(run, given[0])
+        inside = between(run, begin, end)
+        own = [attention for attention in attentions if inside >> attention.product & 1]
+        ends = tail_of(run, end, inside, sum(1 << attention.product for attention in own))
+        if own and ends.linear and run.depends(end, begin):
+            return Branch(add=node.index, skip=begin, end=end, inside=inside)
+    return None
+
+
+def addends(run: RunGraph, node: Node) -> list[int]:
+    """Return the activations that a sum adds, all of its shape."""
+    return [
+        source
+        for source, shape in node.operands
+        if source is not None and shape == node.shape and run.is_activation(source)
+    ]
 
 
 def stream(run: RunGraph, index: int) -> int:

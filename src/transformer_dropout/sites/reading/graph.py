@@ -32,6 +32,7 @@ class Node:
         drawn: shapes of the random numbers it drew.
         written: the name of the rate that stands in the code for it, as far as one does.
         before: nodes that it depends on, itself too, as the bits of a number.
+        real: whether its result holds floating-point numbers, not indices.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Node:
     drawn: tuple[tuple[int, ...], ...] = ()
     written: str | None = None
     before: int = 0
+    real: bool = True
 
 
 @dataclass(kw_only=True)
@@ -192,6 +194,7 @@ class Recorder:
             shape=tuple(first.shape),
             drawn=drawn,
             written=written_name(this.function, this.rate()) if drawn else None,
+            real=first.is_floating_point(),
         )
         if target is not None:
             # What it held is gone.

@@ -9,14 +9,13 @@ from torch import nn
 
 from .._site import Kind, Site
 from .blocks import BlockCalls, stacks_of
-from .branches import SAME, SCALES, Branch, Tail, attentions_of, branches_of, tail_of
-from .causality import mixes
+from .branches import EVERYTHING, SAME, SCALES, Branch, Tail, attentions_of, branches_of, tail_of
+from .causality import mixes, mixes_tokens
 from .graph import SUMS, ModuleCall, Node, RunGraph, bits, is_packed_linear
 from .passages import Passage, Passages
 from .random import Draw
 
 MLP = re.compile(r"mlp|ffn|feed_?forward|dense_?relu|intermediate|moe|expert|\bfc\d|\.ff\b", re.IGNORECASE)
-EVERYTHING = -1
 
 
 class BlockReader:
@@ -33,6 +32,10 @@ class BlockReader:
         self.run, self.draws = run, [d for d in draws if ".lora_dropout." not in f"{d.module}."]
         self.attentions = attentions_of(run)
         self.branches = branches_of(run, self.attentions)
+        for branch in self.branches:
+            mixing = tuple(a for a in branch.attentions if mixes_tokens(run, branch, a))
+            self.attentions = [a for a in self.attentions if a in mixing or a not in branch.attentions]
+            branch.attentions = mixing
         self.stacks = stacks_of(run, self.branches)
         self.places = Passages(run, self.draws)
         self.found: list[tuple[int, Site]] = []
@@ -56,6 +59,11 @@ class BlockReader:
                 whole += [d for d in self.draws if d.whole and part.inside >> d.acts & 1]
         if around is None:
             return
+        for attention in self.attentions:
+            # Its output takes the place of the stream.
+            alone = not any(attention in branch.attentions for branch in self.branches)
+            if alone and around.holds(attention.product):
+                self.add("attention_weights", self.places.weights(attention), **where)
         rates = tuple(dict.fromkeys(draw.rate for draw in whole if draw.rate is not None))
         self.places.taken |= {draw.node for draw in whole if draw.rate is not None}
         self.read_rest_of(around, block, where)
@@ -176,9 +184,12 @@ class BlockReader:
             if draw.name == "rand" and draw.rate is None:
                 continue
             inside = [branch for branch in block.branches if branch.inside >> draw.acts & 1]
+            before = [branch for branch in block.branches if self.run.depends(draw.acts, branch.add)]
             kind: Kind = "other" if self.is_constant(draw) else "embedding"
             if inside:
                 kind = "attention_output" if inside[0].attentions else "mlp_hidden"
+            elif before:
+                kind = "attention_output" if before[-1].attentions else "mlp_output"
             self.add_own(draw, kind, around, **where)
 
     def is_constant(self, draw: Draw) -> bool:

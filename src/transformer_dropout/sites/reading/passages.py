@@ -80,8 +80,12 @@ class Passages:
         found = None
         # Of experts not the flattened tokens, where the same are to be had as sequences.
         order = len(self.run.nodes[tail.values[-1]].shape) if tail.values else 0
-        whole = [value for value in tail.values if len(self.run.nodes[value].shape) == order]
-        for value in [*whole, *tail.values]:
+        # Where the model drops itself, a layer is to act on the same value.
+        dropped = min((draw.acts for draw in own if draw.rate is not None), default=None)
+        values = tail.values if dropped is None else [v for v in tail.values if v < dropped][::-1]
+        values = values or tail.values
+        whole = [value for value in values if len(self.run.nodes[value].shape) == order]
+        for value in [*whole, *values, *tail.values]:
             calls = [call for call in self._returned.get(value, ()) if self._serves(call, within, once)]
             if calls:
                 found = calls[0 if outermost else -1]
@@ -191,6 +195,8 @@ class Passages:
     def _serves(self, call: ModuleCall, within: ModuleCall | None, once: int) -> bool:
         """Return whether a hook on a module's output acts at one place only."""
         if self._times[call.path] != once or is_dropout_module(call.module) or call.index == 0:
+            return False
+        if call.outputs[0] is None or not self.run.nodes[call.outputs[0]].real:
             return False
         # A list would call a layer that is put into it.
         if isinstance(call.module, nn.Identity | nn.Sequential):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from torch import nn
@@ -63,7 +64,7 @@ def rate_among(numbers: tuple[float, ...], rates: dict[str, float]) -> str | Non
     """Return the rate that one of some numbers is, or that is missing from one to 1."""
     for number in numbers:
         for p in (number, 1 - number):
-            place = round((p - SMALLEST) / STEP)
+            place = round((p - SMALLEST) / STEP) if isfinite(p) else -1
             if 0 <= place < len(rates) and abs(p - SMALLEST - place * STEP) < TOLERANCE:
                 return list(rates)[place]
     return None

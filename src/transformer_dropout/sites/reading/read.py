@@ -9,11 +9,11 @@ from torch import nn
 from .._site import Kind, Site
 from ..observation.restore import unchanged
 from .blocks import BlockCalls, BlockSequence
-from .branches import NONLINEAR, Tail, tail_of
+from .branches import EVERYTHING, NONLINEAR, Tail, tail_of
 from .causality import sees_later
 from .experts import gates_seen
 from .graph import Recorder, bits
-from .inside import EVERYTHING, BlockReader, is_product
+from .inside import BlockReader, is_product
 from .passages import TORCH_LAYERS
 from .random import draws_of
 from .rates import told_apart
@@ -188,7 +188,11 @@ class SiteReader(BlockReader):
     def read_rest(self) -> None:
         """Name the places of what else drops: before the blocks, behind them, or where no layer can act."""
         for attention in self.attentions:
-            if self.places.drops(attention) and not any(attention in b.attentions for b in self.branches):
+            drops = self.places.drops(attention)
+            if not any(o is not None and self.run.depends(o, attention.product) for o in self.run.outputs):
+                # Nothing is made of it, as of a pooling that the head has no use for.
+                self.places.taken |= {draw.node for draw in drops}
+            elif drops and not any(attention in branch.attentions for branch in self.branches):
                 where = self.where_of(attention.product)
                 self.add("attention_weights", self.places.weights(attention), **where)
         sums = sum(1 << branch.add for branch in self.branches)
