@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..sites.observation.lineage import first_tensor, tensors_in
 from ..sites.observation.restore import unchanged
 from ..sites.observation.rows import rows_summing_to_one
 from ..sites.observation.stack import drops
+from ..surgery._attention import scaled_dot_product
 from ._observe import Observer
 
 # A number where all entries share it, else one per token and channel; nan where a zero hides what was done.
@@ -115,38 +117,15 @@ class VisibleAttention(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and not inside_backward():
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-            given = dict(zip(names, args, strict=False)) | kwargs
-            if given.get("dropout_p"):
-                return self.attend(**given)
+            given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
+            if p := given.pop("dropout_p", 0.0):
+                return scaled_dot_product(partial(self.drop, p), **given)
         return func(*args, **kwargs)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        """Return what ``F.scaled_dot_product_attention`` does, written out."""
-        if enable_gqa:
-            groups = query.shape[-3] // key.shape[-3]
-            key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-        scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            hidden = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-            scores = scores.masked_fill(hidden, -torch.inf)
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        before = scores.softmax(-1)
-        after = F.dropout(before, dropout_p)
-        self.last = before, after
-        return after @ value
+    def drop(self, p: float, weights: Tensor) -> Tensor:
+        """Drop weights, and remember them before and after."""
+        self.last = weights, F.dropout(weights, p)
+        return self.last[1]
 
 
 class MaskObserver(Observer):

@@ -75,6 +75,39 @@ def weigh(
     return attention_weights(layer, query, key, **others) @ value
 
 
+def scaled_dot_product(
+    dropout: Callable[[Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return what ``F.scaled_dot_product_attention`` does, written out, with a dropout of one's own.
+
+    Args:
+        dropout: what acts on the weights.
+        query, key, value, attn_mask, is_causal, scale, enable_gqa: as there.
+
+    Shape:
+        query: (batch, heads, queries, d); key, value: (batch, heads, keys, d); result as the query.
+    """
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    hidden = bias = None
+    if is_causal:
+        hidden = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).triu(1)
+    elif attn_mask is not None and attn_mask.dtype == torch.bool:
+        hidden = ~attn_mask
+    else:
+        bias = attn_mask
+    scaling = query.shape[-1] ** -0.5 if scale is None else scale
+    return weigh(dropout, query, key, value, scaling=scaling, hidden=hidden, bias=bias)
+
+
 def future(queries: int, keys: int, device: torch.device) -> Tensor:
     """Return true where a query would see a later key; the last query sits on the last key."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import functional
 from ..errors import InputError
-from ._attention import attention_weights, weigh
+from ._attention import attention_weights, scaled_dot_product
 
 # The first reader's mark; so small that a call which nothing takes over drops nothing, not too much.
 MARK = 2.0**-30
@@ -136,18 +136,7 @@ def fused_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    hidden = bias = None
-    if is_causal:
-        hidden = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).triu(1)
-    elif attn_mask is not None and attn_mask.dtype == torch.bool:
-        hidden = ~attn_mask
-    else:
-        bias = attn_mask
-    scaling = query.shape[-1] ** -0.5 if scale is None else scale
-    return weigh(read.dropout, query, key, value, scaling=scaling, hidden=hidden, bias=bias)
+    return scaled_dot_product(read.dropout, query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
 
 def multi_head_attention(
