@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import transformer_dropout as td
-from transformer_dropout.audit._masks import VisibleAttention, look
+from transformer_dropout.audit._masks import look
 from transformer_dropout.audit.tiny_models import tiny_model
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
@@ -74,20 +73,6 @@ def test_the_dropout_of_others_models_is_seen_too(family, settings, kinds):
         assert len(of_kind(masks, kind)) == count
     for place in of_kind(masks, "attention_weights"):
         assert place.attention.dropped.any()
-
-
-def test_attention_written_out_is_the_kernels():
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 1, 4, 6, 8)
-    bias, seen = torch.randn(6, 6), torch.rand(6, 6) > 0.3
-    seen[:, 0] = True
-    for options in ({}, {"is_causal": True}, {"attn_mask": bias}, {"attn_mask": seen, "scale": 0.3}):
-        watch = VisibleAttention()
-        found = watch.attend(query, key, value, dropout_p=1e-12, **options)
-        torch.testing.assert_close(found, F.scaled_dot_product_attention(query, key, value, **options))
-    found = watch.attend(query, key[:, :2], value[:, :2], dropout_p=1e-12, enable_gqa=True)
-    other = F.scaled_dot_product_attention(query, key[:, :2], value[:, :2], enable_gqa=True)
-    torch.testing.assert_close(found, other)
 
 
 def test_a_zero_hides_what_a_dropout_did_to_it():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
+from transformer_dropout.surgery._attention import scaled_dot_product
 from transformer_dropout.surgery._own_rates import MARK, MarkedDropouts, Read
 
 WIDTH, HEADS, TOKENS = 16, 4, 5
@@ -381,3 +382,16 @@ def test_a_module_that_holds_its_rate_as_p_reads_it_itself():
         handle.update({"attention_weights": rate})
         compiled(x)
     assert counter.frame_count == 1
+
+
+def test_attention_written_out_is_the_kernels():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 4, 6, 8)
+    bias, seen = torch.randn(6, 6), torch.rand(6, 6) > 0.3
+    seen[:, 0] = True
+    for options in ({}, {"is_causal": True}, {"attn_mask": bias}, {"attn_mask": seen, "scale": 0.3}):
+        found = scaled_dot_product(nn.Identity(), query, key, value, **options)
+        torch.testing.assert_close(found, F.scaled_dot_product_attention(query, key, value, **options))
+    found = scaled_dot_product(nn.Identity(), query, key[:, :2], value[:, :2], enable_gqa=True)
+    other = F.scaled_dot_product_attention(query, key[:, :2], value[:, :2], enable_gqa=True)
+    torch.testing.assert_close(found, other)

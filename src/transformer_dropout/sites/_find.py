@@ -60,8 +60,9 @@ def own_sites(model: nn.Module, inputs: Any = None) -> list[Site]:
             )
         raise InputError(
             f"No place for a layer was found in a {type(model).__name__}: it has no blocks with attention "
-            "and no chain of linear layers; name its places yourself, td.regularize_(model, recipe, "
-            "sites=[td.Site(path=..., kind=..., access='output')])."
+            "and no chain of linear layers, or needs inputs=, what it is called with, to show them; name its "
+            "places yourself, td.regularize_(model, recipe, sites=[td.Site(path=..., kind=..., "
+            "access='output')])."
         )
     return sites
 

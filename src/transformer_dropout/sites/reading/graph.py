@@ -251,7 +251,8 @@ class Recorder:
 
 SUMS = frozenset({"add", "__add__", "__radd__", "__iadd__", "add_", "addcmul", "__sub__"})
 PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm", "tensordot"})
-LINEAR = frozenset({"linear", "addmm", "conv1d", "conv2d", "conv3d", "bilinear", "linear_dynamic"})
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+LINEAR = RECURRENT | {"linear", "addmm", "conv1d", "conv2d", "conv3d", "bilinear", "linear_dynamic"}
 
 
 def is_packed_linear(module: nn.Module) -> bool:

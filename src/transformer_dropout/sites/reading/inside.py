@@ -11,7 +11,7 @@ from .._site import Kind, Site
 from .blocks import BlockCalls, stacks_of
 from .branches import EVERYTHING, SAME, SCALES, Branch, Tail, attentions_of, branches_of, tail_of
 from .causality import mixes, mixes_tokens
-from .graph import SUMS, ModuleCall, Node, RunGraph, bits, is_packed_linear
+from .graph import RECURRENT, SUMS, ModuleCall, Node, RunGraph, bits, is_packed_linear
 from .passages import Passage, Passages
 from .random import Draw
 
@@ -201,7 +201,8 @@ class BlockReader:
     def add_own(self, draw: Draw, kind: Kind, around: ModuleCall | None = None, **where: Any) -> None:
         """Take note of the place of a random operation that is at the end of no branch."""
         place = None
-        if draw.rate is not None and not draw.whole and self.run.is_activation(draw.node):
+        inner = draw.whole or draw.name in RECURRENT
+        if draw.rate is not None and not inner and self.run.is_activation(draw.node):
             place = self.places.at(tail_of(self.run, draw.acts, EVERYTHING), within=around)
         place = place or self.places.own(draw)
         self.add("other" if place.access == "none" else kind, place, **where)

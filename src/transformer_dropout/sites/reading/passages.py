@@ -9,7 +9,7 @@ from .._block import calls_interface
 from .._site import Access, Kind, Site
 from ..observation.stack import is_dropout_module
 from .branches import AttentionNodes, Tail
-from .graph import ModuleCall, RunGraph
+from .graph import RECURRENT, ModuleCall, RunGraph
 from .random import Draw
 
 TORCH_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -67,9 +67,7 @@ class Passages:
             outermost: whether of several modules that return a value the outermost is named.
             once: how often a module runs that has one place only: as often as the block.
         """
-        own = [
-            draw for draw in self.draws if draw.acts in tail.values and not draw.whole and not draw.attention
-        ]
+        own = self._acting_on(tail)
         self.taken |= {draw.node for draw in own if draw.rate is not None}
         rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
         for draw in own:
@@ -103,9 +101,7 @@ class Passages:
 
     def before(self, call: ModuleCall, tail: Tail, once: int = 1) -> Passage | None:
         """Return where a layer can act on what a module is given: the model's own dropout, else its input."""
-        own = [
-            draw for draw in self.draws if draw.acts in tail.values and not draw.whole and not draw.attention
-        ]
+        own = self._acting_on(tail)
         self.taken |= {draw.node for draw in own if draw.rate is not None}
         rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
         for draw in own:
@@ -117,6 +113,14 @@ class Passages:
             return None
         width = width_of(call.shapes[0][0], call.module)
         return Passage(node=tail.values[-1], path=call.path, access="input", width=width, rates=rates)
+
+    def _acting_on(self, tail: Tail) -> list[Draw]:
+        """Return the random operations that drop one of a tail's values."""
+        return [
+            draw
+            for draw in self.draws
+            if draw.acts in tail.values and not (draw.whole or draw.attention or draw.name in RECURRENT)
+        ]
 
     def own(self, draw: Draw) -> Passage:
         """Return the place of a random operation that no tail leads to."""

@@ -12,7 +12,7 @@ from .blocks import BlockCalls, BlockSequence
 from .branches import EVERYTHING, NONLINEAR, Tail, tail_of
 from .causality import sees_later
 from .experts import gates_seen
-from .graph import Recorder, bits
+from .graph import RECURRENT, Recorder, bits
 from .inside import BlockReader, is_product
 from .passages import TORCH_LAYERS
 from .random import draws_of
@@ -209,6 +209,8 @@ class SiteReader(BlockReader):
             used_inside = self.in_block(draw.acts) and not self.in_block(draw.node)
             behind = not self.stacks or (bool(self.run.nodes[draw.acts].before & sums) and not used_inside)
             kind: Kind = "classifier" if behind else "embedding"
+            if draw.name in RECURRENT:
+                kind = "mlp_hidden"
             self.add_own(draw, kind, **self.where_of(draw.acts))
 
     def silence_blocks(self, rate: str) -> None:
@@ -228,7 +230,9 @@ class SiteReader(BlockReader):
                     seen = sees_later(self.run, branch.skip, branch.end)
                     if seen is not None:
                         return not seen
-        return True
+        # Where nothing attends, tokens are mixed by other means; the first block may be given an image.
+        others = [branch for block in stack.blocks[:2] for branch in block.branches]
+        return True not in [sees_later(self.run, branch.skip, branch.end) for branch in others]
 
     def owner_of(self, block: BlockCalls) -> str | None:
         """Return the innermost module around a block that is called with tokens."""

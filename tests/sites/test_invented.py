@@ -1,0 +1,190 @@
+"""Models of a kind that nothing here was built for: their places, at rate 0 and with layers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import transformer_dropout as td
+
+WIDTH, WORDS = 8, 30
+IDS = torch.arange(20).view(2, 10)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Einsum(nn.Module):
+    """Attention without a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Parameter(torch.randn(3, WIDTH, 2, 4) * 0.3)
+        self.out = nn.Parameter(torch.randn(2, 4, WIDTH) * 0.3)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (torch.einsum("btw,whd->bhtd", x, weight) for weight in self.qkv)
+        weights = self.drop(torch.einsum("bhqd,bhkd->bhqk", query, key).softmax(-1))
+        return torch.einsum("bhtd,hdw->btw", torch.einsum("bhqk,bhkd->bhqd", weights, value), self.out)
+
+
+class Block(nn.Module):
+    attention: type[nn.Module] = Attention
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = self.attention()
+        self.up, self.down, self.drop = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH), nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.attend(x))
+        return x + self.drop(self.down(self.up(x).relu()))
+
+
+class BlockOfEinsums(Block):
+    attention = Einsum
+
+
+class Parallel(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop(self.attend(x) + self.down(self.up(x).relu()))
+
+
+class GPT(nn.Module):
+    """The output layer first and the dropout last."""
+
+    def __init__(self, block: type[nn.Module] = Block, *, shared: bool = False) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, WORDS)
+        self.blocks = nn.ModuleList(block() for _ in range(2))
+        self.token, self.dropout = nn.Embedding(WORDS, WIDTH), nn.Dropout(0.3)
+        for part in self.blocks if shared else ():
+            part.drop = self.dropout
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.dropout(self.token(ids))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class Mixing(nn.Module):
+    """A block of an MLP-mixer: nothing attends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.among, self.back = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.up, self.down, self.drop = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH), nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.back(self.among(x.transpose(1, 2)).relu())).transpose(1, 2)
+        return x + self.drop(self.down(self.up(x).relu()))
+
+
+class Mixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(3, WIDTH, 4, 4), nn.Linear(WIDTH, 5)
+        self.blocks = nn.Sequential(Mixing(), Mixing())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Recurrent(nn.Module):
+    """One dropout before and behind an LSTM that drops between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.drop, self.head = (
+            nn.Embedding(WORDS, WIDTH),
+            nn.Dropout(0.2),
+            nn.Linear(WIDTH, WORDS),
+        )
+        self.memory = nn.LSTM(WIDTH, WIDTH, 2, batch_first=True, dropout=0.3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.drop(self.memory(self.drop(self.token(ids)))[0]))
+
+
+class Siamese(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.drop, self.judge = GPT(), nn.Dropout(0.4), nn.Linear(2 * WORDS, 2)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        both = [self.encoder(ids).mean(1) for ids in (one, other)]
+        return self.judge(self.drop(torch.cat(both, -1)))
+
+
+class Wrapper(nn.Module):
+    """What a trainer wraps a model in, whose batch is one object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = GPT().eval()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model(batch["ids"])
+
+
+MODELS = {
+    "dropout last": (GPT, IDS),
+    "one dropout": (lambda: GPT(shared=True), IDS),
+    "einsum": (lambda: GPT(BlockOfEinsums), IDS),
+    "parallel": (lambda: GPT(Parallel), IDS),
+    "mixer": (Mixer, torch.randn(2, 3, 16, 16)),
+    "recurrent": (Recurrent, IDS),
+    "siamese": (Siamese, (IDS, IDS.flip(1))),
+    "wrapper": (Wrapper, {"batch": {"ids": IDS}}),
+}
+
+
+def run(model: nn.Module, inputs: object) -> Tensor:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_at_rate_0_it_is_still_and_each_place_proves_itself(name):
+    make, inputs = MODELS[name]
+    model = make().train()
+    assert [check.problem for check in td.check_sites(model, inputs) if check.problem] == []
+    kinds = {site.kind for site in td.find_sites(model, inputs)}
+    handle = td.set_rates(model, dict.fromkeys(kinds, 0.0), inputs=inputs)
+    model.train()
+    assert torch.equal(run(model, inputs), run(model, inputs))
+    handle.remove()
+    assert not torch.equal(run(model, inputs), run(model, inputs))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_with_a_layer_everywhere_no_rate_of_its_own_is_left(name):
+    make, inputs = MODELS[name]
+    model = make()
+    kinds = {site.kind for site in td.find_sites(model, inputs)} - {"block"}
+    td.set_rates(model, dict.fromkeys(kinds, 0.37), inputs=inputs)
+    rates = {event.rate for event in td.audit(model.train(), inputs).events}
+    assert rates == {0.37}
+
+
+def test_a_mixer_is_not_causal():
+    assert not any(site.causal for site in td.find_sites(Mixer(), MODELS["mixer"][1]))
+
+
+def test_what_drops_between_recurrent_layers_is_not_the_outputs():
+    assert [(s.path, s.kind, s.rate) for s in td.find_sites(Recurrent(), IDS)] == [
+        ("memory", "input", "drop.p"),
+        ("memory", "mlp_hidden", "memory.dropout"),
+        ("head", "classifier", "drop.p"),
+    ]
