@@ -43,6 +43,7 @@ SETTINGS = tuple(
     Setting(folder=folder, title=title, dropout=dropout)
     for folder, title, dropout in (
         ("default", "decoder from scratch, 20,000 bytes of docstrings", "dropout p=0.1"),
+        ("layers", "the same, a layer or schedule each", "dropout p=0.1"),
         ("small_data/docs", "the same, recipes for small text", "dropout 0.1 + weight decay 1"),
         ("small_data/shakespeare", "the same, 20,000 bytes of Shakespeare", "dropout 0.1 + weight decay 1"),
         ("images", "perceptron, 300 digits", "dropout input 0.2 + hidden 0.5"),

@@ -1,0 +1,47 @@
+"""The page of results is what the records give, and its figures in words stand in its tables."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def make_results():
+    sys.path.insert(0, str(DOCS))
+    try:
+        spec = importlib.util.spec_from_file_location("make_results", DOCS / "make_results.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["make_results"] = module
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+def test_the_page_and_its_figure_are_made_from_the_records(make_results):
+    words = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert make_results.filled(words) == words
+    assert make_results.figure() == (DOCS / "figures" / "results.svg").read_text(encoding="utf-8")
+
+
+def test_every_committed_comparison_with_an_arm_without_regularizer_is_on_the_page(make_results):
+    records = DOCS.parent / "experiments"
+    there = {str(file.parent.relative_to(records)) for file in records.rglob("comparison.json")}
+    shown = {setting.folder for setting in make_results.SETTINGS}
+    # Fine-tuning by an earlier command has a page of its own; skipped blocks have a dense twin, not a none.
+    assert there - shown <= {"block_dropout", "fine_tuning/all", "fine_tuning/few", "published", "depth"}
+
+
+def test_the_figures_in_words_stand_in_the_tables():
+    words = (DOCS / "results.md").read_text(encoding="utf-8")
+    tables = "".join(re.findall(r"make_results\.py -->(.*?)<!-- end", words, flags=re.DOTALL))
+    prose = re.sub(r"<!-- \w+ of make_results\.py -->.*?<!-- end -->", "", words, flags=re.DOTALL)
+    named = re.findall(r"\d+\.\d{3}|\d{3} steps|\b875\b|\b458\b|\d+ %", prose)
+    assert len(named) >= 4
+    for figure in named:
+        assert figure.removesuffix(" steps") in tables or figure == "95 %", figure
