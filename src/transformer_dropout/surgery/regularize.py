@@ -32,6 +32,10 @@ class Placed:
     rule: Rule
     layer: DropoutLayer
 
+    def line_of_layer(self) -> str:
+        """Return the layer's class and settings, without the modules inside it."""
+        return f"{type(self.layer).__name__}({self.layer.extra_repr()})"
+
 
 class Regularization:
     """The handle that `regularize_` returns: it steers the layers, reads them, and takes them out again.
@@ -218,7 +222,7 @@ class Regularization:
 
     def report(self) -> str:
         """Return one line per site: path, kind, layer and rate; then what the model still drops itself."""
-        placed = [f"{p.site.path}  {p.site.kind}  {p.layer!r}".split("\n")[0] for p in self.placed]
+        placed = [f"{p.site.path}  {p.site.kind}  {p.line_of_layer()}" for p in self.placed]
         return "\n".join([*placed, *(f"beside the recipe: {line}" for line in self.beside)])
 
     def _repr_html_(self) -> str:
@@ -227,10 +231,8 @@ class Regularization:
         for placed in self.placed:
             rate, weight = placed.layer.probability(), placed.rule.weight
             now = None if weight is None else f"{weight(self.progress):.4g}"
-            layer = repr(placed.layer).split("\n")[0]
-            rows.append(
-                (placed.site.path, placed.site.kind, layer, None if rate is None else f"{rate:.4g}", now)
-            )
+            layer, p = placed.line_of_layer(), None if rate is None else f"{rate:.4g}"
+            rows.append((placed.site.path, placed.site.kind, layer, p, now))
         return html_table(f"{len(rows)} layers at progress {self.progress:.4g}", columns, rows)
 
     def state_dict(self) -> dict[str, Any]:
