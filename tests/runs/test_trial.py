@@ -125,6 +125,15 @@ def test_a_trial_that_reported_nothing_to_compare_does_not_finish(tmp_path):
         trial.finish()
 
 
+@pytest.mark.parametrize(("steps", "end"), [(7, 7), (None, 1)])
+def test_the_end_does_not_take_the_place_of_what_was_measured_at_the_start(tmp_path, steps, end):
+    trial = td.Trial(folder=tmp_path, steps=steps)
+    trial.report(step=0, val_loss=2.0)
+    trial.finish(evaluate=lambda: {"val_loss": 1.0})
+    assert rows(tmp_path) == [{"step": 0, "val_loss": 2.0}, {"step": end, "val_loss": 1.0}]
+    assert read_run(tmp_path)["result"]["step"] == end
+
+
 def test_a_trial_that_begins_again_takes_the_place_of_the_steps_it_repeats(tmp_path):
     first = td.Trial(folder=tmp_path)
     for step in (10, 20, 30):

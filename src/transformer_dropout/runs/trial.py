@@ -185,7 +185,8 @@ class Trial:
         Raises:
             InputError: when no validation metric was ever reported.
         """
-        step = self.step if self._row else self.steps or 0
+        # What was measured before the first step stays what it was, by which the arms' starts are compared.
+        step = self.step or self.steps or int(bool(self._row))
         repeatable = None
         if evaluate is not None:
             first, second = numbers(evaluate()), numbers(evaluate())
