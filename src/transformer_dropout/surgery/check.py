@@ -18,6 +18,7 @@ from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from ..sites.reading.rates import rates_of
 from ._apply import Surgery
 from ._influence import mixers
+from ._together import is_as_wide, proven_together
 from ._unreached import unreached
 
 # Where the model's own code drops, a rate of 1 would divide by what is kept.
@@ -98,7 +99,14 @@ def checks_of(model: nn.Module, inputs: Any, chosen: list[Site], known: list[Sit
     of = {kind: [s for s in known if s.kind == kind and s.access != "none"] for kind in KINDS}
     with unchanged(model), nothing_else_drops(model, known), weights_begun(model):
         before = results(model, inputs, training=True), results(model, inputs, training=False)
-        measured = [SiteCheck(site=site, problem=problem_at(model, inputs, site, before)) for site in chosen]
+        proven = proven_together(model, inputs, chosen, before, results, same)
+        measured = [
+            SiteCheck(
+                site=site,
+                problem=None if site.name in proven else problem_at(model, inputs, site, before),
+            )
+            for site in chosen
+        ]
         together = dict(problems_of_kinds(model, inputs, kinds, of))
         notes = notes_of(model, inputs, of) if kinds & {"attention_output", "block"} else {}
     return [
@@ -223,12 +231,7 @@ def problem_at(
         return f"Dropping everything at {place} changes nothing in training."
     if not same(still, before[1]):
         return f"A layer at {place} changes the output in evaluation."
-    # A width is the channels' number, last or, as convolutions have it, second.
-    if (
-        seen is not None
-        and site.width is not None
-        and site.width not in (seen[-1], seen[min(1, len(seen) - 1)])
-    ):
+    if seen is not None and not is_as_wide(site, seen):
         return f"{place} is said to be {site.width} wide, but the tensor there is {seen[-1]} wide."
     after = train(model, inputs), quiet(model, inputs)
     if list(model.state_dict()) != keys or not (same(after[0], before[0]) and same(after[1], before[1])):

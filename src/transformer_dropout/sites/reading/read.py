@@ -211,6 +211,11 @@ class SiteReader(BlockReader):
             kind: Kind = "classifier" if behind else "embedding"
             if draw.name in RECURRENT:
                 kind = "mlp_hidden"
+                if self.stacks and not behind:
+                    # What else reads tokens has an embedding of its own.
+                    given = self.run.activations(self.run.nodes[draw.node])[0]
+                    place = self.places.at(tail_of(self.run, given, EVERYTHING), outermost=True)
+                    self.add("embedding", place, **self.where_of(draw.acts))
             self.add_own(draw, kind, **self.where_of(draw.acts))
 
     def silence_blocks(self, rate: str) -> None:
