@@ -72,3 +72,9 @@ def test_a_place_whose_result_goes_nowhere_is_not_proven():
     model = nn.Sequential(Block(), Deaf())
     problem = td.check_sites(model, torch.randn(3, 8), sites=[site])[0].problem
     assert problem == "Dropping everything at 1.down (mlp_output) changes nothing in training."
+
+
+def test_a_notebook_shows_the_checks_as_a_table():
+    checks = td.check_sites(nn.Sequential(Block(), Block()), torch.randn(3, 8), sites=places(2))
+    table = checks._repr_html_()
+    assert "2 places" in table and "0.down" in table and "right" in table

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import RateLayer
+from ..notebook import html_table
 from ..sites import KINDS, Site, find_sites
 from ..sites._own_inputs import usable_inputs
 from ..sites.observation.inputs import call
@@ -57,9 +58,15 @@ class Probe(RateLayer):
         return x * (1 - self.p) if self.training and self.p else x
 
 
-def check_sites(
-    model: nn.Module, inputs: Any = None, *, sites: Iterable[Site] | None = None
-) -> list[SiteCheck]:
+class SiteChecks(list[SiteCheck]):
+    """A list of checks; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [(check.site.path, check.site.kind, check.problem or "right", check.note) for check in self]
+        return html_table(f"{len(rows)} places", ("path", "kind", "found", "note"), rows)
+
+
+def check_sites(model: nn.Module, inputs: Any = None, *, sites: Iterable[Site] | None = None) -> SiteChecks:
     """Measure whether each place of a model is what it is called; the model is then as it was.
 
     At each place a layer that drops nothing is compared with one that drops all: the output must differ
@@ -82,7 +89,8 @@ def check_sites(
     """
     refuse_what_cannot_be_watched(model, "td.check_sites")
     found = list(find_sites(model, inputs) if sites is None else sites)
-    return checks_of(model, usable_inputs(model) if inputs is None else inputs, found, found)
+    given = usable_inputs(model) if inputs is None else inputs
+    return SiteChecks(checks_of(model, given, found, found))
 
 
 def checks_of(model: nn.Module, inputs: Any, chosen: list[Site], known: list[Site]) -> list[SiteCheck]:
