@@ -6,18 +6,18 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from family_models import Build, known_models
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import transformer_dropout as td
-from transformer_dropout.audit.tiny_models import known_types, tiny_inputs, tiny_model
 from transformer_dropout.sites import KINDS, Site, find_sites
 from transformer_dropout.sites.observation.inputs import call
 from transformer_dropout.sites.observation.lineage import tensors_in
@@ -31,8 +31,9 @@ SECONDS = 120
 INTRODUCTION = """# Models
 
 Each row is measured on a tiny random model (transformers {transformers}, torch {torch}) whose own rates
-are all {own}: every model type of transformers that builds small from its config, and torch's own
-layers. Make the page anew with
+are all {own}: every model type of transformers that builds small from its config, torch's own layers,
+models as people write them, and, where they are installed, architectures of timm and x-transformers.
+Make the page anew with
 
     python docs/families.py > docs/families.md
 
@@ -142,40 +143,7 @@ def stillness(model: nn.Module, inputs: Any, sites: list[Site]) -> str:
     return f"but for {', '.join(others)}" if others else "two forwards differ"
 
 
-def of_type(name: str) -> Callable[[], tuple[nn.Module, Any]]:
-    """Return what builds a model type of transformers."""
-
-    def build() -> tuple[nn.Module, Any]:
-        model = tiny_model(name)
-        return model, tiny_inputs(model)
-
-    return build
-
-
-def torch_models() -> dict[str, Callable[[], tuple[nn.Module, Any]]]:
-    """Return torch's own layers, as what builds them."""
-    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    layer = {"d_model": 16, "nhead": 4, "dim_feedforward": 32, "batch_first": True}
-    return {
-        "torch encoder": lambda: (
-            nn.TransformerEncoder(nn.TransformerEncoderLayer(**layer), 2, enable_nested_tensor=False),
-            (x,),
-        ),
-        "torch decoder": lambda: (nn.TransformerDecoder(nn.TransformerDecoderLayer(**layer), 2), (x, x)),
-        "torch both": lambda: (
-            nn.Transformer(
-                16, 4, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=32, batch_first=True
-            ),
-            (x, x),
-        ),
-        "torch perceptron": lambda: (
-            nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
-            (torch.ones(2, 784),),
-        ),
-    }
-
-
-def measured(name: str, build: Callable[[], tuple[nn.Module, Any]]) -> dict[str, Any]:
+def measured(name: str, build: Build) -> dict[str, Any]:
     """Return what there is to say of a model: its cells, why it is refused, or why it is not measured."""
     signal.alarm(SECONDS)
     try:
@@ -196,7 +164,7 @@ def measured(name: str, build: Callable[[], tuple[nn.Module, Any]]) -> dict[str,
 
 def all_measured(names: Sequence[str], kept: Path | None) -> list[dict[str, Any]]:
     """Return what is said of each model; what a file holds is not measured again, what is new is added."""
-    known = torch_models() | {name: of_type(name) for name in known_types()}
+    known = known_models()
     found: dict[str, dict[str, Any]] = {}
     if kept is not None and kept.exists():
         lines = kept.read_text(encoding="utf-8").splitlines()

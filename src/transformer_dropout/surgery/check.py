@@ -19,11 +19,14 @@ from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from ..sites.reading.rates import rates_of
 from ._apply import Surgery
 from ._influence import mixers
+from ._outputs import distance, other_tokens, same
 from ._together import is_as_wide, proven_together
 from ._unreached import unreached
 
 # Where the model's own code drops, a rate of 1 would divide by what is kept.
 NEARLY_ALL = 0.9
+# What rounding leaves, and what of an effect: a batch norm makes more of it.
+TOLERANCE, SHARE = 1e-5, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +161,7 @@ def weights_begun(model: nn.Module) -> Iterator[None]:
     with torch.no_grad():
         for parameter in model.parameters():
             size = parameter.abs().max() if parameter.numel() and parameter.is_floating_point() else 1.0
-            # A vector of zeros is a bias, one of small numbers a scale.
-            if size < 1e-4 and (size > 0 or parameter.ndim > 1):
+            if size < 1e-4:
                 drawn.append((parameter, parameter.clone()))
                 generator = torch.Generator().manual_seed(len(drawn))
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
@@ -196,16 +198,6 @@ def results(model: nn.Module, inputs: Any, *, training: bool) -> list[Tensor]:
         torch.manual_seed(0)
         output = call(model, inputs)
     return [value.clone() for value in tensors_in(output) if value.is_floating_point()]
-
-
-def same(ones: list[Tensor], others: list[Tensor], tolerance: float | None = None) -> bool:
-    """Return whether two lists of tensors hold the same numbers."""
-    if [one.shape for one in ones] != [other.shape for other in others]:
-        return False
-    if tolerance is None:
-        return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
-    pairs = zip(ones, others, strict=True)
-    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True) for a, b in pairs)
 
 
 def problem_at(
@@ -253,13 +245,20 @@ def problems_of_kinds(
     """Yield those of some kinds whose places together do not do what their name says, with the sentence."""
     for outer, inner in (("attention_output", "attention_weights"), ("mlp_output", "mlp_hidden")):
         asked = outer in kinds and of[inner]
-        covered = {site.block for site in of[outer]} >= {site.block for site in of[inner]}
+        covered = {home(site, of["block"]) for site in of[outer]} >= {
+            home(site, of["block"]) for site in of[inner]
+        }
         if asked and covered and not shadows(model, inputs, of[outer], of[inner]):
             yield outer, f"With everything dropped at {outer}, {inner} still changes the output."
     others = other_tokens(inputs)
     for kind in ("embedding", "classifier"):
         if others is not None and kind in kinds and not forgets(model, inputs, others, of[kind]):
             yield kind, f"With everything dropped at {kind}, the output still depends on the tokens."
+
+
+def home(site: Site, blocks: Sequence[Site]) -> str:
+    """Return which block a place lies in: its path, or its number where blocks are no modules."""
+    return next((b.path for b in blocks if site.path.startswith(f"{b.path}.")), str(site.block))
 
 
 def notes_of(model: nn.Module, inputs: Any, of: Mapping[str, list[Site]]) -> dict[str, str]:
@@ -303,47 +302,34 @@ def shadows(model: nn.Module, inputs: Any, outer: list[Site], inner: list[Site])
         with layers_at(model, inner, NEARLY_ALL / 2):
             some = results(model, inputs, training=True)
         with layers_at(model, inner, 1.0):
-            return same(results(model, inputs, training=True), some, 1e-5)
+            return same(results(model, inputs, training=True), some, TOLERANCE)
 
 
 def forgets(model: nn.Module, inputs: Any, others: Any, sites: list[Site]) -> bool:
     """Return whether with everything dropped at some places, what they change depends on no inputs.
 
-    Of what a classifier's place changes one output is enough: behind an encoder a decoder goes on.
+    A classifier's place has to do it alone, or has to be one without which the others do not, as where the
+    logits of two heads are added. Of what it changes one output is enough: behind an encoder a decoder goes
+    on.
     """
     before = results(model, inputs, training=True)
-    with layers_at(model, sites, 1.0):
-        ones, twos = results(model, inputs, training=True), results(model, others, training=True)
-    still = [same([one], [two], 1e-5) for one, two in zip(ones, twos, strict=False)]
-    if sites[0].kind == "classifier":
-        return all(any(forgotten) for forgotten in changed_by_each(model, inputs, sites, before, still))
-    changed = [not same([one], [was]) for one, was in zip(ones, before, strict=False)]
-    return all(known for known, moved in zip(still, changed, strict=False) if moved)
 
+    def forgotten(places: list[Site]) -> list[bool]:
+        with layers_at(model, places, 1.0):
+            ones, twos = results(model, inputs, training=True), results(model, others, training=True)
+        return [
+            distance(one, two) <= SHARE * distance(one, was)
+            for one, two, was in zip(ones, twos, before, strict=False)
+            if not same([one], [was])
+        ]
 
-def changed_by_each(
-    model: nn.Module, inputs: Any, sites: list[Site], before: list[Tensor], still: list[bool]
-) -> Iterator[list[bool]]:
-    """Yield, for each place, what is known of the outputs that it alone changes."""
-    for site in sites:
-        with layers_at(model, [site], 1.0):
-            alone = results(model, inputs, training=True)
-        moved = [not same([one], [was]) for one, was in zip(alone, before, strict=False)]
-        if any(moved):
-            yield [known for known, changed in zip(still, moved, strict=False) if changed]
-
-
-def other_tokens(inputs: Any) -> Any:
-    """Return the inputs with tokens, or images, in another order; None if that is the same."""
-    if isinstance(inputs, Tensor):
-        other = (
-            inputs.flip(0).roll(1, -1) if inputs.ndim > 1 and not inputs.is_floating_point() else inputs * 0.5
-        )
-        return None if torch.equal(other, inputs) else other
-    if isinstance(inputs, dict):
-        told = ("mask", "bbox", "position", "type", "grid")
-        changed = {k: v if any(word in k for word in told) else other_tokens(v) for k, v in inputs.items()}
-        return {k: inputs[k] if v is None else v for k, v in changed.items()}
-    if isinstance(inputs, tuple):
-        return tuple(value if (other := other_tokens(value)) is None else other for value in inputs)
-    return None
+    together = forgotten(sites)
+    if sites[0].kind != "classifier":
+        return all(together)
+    if together and not any(together):
+        return False
+    rest = ([other for other in sites if other is not site] for site in sites)
+    return all(
+        not (alone := forgotten([site])) or any(alone) or not any(forgotten(without))
+        for site, without in zip(sites, rest, strict=True)
+    )

@@ -59,7 +59,10 @@ def stacks_of(run: RunGraph, branches: list[Branch]) -> list[BlockSequence]:
 def unit_of(run: RunGraph, branch: Branch, branches: list[Branch], attending: bool) -> ModuleCall | None:
     """Return the module call that is the block around a branch; None where no module repeats there."""
     around = [run.calls[number] for number in run.calls[run.nodes[branch.add].call].around]
-    items = [call for call in reversed(around[1:]) if repeats(run.model, call.path)]
+    # A module that does nothing but add is no block.
+    items = [
+        call for call in reversed(around[1:]) if repeats(run.model, call.path) and call.holds(branch.end)
+    ]
     if not attending or is_parallel(run, branch):
         return items[0] if items else lone(around, branch)
     for call in items:

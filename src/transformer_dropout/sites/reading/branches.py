@@ -100,7 +100,9 @@ def mixing_product(run: RunGraph, uses: dict[int, list[int]], softmax: int) -> i
                 if others or len(node.operands) > 1:
                     return index
                 continue
-            if not run.is_linear(node):
+            # Heads may talk to each other before values are mixed.
+            talks = len(node.shape) > 3 and prod(node.shape) == prod(run.nodes[softmax].shape)
+            if talks or not run.is_linear(node):
                 after.append(index)
         front = after
     return None

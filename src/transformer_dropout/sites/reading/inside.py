@@ -80,7 +80,8 @@ class BlockReader:
         stop = self.run.nodes[tail.values[0]]
         sources = [s for s in self.run.activations(stop) if branch.inside >> s & 1]
         mixing = [bool(self.run.nodes[s].before & products) for s in sources]
-        if tail.linear or not products or True not in mixing or False not in mixing:
+        # Joined tokens are no sum: a class token may be all that attends.
+        if stop.name not in SUMS or not products or True not in mixing or False not in mixing:
             yield branch
             return
         own = [draw for draw in self.draws if draw.acts in tail.values]
@@ -105,7 +106,7 @@ class BlockReader:
         tail = tail_of(self.run, branch.end, branch.inside, products)
         if branch.attentions:
             kind: Kind = "attention_output"
-        elif self.is_mlp(branch) or any(draw.acts in tail.values for draw in self.draws):
+        elif self.is_mlp(branch) or any(d.acts in tail.values and not d.whole for d in self.draws):
             # What drops a whole branch is its output, a convolution's too.
             kind = "mlp_output"
         else:
@@ -187,7 +188,12 @@ class BlockReader:
             before = [branch for branch in block.branches if self.run.depends(draw.acts, branch.add)]
             kind: Kind = "other" if self.is_constant(draw) else "embedding"
             if inside:
-                kind = "attention_output" if inside[0].attentions else "mlp_hidden"
+                later = (
+                    n for n in bits(inside[0].inside) if n > draw.acts and self.run.depends(n, draw.acts)
+                )
+                ends = not any(self.run.is_linear(self.run.nodes[n]) for n in later)
+                kind = "mlp_output" if ends else "mlp_hidden"
+                kind = "attention_output" if inside[0].attentions else kind
             elif before:
                 kind = "attention_output" if before[-1].attentions else "mlp_output"
             self.add_own(draw, kind, around, **where)

@@ -15,7 +15,7 @@ from .experts import gates_seen
 from .graph import RECURRENT, Recorder, bits
 from .inside import BlockReader, is_product
 from .passages import TORCH_LAYERS
-from .random import draws_of
+from .random import Draw, draws_of
 from .rates import told_apart
 
 
@@ -216,7 +216,18 @@ class SiteReader(BlockReader):
                     given = self.run.activations(self.run.nodes[draw.node])[0]
                     place = self.places.at(tail_of(self.run, given, EVERYTHING), outermost=True)
                     self.add("embedding", place, **self.where_of(draw.acts))
+            elif not self.stacks and self.attentions:
+                kind = self.kind_without_blocks(draw)
             self.add_own(draw, kind, **self.where_of(draw.acts))
+
+    def kind_without_blocks(self, draw: Draw) -> Kind:
+        """Return what is dropped in a model that attends and whose stream is no sum, as behind gates."""
+        run = self.run
+        if not any(run.depends(draw.acts, attention.product) for attention in self.attentions):
+            return "embedding"
+        after = [node for node in run.nodes[draw.acts + 1 :] if node.before >> draw.acts & 1]
+        attended = any(run.depends(attention.product, draw.acts) for attention in self.attentions)
+        return "mlp_hidden" if attended or sum(run.is_linear(n) for n in after) > 1 else "classifier"
 
     def silence_blocks(self, rate: str) -> None:
         """Let the blocks below a module know of its rate of leaving whole blocks out."""
