@@ -20,6 +20,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.bad_inputs.cases import FOLDER
+from tests.tasks.causal_lm.conftest import gpt2_dir  # noqa: F401
+from tests.tasks.sentences.conftest import class_paths, model_dir  # noqa: F401
 from transformer_dropout import cli
 from transformer_dropout.compare.comparison import comparison_content
 from transformer_dropout.runs.files import write_json
@@ -35,6 +37,10 @@ OTHER_TASKS = (
     ("images", "images", {"hidden": [4]}),
     ("images_vit", "images", {"width": 8, "heads": 2, "blocks": 1}),
     ("regression", "table.csv", {"hidden": [4]}),
+)
+PRETRAINED_TASKS = (
+    ("sentences", {"source": "bert"}, {"classes": {"neg": "neg.txt", "pos": "pos.txt"}}),
+    ("causal_lm", {"source": "gpt2", "context": 8}, {"source": "text.txt", "train_examples": 8}),
 )
 
 
@@ -75,7 +81,7 @@ class Ended:
 
 
 @pytest.fixture(scope="session")
-def good(tmp_path_factory, tiny, learned, cache):
+def good(tmp_path_factory, tiny, learned, cache, gpt2_dir, model_dir, class_paths):  # noqa: F811
     """A folder of everything that can be spoilt, all of it good."""
     os.environ["XDG_CACHE_HOME"] = str(cache)
     folder = tmp_path_factory.mktemp("good")
@@ -109,6 +115,13 @@ def good(tmp_path_factory, tiny, learned, cache):
                 "model": model,
                 "training": training,
             }
+            (folder / f"{task}.yaml").write_text(config_from_data(own, {}).to_yaml())
+        shutil.copytree(gpt2_dir, folder / "gpt2")
+        shutil.copytree(model_dir, folder / "bert")
+        for name, path in zip(("neg", "pos"), class_paths.values(), strict=True):
+            shutil.copy(path, folder / f"{name}.txt")
+        for task, model, source in PRETRAINED_TASKS:
+            own = {"name": task, "task": task, "data": source, "model": model, "training": training}
             (folder / f"{task}.yaml").write_text(config_from_data(own, {}).to_yaml())
     (folder / "finetune.py").write_text("def train(trial):\n    trial.report(step=1, val_loss=1.0)\n")
     rule = "{select: mlp_output, layer: Dropout, p: 0.1}"

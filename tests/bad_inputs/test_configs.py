@@ -15,7 +15,7 @@ from transformer_dropout.runs.run_config import RunConfig, load_run_config
 from transformer_dropout.runs.trial_config import TrialConfig, load_arms, load_trial_config
 from transformer_dropout.yaml_file import dump_yaml, read_yaml
 
-OWN = ("language", "images", "images_vit", "regression")
+OWN = ("language", "images", "images_vit", "regression", "sentences", "causal_lm")
 PUBLISHED = (
     *("baseline", "dropout_0.2_baseline", "dropout_0.3_baseline", "dropout_0.4_baseline"),
     *("with_penalty", "without_penalty", "precomputed_masks", "shift_init_pi", "shift_init_half_pi"),
@@ -65,6 +65,19 @@ OUTSIDE = {
     "model.context": (0, -1, 10**10, *TOO_MANY),
     "model.patch": (0, -1, 4, 10**12),
     "model.hidden": ([0], [-4], [10**12], [2**62, 2**62], ["4"], 4, "4"),
+    "model.source": ("", "nowhere", "~nouser/bert", "a\0b", "n" * 5000, "text.txt", "run", "images"),
+    "model.max_tokens": (0, -1, 10**6),
+    "model.lora": (0, -1),
+    "data.classes": (
+        {},
+        {"neg": "neg.txt"},
+        {"neg": "nowhere.txt", "pos": "pos.txt"},
+        ["neg.txt"],
+        {"": "a"},
+    ),
+    "data.train_sentences": (0, -1, 1, 10**6),
+    "data.train_examples": (0, -1, 10**6),
+    "data.held_out": (0.0, 1.0, -0.5, 1.5),
     "data.source": (
         "",
         "nowhere.txt",

@@ -64,3 +64,52 @@ def test_configs_of_other_models(good, all_refused, ended):
     texts |= unreadable(json.dumps(sound).encode(), "json").filter(lambda content: content != FOLDER)
     words = st.sampled_from([("audit", "hf/config.json"), ("sites", "hf/config.json"), ("audit", "hf")])
     all_refused(st.builds(partial(spoilt, file="hf/config.json"), words, content=texts), 20)
+
+
+def test_folders_of_pretrained_models(good, all_refused):
+    wrong = [
+        *((("model_type",), value) for value in ("zzz", "", 5, None, "llama")),
+        *((("vocab_size",), value) for value in (0, -1, "x", 10**12)),
+    ]
+
+    def spoilt_folder(task, source):
+        words = st.just(("train", f"{task}.yaml", "--out", "out"))
+        cases = []
+        for name, kind in (
+            ("config.json", "json"),
+            ("tokenizer.json", "json"),
+            ("model.safetensors", "binary"),
+        ):
+            file = f"{source}/{name}"
+            contents = unreadable((good / file).read_bytes(), kind) | st.none()
+            if name == "config.json":
+                data = json.loads((good / file).read_text())
+                contents |= st.sampled_from(wrong).map(
+                    lambda pair, data=data: json.dumps(with_value(data, *pair))
+                )
+            cases.append(st.builds(partial(spoilt, file=file), words, content=contents))
+        return st.one_of(cases)
+
+    all_refused(spoilt_folder("sentences", "bert") | spoilt_folder("causal_lm", "gpt2"), 40)
+
+
+def test_classes_of_sentences_and_pairs(good, all_refused):
+    words = ("train", "sentences.yaml", "--out", "out")
+    sound = (good / "neg.txt").read_bytes()
+    contents = unreadable(sound, "text") | st.sampled_from(
+        [b"", b"\n \n", None, (good / "pos.txt").read_bytes()]
+    )
+    lines = [
+        '{"prompt": "a"}',
+        '{"prompt": 5, "answer": "b"}',
+        "[]",
+        "{",
+        '{"prompt": "a", "answer": ""}',
+        "\0",
+    ]
+    pairs = ("train", "causal_lm.yaml", "--set", "data.source=pairs.jsonl", "--out", "out")
+    cases = [
+        st.builds(partial(spoilt, words, "neg.txt"), contents),
+        st.sampled_from(lines).map(lambda line: spoilt(pairs, "pairs.jsonl", f"{line}\n")),
+    ]
+    all_refused(st.one_of(cases), 20)

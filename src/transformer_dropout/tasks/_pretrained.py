@@ -93,26 +93,39 @@ def load(AutoModel: Any, folder: Path, **settings: Any) -> nn.Module:
     Raises:
         InputError: when the folder holds no such model.
     """
-    try:
-        with quiet():
-            if torch.get_default_device().type == "meta":
-                config = of_transformers("AutoConfig").from_pretrained(
-                    folder, local_files_only=True, **settings
-                )
-                return AutoModel.from_config(config)
-            model, info = AutoModel.from_pretrained(
-                folder,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-                **settings,
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The model in {folder} cannot be loaded: {first_line(error)}") from None
+    with read_by_transformers("model", folder):
+        config = of_transformers("AutoConfig").from_pretrained(folder, local_files_only=True, **settings)
+        with torch.device("meta"):
+            sketch = AutoModel.from_config(config)
+        if torch.get_default_device().type == "meta":
+            return sketch
+        check_size(sketch, folder)
+        model, info = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **settings,
+        )
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     setattr(model, FRESH, tuple(sorted({*info["missing_keys"], *mismatched})))
     return model
+
+
+def check_size(sketch: nn.Module, folder: Path) -> None:
+    """Raise InputError for a config that describes a model far larger than the weights beside it.
+
+    It is another model's, and would be drawn at random.
+    """
+    size = sum(parameter.numel() for parameter in sketch.parameters())
+    stored = sum(path.stat().st_size for path in weight_files(folder))
+    # Four bits are the least that a weight is stored in; a new head may be as large as the model.
+    if size > 4 * stored:
+        raise InputError(
+            f"{folder}/config.json describes a model of {size:,} parameters, but the weights beside it have "
+            f"{stored:,} bytes; put the config there that belongs to them."
+        )
 
 
 def fresh_parameters(model: nn.Module) -> tuple[str, ...]:
@@ -173,11 +186,8 @@ def load_tokenizer(folder: Path, padding: bool = True) -> Any:
         raise InputError(
             f"{folder} holds no tokenizer; write one there with tokenizer.save_pretrained(folder)."
         )
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
+    with read_by_transformers("tokenizer", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if padding and tokenizer.pad_token_id is None:
         raise InputError(f"The tokenizer in {folder} has no padding token; set its pad_token and save it.")
     return tokenizer
@@ -214,6 +224,21 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+@contextmanager
+def read_by_transformers(what: str, folder: Path) -> Iterator[None]:
+    """Name the folder of what transformers cannot read.
+
+    Raises:
+        InputError: whatever it was: a damaged file makes other people's readers raise anything.
+    """
+    try:
+        with quiet():
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        first = str(error).strip().split("\n")[0].rstrip(": ")
+        raise InputError(
+            f"The {what} in {folder} cannot be loaded, save it there again with save_pretrained "
+            f"({type(error).__name__}{first and ': '}{first})"
+        ) from None

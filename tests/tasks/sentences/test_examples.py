@@ -91,6 +91,12 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, class_paths, content, mes
     assert "lass other" in str(raised.value)
 
 
+def test_two_classes_of_the_same_sentences_are_refused(class_paths):
+    (name, path), (other, _) = class_paths.items()
+    with pytest.raises(InputError, match=f"Classes {name} and {other} hold the same sentences"):
+        read_sentences({name: path, other: path})
+
+
 def test_one_class_is_refused(class_paths):
     with pytest.raises(InputError, match="at least two classes, and there are 1"):
         prepared_splits({"neg": class_paths["neg"]}, None)

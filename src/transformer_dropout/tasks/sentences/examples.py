@@ -36,7 +36,8 @@ def read_sentences(files: Mapping[str, Path]) -> list[Sentence]:
         files: by class, its file. The order of the classes is that of their indices.
 
     Raises:
-        InputError: for fewer than two classes, or a file that is missing, not UTF-8 or empty.
+        InputError: for fewer than two classes, two that hold the same sentences, or a file that is missing,
+            not UTF-8 or empty.
     """
     if len(files) < 2:
         raise InputError(
@@ -44,12 +45,18 @@ def read_sentences(files: Mapping[str, Path]) -> list[Sentence]:
             "--set data.classes.neg=negative.txt --set data.classes.pos=positive.txt."
         )
     sentences = []
+    seen: dict[frozenset[str], str] = {}
     for label, (name, path) in enumerate(files.items()):
         # Other characters that Python takes for line ends, such as U+0085, occur inside sentences.
         texts = [line.strip() for line in read_text(name, path).split("\n")]
         found = [Sentence(text=text, label=label) for text in texts if text]
         if not found:
             raise InputError(f"The file of class {name}, {path}, holds no sentence; write one per line.")
+        other = seen.setdefault(frozenset(texts), name)
+        if other != name:
+            raise InputError(
+                f"Classes {other} and {name} hold the same sentences ({path}); name another file."
+            )
         sentences += found
     return sentences
 
