@@ -111,11 +111,14 @@ def build_for_counting(
     try:
         with META:
             model, regularization = build_model(config, splits)
+        # As the run has it: pre-trained parts come in evaluation, inside wrappers in training.
+        model.train()
         objective = Objective(task, config.training, model, splits)
         objective(model, batch.to(META))
     except (RuntimeError, NotImplementedError, InputError):
         # Its code looks at numbers, or its places show in a run only; such a model has neither.
         model, regularization = build_model(config, splits)
+        model.train()
         return model, Objective(task, config.training, model, splits), batch, regularization
     return model, objective, batch.to(META), regularization
 
