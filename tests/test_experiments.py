@@ -58,7 +58,7 @@ def test_the_differences_told_of_skipped_blocks_are_those_of_the_metrics(arm):
     assert shown == found
 
 
-TASKS = ("images", "images_vit", "regression", "causal_lm")
+TASKS = ("images", "images_vit", "regression", "causal_lm", "sentences")
 
 
 @pytest.mark.parametrize("name", TASKS)
