@@ -179,7 +179,7 @@ def test_a_target_that_fails_is_one_sentence(here, tmp_path, command):
     assert "broken_to_audit.py:6" in found["raises"].err
     assert "could not be opened: SyntaxError" in found["syntax"].err
     if command == "audit":
-        assert "could not be run: RuntimeError: mat1 and mat2 shapes" in found["misfits"].err
+        assert "could not be run with a tensor of shape (2, 5): mat1 and mat2 shapes" in found["misfits"].err
         assert "takes (input1, input2), and cannot be called with a tensor" in found["takes_two"].err
     for result in found.values():
         assert "Traceback" not in result.err + result.out
