@@ -80,7 +80,6 @@ def test_a_graph_of_a_plain_model_serves_no_regularized_one_and_back(kind, way):
 def test_a_graph_of_a_plain_hugging_face_model_serves_no_regularized_one(family, kind):
     plain, model = (tiny_model(family).train() for _ in range(2))
     for each in (plain, model):
-        td.set_rates(each, {}).remove()
         for module in each.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0

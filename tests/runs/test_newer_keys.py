@@ -137,13 +137,13 @@ def losses_of(tiny, recipe, **keys):
         if "shift" in name:
             torch.nn.init.constant_(parameter, 2.0)
     seen = []
-    original = training.objective.scored
+    original = training.objective.scores_and_classes
 
     def scored(model, batch):
         seen.append(original(model, batch))
         return seen[-1]
 
-    training.objective.scored = scored
+    training.objective.scores_and_classes = scored
     training.model.train()
     training.set_progress(5)
     batch = training.training_batch(0)

@@ -67,6 +67,8 @@ def test_the_first_token_keeps_or_loses_its_only_weight():
     assert 0.4 < kept.float().mean() < 0.6  # over six standard errors
 
 
+# The compiler looks at `.grad` of what the hooks are given.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_and_eager_attention_agree_where_nothing_is_dropped():
     model, handle, expected = regularized()
     compiled = torch.compile(model, backend="eager")

@@ -120,13 +120,14 @@ def test_only_the_last_window_matters():
 
 def test_what_is_remembered_is_the_generators_own(path):
     model, _ = decoder()
+    hooks = [dict(module._forward_pre_hooks) for module in model.modules()]
     expected = [list(generate(model, prompt, 12, temperature=0)) for prompt in PROMPTS[:2]]
     plain = model(torch.tensor([[7, 8, 9]]))
     first, second = (generate(model, prompt, 12, temperature=0) for prompt in PROMPTS[:2])
     turns = [(next(first), next(second), model(torch.tensor([[7, 8, 9]]))) for _ in range(12)]
     assert [[turn[n] for turn in turns] for n in (0, 1)] == expected
     assert all(torch.equal(turn[2], plain) for turn in turns)
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert [dict(module._forward_pre_hooks) for module in model.modules()] == hooks
 
 
 def test_no_tokens_and_no_gradient():
