@@ -63,7 +63,7 @@ OUTSIDE = {
     "model.heads": (0, -1, 3, 10**9),
     "model.blocks": (0, -1, 10**6, *TOO_MANY),
     "model.context": (0, -1, 10**10, *TOO_MANY),
-    "model.patch": (0, -1),
+    "model.patch": (0, -1, 4, 10**12),
     "model.hidden": ([0], [-4], [10**12], [2**62, 2**62], ["4"], 4, "4"),
     "model.source": ("", "nowhere", "~nouser/bert", "a\0b", "n" * 5000, "text.txt", "run", "images"),
     "model.max_tokens": (0, -1, 10**6),

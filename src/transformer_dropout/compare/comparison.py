@@ -14,7 +14,9 @@ from filelock import FileLock, Timeout
 
 from ..errors import InputError
 from ..json_file import read_object
+from ..runs.cost import sketch_of_splits
 from ..runs.files import clear_write_errors, write_json
+from ..runs.memory_limit import fitting_cost
 from ..runs.run import check_config, prepare
 from ..runs.run_config import RunConfig
 from .cells import Cell, CellConfig, Outcome, config_as_text
@@ -57,8 +59,19 @@ def prepare_data(cells: Sequence[Cell]) -> None:
         InputError: when they are not to be had.
     """
     unfinished = [cell.config for cell in cells if not cell.finished]
-    for config in different_data([config for config in unfinished if isinstance(config, RunConfig)]):
-        prepare(config)
+    prepare_configs([config for config in unfinished if isinstance(config, RunConfig)])
+
+
+def prepare_configs(configs: list[RunConfig]) -> None:
+    """Make the data of runs ready, and refuse models that do not fit them.
+
+    Raises:
+        InputError: when data are not to be had, or a model that only its data can show to be wrong.
+    """
+    for config in different_data(configs):
+        splits = prepare(config)
+        if sketch_of_splits(config) is None:
+            fitting_cost(config, splits)
 
 
 def different_data(configs: list[RunConfig]) -> list[RunConfig]:

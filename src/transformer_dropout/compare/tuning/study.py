@@ -15,10 +15,10 @@ from filelock import FileLock
 
 from ...errors import InputError
 from ...runs.record import read_metrics, read_run
-from ...runs.run import STOP_FILE, prepare
+from ...runs.run import STOP_FILE
 from ...runs.run_config import RunConfig
 from ..cells import TRAINING, Cell, Outcome
-from ..comparison import check_arms, different_data, run_cells
+from ..comparison import check_arms, prepare_configs, run_cells
 from ..engines import Engine
 from ..trials import TRIALS
 from .space import Method, Range, Search, refuse_values
@@ -84,8 +84,7 @@ def tune(
     arms = [method.arm for method in methods]
     check_arms(arms)
     refuse_values(methods)
-    for config in different_data([arm for arm in arms if isinstance(arm, RunConfig)]):
-        prepare(config)
+    prepare_configs([arm for arm in arms if isinstance(arm, RunConfig)])
     studies = [MethodSearch(method, out, budget) for method in methods]
     while True:
         asked = [trial for study in studies for trial in study.next_trials()]
