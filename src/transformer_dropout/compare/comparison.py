@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..json_file import read_object
 from ..runs.cost import sketch_of_splits
 from ..runs.files import clear_write_errors, write_json
-from ..runs.memory_limit import fitting_cost
+from ..runs.memory_limit import check_fit
 from ..runs.run import check_config, prepare
 from ..runs.run_config import RunConfig
 from .cells import Cell, CellConfig, Outcome, config_as_text
@@ -71,7 +71,7 @@ def prepare_configs(configs: list[RunConfig]) -> None:
     for config in different_data(configs):
         splits = prepare(config)
         if sketch_of_splits(config) is None:
-            fitting_cost(config, splits)
+            check_fit(config, splits)
 
 
 def different_data(configs: list[RunConfig]) -> list[RunConfig]:

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 try:
+    # Their lengths are asked for some fifty times in a step, and are far cheaper than the modes themselves.
+    from torch._C import _len_torch_dispatch_stack as count_of_dispatch_modes
+    from torch._C import _len_torch_function_stack as count_of_function_modes
     from torch.overrides import _get_current_function_mode_stack as function_modes
     from torch.utils._device import DeviceContext
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 except ImportError:
     function_modes = DeviceContext = dispatch_modes = None
+    count_of_dispatch_modes = count_of_function_modes = None
 
 
 def inside_backward() -> bool:
@@ -44,9 +48,11 @@ def operations_are_watched() -> bool:
     Where it cannot be known, True: PyTorch's own operations then do the work of ours, which shows all of it.
     A default device is a mode too, but one that looks at nothing.
     """
-    if function_modes is None or DeviceContext is None or dispatch_modes is None:
+    if function_modes is None or DeviceContext is None:
         return True
-    return bool(watching_modes()) or not all(isinstance(mode, DeviceContext) for mode in function_modes())
+    if count_of_dispatch_modes is None or count_of_function_modes is None or count_of_dispatch_modes():
+        return True
+    return count_of_function_modes() > 0 and not all(isinstance(m, DeviceContext) for m in function_modes())
 
 
 def is_functorch_wrapped(tensor: Tensor) -> bool:

@@ -75,8 +75,8 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
     plain_both = count_flops(task.loss, plain, its_batch)[1]
     total = count_parameters(model)
     examples = min(2, training.batch)
-    per_example = saved_bytes(objective, model, batch) / examples
-    training_flops = count_flops(objective, model, batch)[1]
+    memory = needed_bytes(training, objective, model, batch)
+    training_flops = both if objective.is_the_tasks else count_flops(objective, model, batch)[1]
     held_out = HeldOut(training, model, regularization, config.seed)
     if held_out.gates is not None:
         training_flops += count_flops(task.loss, model, batch, held_out.gates.gates)[1] / held_out.every
@@ -98,8 +98,14 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
         training_flops_per_item=training_flops / batch.items,
         inference_flops_per_item=forward / batch.items,
         gate_share=1 - plain_both / both,
-        memory_bytes=int((20 if training.ema else 16) * total + per_example * training.batch),
+        memory_bytes=memory,
     )
+
+
+def needed_bytes(training: TrainingConfig, objective: Loss, model: nn.Module, batch: Batch) -> int:
+    """Return an estimate of the memory that a run takes, from a forward of a small batch."""
+    per_example = saved_bytes(objective, model, batch) / min(2, training.batch)
+    return int((20 if training.ema else 16) * count_parameters(model) + per_example * training.batch)
 
 
 def build_for_counting(

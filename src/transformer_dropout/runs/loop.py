@@ -99,6 +99,8 @@ class Training:
         self.called: nn.Module = self.shared
         if training.compile:
             self.called = cast(nn.Module, torch.compile(self.shared))
+        self.parameters = list(self.model.parameters())  # to walk through the modules takes long
+        self.model.train()
         self.optimizer = make_optimizer(self.model, training)
         self.weight_penalties = WeightPenalties(self.model, self.optimizer, training, self.fresh())
         self.autocast = training.precision == "bfloat16" or (
@@ -149,9 +151,9 @@ class Training:
         Raises:
             NonFiniteLoss: when the loss is not finite; checked every few steps and before each evaluation.
         """
-        start = time.perf_counter()
-        training = self.config.training
-        self.model.train()
+        start, training = time.perf_counter(), self.config.training
+        if not self.model.training:
+            self.model.train()
         self.set_progress(self.step)
         rate = learning_rate(self.step, training)
         set_learning_rate(self.optimizer, rate)
@@ -167,7 +169,7 @@ class Training:
             self.backward(part, batch, total)
         self.items += total
         if training.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
+            nn.utils.clip_grad_norm_(self.parameters, training.clip)
         self.optimizer.step()
         self.weight_penalties.shrink()
         if self.average is not None:
@@ -257,7 +259,8 @@ class Training:
             )
         seconds, weights = self.step_seconds, self.weight_penalties.metrics()
         masks["penalty"] += sum(weights["weight_penalties"].values())
-        metrics = {
+        self.step_seconds = []
+        return {
             "step": self.step,
             f"{self.task.item}s": self.items,
             "epochs": round(self.epochs, 4),
@@ -270,8 +273,6 @@ class Training:
             "peak_memory_bytes": peak_memory_bytes(self.processes.device),
             "evaluation_bit_equal": bit_equal,
         }
-        self.step_seconds = []
-        return metrics
 
     def validation_scores(self, twice: bool) -> tuple[dict[str, float], bool | None]:
         """Return the metrics on the validation split, and whether a second pass was bit-equal."""
@@ -292,8 +293,7 @@ class Training:
     def deciding(self, metrics: dict[str, Any]) -> float:
         """Return the metric that decides, as a number of which less is better."""
         first = self.task.metrics[0]
-        value = metrics[f"val_{first.name}"]
-        return value if first.better == "lower" else -value
+        return metrics[f"val_{first.name}"] * (1 if first.better == "lower" else -1)
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that the rest of the run depends on; every process must call it."""

@@ -50,6 +50,11 @@ class Objective:
             if part is not None:
                 part.set_progress(progress)
 
+    @property
+    def is_the_tasks(self) -> bool:
+        """Whether nothing is added to the task's own loss."""
+        return self.divergence is None and not self.smoothing
+
     def penalty(self) -> Tensor | float:
         """Return the load-balancing loss of the experts in the last forward; 0 where there are none."""
         return 0.0 if self.mixtures is None else self.mixtures.penalty()
@@ -59,17 +64,17 @@ class Objective:
 
         R-Drop's loss is halved: it has two cross-entropies, and the gradients of all arms are clipped alike.
         """
+        if self.is_the_tasks:
+            return self.task.loss(model, batch)
         if self.divergence is not None:
             first, second, targets = self.views(model, batch)
             if self.view == "adversarial":
                 return adversarial_dropout_loss(first, second, targets, self.weight)
             return rdrop_loss(first, second, targets, self.weight) / 2
-        if self.smoothing:
-            logits, targets = self.scores_and_classes(model, batch)
-            return F.cross_entropy(
-                logits.flatten(0, -2), targets.flatten(), label_smoothing=self.smoothing, ignore_index=-100
-            )
-        return self.task.loss(model, batch)
+        logits, targets = self.scores_and_classes(model, batch)
+        return F.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), label_smoothing=self.smoothing, ignore_index=-100
+        )
 
     def views(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the class scores of two views of a batch, and the classes."""

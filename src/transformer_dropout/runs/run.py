@@ -18,7 +18,7 @@ from .evaluate import collapsed_masks
 from .files import clear_write_errors, write_atomically, write_tensors
 from .listener import Listener, RunProgress
 from .loop import CHECK_EVERY, NonFiniteLoss, Training
-from .memory_limit import fitting_cost
+from .memory_limit import check_fit, fitting_cost
 from .processes import Processes, joined_processes
 from .record import Records, new_record
 from .reporting import reporting
@@ -92,7 +92,7 @@ def check_config(config: RunConfig) -> None:
     """
     stand_ins = sketch_of_splits(config)
     if stand_ins is not None:
-        fitting_cost(config, stand_ins)
+        check_fit(config, stand_ins)
 
 
 def prepare(config: RunConfig, cache: Path | None = None) -> Splits:

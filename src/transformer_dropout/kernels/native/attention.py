@@ -51,8 +51,9 @@ def load(source, at, step, count, size, factor, target):
     """Copy rows, times a factor, to those of a wider array."""
     for row in range(count):
         start, line = at + row * step, target[row]
+        part = source[start : start + size]
         for c in range(size):
-            line[c] = source[start + c] * factor
+            line[c] = part[c] * factor
 
 
 @numba.njit(inline="always")
@@ -60,16 +61,10 @@ def load_columns(source, at, step, count, size, factor, rows, columns):
     """Copy a block of queries, times a factor, as rows and as columns; lanes without a query are 0."""
     load(source, at, step, count, size, factor, rows)
     rows[count:] = 0
-    transpose_into(rows, columns)
-
-
-@numba.njit(inline="always")
-def transpose_into(source, target):
-    """Write the columns of a matrix as rows of another."""
-    for c in range(source.shape[1]):
-        line = target[c]
-        for row in range(source.shape[0]):
-            line[row] = source[row, c]
+    for c in range(size):
+        line = columns[c]
+        for row in range(LANES):
+            line[row] = rows[row, c]
 
 
 @numba.njit(inline="always")
@@ -77,15 +72,30 @@ def store(rows, factors, count, size, target, at, step):
     """Write rows, each times its factor, where a tensor has them."""
     for row in range(count):
         start, line, factor = at + row * step, rows[row], factors[row]
+        part = target[start : start + size]
         for c in range(size):
-            target[start + c] = line[c] * factor
+            part[c] = line[c] * factor
 
 
 @numba.njit(inline="always")
-def store_columns(columns, factors, count, size, target, at, step, rows):
-    """Write columns, each times its factor, as the rows of a tensor; ``rows`` is room for them."""
-    transpose_into(columns, rows)
-    store(rows, factors, count, size, target, at, step)
+def store_columns(columns, factors, count, size, target, at, step):
+    """Write columns, each times its factor, as the rows of a tensor."""
+    for row in range(count):
+        start, factor = at + row * step, factors[row]
+        part = target[start : start + size]
+        for c in range(size):
+            part[c] = columns[c, row] * factor
+
+
+@numba.njit(inline="always")
+def row_products(rows, source, at, step, count, size, factor, sums):
+    """Write the sum of each row's products with a row of a tensor, that times a factor."""
+    for row in range(count):
+        start, line, total = at + row * step, rows[row], np.float32(0)
+        part = source[start : start + size]
+        for c in range(size):
+            total += line[c] * (part[c] * factor)
+        sums[row] = total
 
 
 @numba.njit(inline="always")
@@ -160,7 +170,6 @@ def forward(places, sizes, numbers, mask, log_sum, sums):
     padded, width = -(-tokens // STEP) * STEP, -(-size // VECTOR) * VECTOR
     k, v = np.zeros((padded, width), np.float32), np.zeros((padded, width), np.float32)
     q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
-    rows = np.empty((LANES, width), np.float32)
     weights, mixed = np.empty((padded, LANES), np.float32), np.empty((width, LANES), np.float32)
     top, total, starts = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.uint32)
     at, step = np.empty(len(places), np.int64), places[:, 3]
@@ -190,7 +199,7 @@ def forward(places, sizes, numbers, mask, log_sum, sums):
                 sums[head * tokens + start + lane] = total[lane]
             for lane in range(LANES):
                 total[lane] = scale / total[lane]
-            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3], rows)
+            store_columns(mixed, total, count, size, out, at[3] + start * step[3], step[3])
 
 
 @numba.njit(inline="always")
@@ -222,10 +231,8 @@ def backward(places, sizes, numbers, mask, log_sum):
     dk, dv = np.empty((padded, width), np.float32), np.empty((padded, width), np.float32)
     q, columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
     g, g_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
-    o, o_columns = np.zeros((LANES, width), np.float32), np.zeros((width, LANES), np.float32)
     weights, changes = np.empty((padded, LANES), np.float32), np.empty((padded, LANES), np.float32)
-    dq, rows = np.empty((width, LANES), np.float32), np.empty((LANES, width), np.float32)
-    common = np.empty(LANES, np.float32)
+    dq, common = np.empty((width, LANES), np.float32), np.zeros(LANES, np.float32)
     sums, starts = np.zeros(LANES, np.float32), np.empty(LANES, np.uint32)
     ones, factors = np.ones(LANES, np.float32), np.full(LANES, factor)
     ones_of_rows = np.ones(tokens, np.float32)
@@ -242,11 +249,7 @@ def backward(places, sizes, numbers, mask, log_sum):
             load_columns(query, at[1] + start * step[1], step[1], count, size, factor, q, columns)
             load_columns(gradient, at[0] + start * step[0], step[0], count, size, scale, g, g_columns)
             # The sum over keys of weight times gradient, through the output; one scale is in there already.
-            load_columns(out, at[4] + start * step[4], step[4], count, size, share, o, o_columns)
-            common[:] = 0
-            for c in range(size):
-                for lane in range(LANES):
-                    common[lane] += g_columns[c, lane] * o_columns[c, lane]
+            row_products(g, out, at[4] + start * step[4], step[4], count, size, share, common)
             for lane in range(count):
                 sums[lane] = log_sum[head * tokens + start + lane]
             first_elements(starts, head, start, tokens)
@@ -256,7 +259,7 @@ def backward(places, sizes, numbers, mask, log_sum):
             transposed_times(k, changes, seen, dq)
             add_product(changes, q, seen, dk)
             add_product(weights, g, seen, dv)
-            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5], rows)
+            store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5])
         store(dk, ones_of_rows, tokens, size, dkey, at[6], step[6])
         store(dv, ones_of_rows, tokens, size, dvalue, at[7], step[7])
 
