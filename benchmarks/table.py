@@ -10,6 +10,7 @@ from . import (
     native_loops,
     peak_memory,
     plain_dropout,
+    product,
     row_skipping,
     small_model,
     training_step,
@@ -17,6 +18,7 @@ from . import (
 from .row import Row
 
 ROOMS = (
+    product,
     training_step,
     small_model,
     plain_dropout,
