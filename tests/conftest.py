@@ -134,3 +134,22 @@ def browse(tmp_path: Path) -> Callable[..., str]:
         return done.stdout
 
     return browse
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A function that mounts a file system with given options at a folder."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            pytest.skip(f"mounting a file system is not permitted here: {result.stderr.strip()}")
+        return place
+
+    yield mount
+    # Lazily: files on it may still be mapped into memory.
+    while subprocess.run(["umount", "--lazy", str(place)], capture_output=True).returncode == 0:
+        pass

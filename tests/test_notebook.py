@@ -52,12 +52,18 @@ def test_a_handle_shows_its_layers_and_their_rates_now():
     rules = [
         td.Rule("embedding", td.Dropout, p=td.Linear(0.0, 0.5)),
         td.Rule("block", td.GaussianNoise, std=1),
+        td.Rule("mlp_output", td.LearnedDropout, heads=2, weight=td.Linear(0.0, 0.5)),
     ]
     handle = td.regularize_(decoder(), td.Recipe(rules))
     handle.set_progress(0.5)
+    assert "5 layers at progress 0.5<" in handle._repr_html_()
     rows = Cells(handle._repr_html_()).rows
+    assert rows[0] == ["path", "kind", "layer", "p now", "penalty weight now"]
     assert rows[1] == ["embedding", "embedding", "Dropout(p=0.25)", "0.25", ""]
-    assert [row[3] for row in rows[2:]] == ["", ""]
+    assert {tuple(row[i] for i in (1, 3, 4)) for row in rows[2:]} == {
+        ("block", "", ""),
+        ("mlp_output", "", "0.25"),
+    }
 
 
 def test_an_audit_shows_what_ran_and_what_to_put_right():

@@ -1,22 +1,31 @@
 """Count how many small mistakes in a module its own tests notice, here and in docs/reliability.md.
 
 ``python experiments/mutation/measure.py functional``, or ``terms/penalties``, or ``runs/loop --sample 60``.
-mutmut makes the mistakes, in a copy of the sources, one process at a time; `[tool.mutmut]` in pyproject.toml
-says how. Only the fast tests that mirror the module are run; ``--tests`` adds others. ``--again`` tries
-what nobody noticed once more, after tests were added.
+mutmut makes the mistakes; `[tool.mutmut]` in pyproject.toml says which lines it leaves alone. Each is written
+into a copy of the sources, where a process of its own runs tests until one fails: the fast tests that mirror
+the module, the quickest first, then those of the same room that import it, those of the room's contract that
+are given one of its classes, and those of ``--tests``, as many as ``--seconds`` allow. ``--again`` tries what
+nobody noticed once more, after tests were added.
 """
 
 import argparse
+import difflib
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +33,32 @@ import yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+PACKAGE = Path("src") / "transformer_dropout"
 PAGE = ROOT / "docs" / "reliability.md"
 COPIED = ("src", "tests", "docs", "configs", "examples", "benchmarks", "experiments", "pyproject.toml")
-NOTICED = ("killed", "timeout", "segfault")
-STATUS = re.compile(r"^\s*(\S+): (killed|survived|no tests|timeout|segfault|suspicious|not checked)$")
+CONTRACT = "test_contract.py"
+# pytest has to be the first to import its plugins, and a compiler starts processes of its own.
+NOT_AHEAD = re.compile(r"_?pytest|pluggy|xdist|execnet|anyio|_?hypothesis|torch\._(inductor|dynamo)")
+MEMORY = 12 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """One small change of a module.
+
+    Attributes:
+        name: the function, and which of the mistakes in it.
+        function: the function.
+        was: the lines that it changes.
+        becomes: what they become.
+        source: the whole module with it.
+    """
+
+    name: str
+    function: str
+    was: str
+    becomes: str
+    source: str
 
 
 def main() -> None:
@@ -35,29 +66,45 @@ def main() -> None:
     words = arguments()
     file = HERE / f"{words.module.replace('/', '.')}.json"
     record = earlier(file, words.module) if words.again else started(words)
+    # mutmut reads its settings here.
+    os.chdir(ROOT)
+    count, chosen = mistakes_in(words.module, record, words)
+    outcomes = Counter(record["outcomes"])
+    outcomes.subtract(mistake["outcome"] for mistake in record["unnoticed"])
+    left = []
     with tempfile.TemporaryDirectory() as folder:
-        place = copied(Path(folder), words.module, record["tests"])
-        chosen = [mistake["name"] for mistake in record["unnoticed"]] or sampled(
-            place, words.sample, words.seed
-        )
-        mutmut(place, "run", "--max-children", "1", *chosen)
-        statuses = results(place)
-        tried = {name: status for name, status in statuses.items() if not chosen or name in chosen}
-        if not tried or "not checked" in tried.values():
-            sys.exit("mutmut stopped before it had tried all; do the tests pass without a mistake?")
-        outcomes = Counter(record["outcomes"])
-        outcomes.subtract(mistake["outcome"] for mistake in record["unnoticed"])
-        outcomes.update(tried.values())
-        left = [name for name, status in tried.items() if status not in NOTICED]
-        record |= {
-            "mistakes": len(statuses),
-            "tried": outcomes.total(),
-            "outcomes": dict(sorted((+outcomes).items())),
-            "unnoticed": [judged(words.module, place, name, tried[name]) for name in left],
-        }
+        place = copied(Path(folder))
+        tests, seconds = those_that_pass(place, words, record["tests"])
+        target = place / PACKAGE / f"{words.module}.py"
+        Path(cache_from_source(str(target))).unlink(missing_ok=True)
+        for mistake in chosen:
+            target.write_text(mistake.source, encoding="utf-8")
+            outcome = outcome_of(place, tests, seconds)
+            outcomes[outcome] += 1
+            if outcome == "survived":
+                left.append(judged(words.module, mistake, outcome))
+    record |= {
+        "mistakes": count,
+        "tried": outcomes.total(),
+        "outcomes": dict(sorted((+outcomes).items())),
+        "unnoticed": left,
+    }
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     write_rows()
     print(row(file))
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("module", help="a file of the package without its ending, such as terms/penalties")
+    parser.add_argument("--tests", nargs="+", default=[], help="further test files")
+    parser.add_argument("--given", nargs="+", default=[], help="further classes whose contract is run")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of tests for each mistake, at most")
+    parser.add_argument("--sample", type=int, help="try so many mistakes, drawn at random; else all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--again", action="store_true", help="try what nobody noticed, with the tests of now")
+    return parser.parse_args()
 
 
 def started(words: argparse.Namespace) -> dict[str, Any]:
@@ -65,7 +112,7 @@ def started(words: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": f"python experiments/mutation/measure.py {' '.join(sys.argv[1:])}",
         "module_sha256": digest(words.module),
-        "tests": [*mirrored(words.module), *words.tests],
+        "tests": [*mirrored(words.module), *others(words.module), *words.tests],
         "outcomes": {},
         "unnoticed": [],
     }
@@ -78,12 +125,200 @@ def earlier(file: Path, module: str) -> dict[str, Any]:
         sys.exit(f"{module} has changed since; measure it anew, without --again.")
     if not record["unnoticed"]:
         sys.exit(f"Every mistake in {module} was noticed.")
-    return record
+    files = (*mirrored(module), *others(module), *record["tests"])
+    return record | {"tests": list(dict.fromkeys(files))}
 
 
 def digest(module: str) -> str:
     """Return the SHA-256 of a module's source."""
-    return hashlib.sha256((ROOT / "src" / "transformer_dropout" / f"{module}.py").read_bytes()).hexdigest()
+    return hashlib.sha256((ROOT / PACKAGE / f"{module}.py").read_bytes()).hexdigest()
+
+
+def mirrored(module: str) -> list[str]:
+    """Return the test files of a module: the one of its name, and those whose names go on from it."""
+    folder, _, name = f"tests/{module}".rpartition("/")
+    stem = f"test_{name.lstrip('_')}"
+    files = [file for pattern in (f"{stem}.py", f"{stem}_*.py") for file in (ROOT / folder).glob(pattern)]
+    return sorted(str(file.relative_to(ROOT)) for file in files)
+
+
+def others(module: str) -> list[str]:
+    """Return the other test files of a module's room that import it, and the room's contract."""
+    room, _, name = f"transformer_dropout/{module}".replace("/", ".").rpartition(".")
+    imported = re.compile(rf"\b{room}\.{name}\b|from {room} import .*\b{name}\b")
+    files = [
+        file
+        for file in sorted((ROOT / "tests" / module).parent.glob("test_*.py"))
+        if file.name == CONTRACT or imported.search(file.read_text("utf-8"))
+    ]
+    own = mirrored(module)
+    return [path for file in files if (path := str(file.relative_to(ROOT))) not in own]
+
+
+def classes(module: str) -> set[str]:
+    """Return the names of a module's classes."""
+    return set(re.findall(r"^class (\w+)", (ROOT / PACKAGE / f"{module}.py").read_text("utf-8"), flags=re.M))
+
+
+def mistakes_in(module: str, record: dict[str, Any], words: argparse.Namespace) -> tuple[int, list[Mistake]]:
+    """Return how many mistakes there are in a module's functions, and those to try."""
+    import libcst
+    from mutmut.mutation.file_mutation import create_mutations, deep_replace
+
+    path = PACKAGE / f"{module}.py"
+    source = path.read_text(encoding="utf-8")
+    tree, mutations, *_ = create_mutations(str(path), source)
+    names = {node: node.name.value for node in tree.body if isinstance(node, libcst.FunctionDef)}
+    for owner in (node for node in tree.body if isinstance(node, libcst.ClassDef)):
+        methods = [node for node in owner.body.body if isinstance(node, libcst.FunctionDef)]
+        names |= {method: f"{owner.name.value}.{method.name.value}" for method in methods}
+    numbers: Counter[str] = Counter()
+    found = {}
+    for mutation in mutations:
+        function = names.get(mutation.contained_by_top_level_function)
+        if function is not None:
+            numbers[function] += 1
+            found[f"{function} {numbers[function]}"] = function, mutation
+    wanted = [mistake["name"] for mistake in record["unnoticed"]] or sorted(found)
+    if not found.keys() >= set(wanted):
+        sys.exit(f"The record of {module} numbers mistakes in another way; measure it anew, without --again.")
+    if words.sample is not None and words.sample < len(wanted):
+        wanted = sorted(random.Random(words.seed).sample(wanted, words.sample))
+    chosen = []
+    for name in wanted:
+        function, mutation = found[name]
+        changed = deep_replace(tree, mutation.original_node, mutation.mutated_node).code
+        lines = list(difflib.unified_diff(source.splitlines(), changed.splitlines(), lineterm="", n=0))[2:]
+        was, becomes = ("\n".join(t[1:].strip() for t in lines if t.startswith(sign)) for sign in "-+")
+        chosen.append(Mistake(name=name, function=function, was=was, becomes=becomes, source=changed))
+    return len(found), chosen
+
+
+def copied(folder: Path) -> Path:
+    """Copy what the tests need into a folder."""
+    for name in COPIED:
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / name)
+    return folder
+
+
+def those_that_pass(place: Path, words: argparse.Namespace, files: list[str]) -> tuple[list[str], float]:
+    """Return the tests to run for each mistake, in their order, and the seconds they take without one."""
+    module = words.module
+    if not files:
+        sys.exit(f"No test file mirrors or imports {module}; name some with --tests.")
+    if outcome_of(place, files, 600.0, seen=Seen(classes(module) | set(words.given))) == "timeout":
+        sys.exit("The tests take half an hour without a mistake; name fewer.")
+    seen = json.loads((place / "seen.json").read_text(encoding="utf-8"))
+    for name in seen["modules"]:
+        # Imported once here and not again for every mistake.
+        with suppress(Exception):
+            importlib.import_module(name)
+    own = set(mirrored(module))
+    tests, seconds = [], 0.0
+    ordered = sorted(seen["seconds"].items(), key=lambda of: (of[0].split("::")[0] not in own, of[1]))
+    for name, taken in ordered:
+        if not tests or seconds + taken <= words.seconds:
+            tests.append(name)
+            seconds += taken
+    used = f"{len(tests)} of {len(seen['seconds'])} tests, {seconds:.1f} s"
+    print(f"{module}: {used}; {seen['failed']} fail without a mistake", flush=True)
+    if not tests:
+        sys.exit("No test passes without a mistake.")
+    return tests, seconds
+
+
+class Seen:
+    """What a run of tests without a mistake shows: the seconds of those that pass, and what was imported.
+
+    Args:
+        kinds: names of classes; of a contract those tests alone are run that are given one.
+    """
+
+    def __init__(self, kinds: set[str]) -> None:
+        self.kinds = kinds
+        self.seconds: Counter[str] = Counter()
+        self.passed: set[str] = set()
+        self.failed: set[str] = set()
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if item.path.name != CONTRACT or self.is_given(item)]
+
+    def is_given(self, item: Any) -> bool:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return any(value in self.kinds for value in parameters if isinstance(value, str))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] += report.duration
+        if report.when == "call" and report.passed:
+            self.passed.add(report.nodeid)
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+    def write(self, file: Path) -> None:
+        seconds = {name: self.seconds[name] for name in sorted(self.passed - self.failed)}
+        found = {n: getattr(m, "__file__", None) or "" for n, m in list(sys.modules.items())}
+        modules = sorted(n for n, path in found.items() if "site-packages" in path and not NOT_AHEAD.match(n))
+        content = {"seconds": seconds, "failed": len(self.failed), "modules": modules}
+        file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def outcome_of(place: Path, tests: list[str], seconds: float, *, seen: Seen | None = None) -> str:
+    """Run tests in a process of its own in a copy of the sources; return what became of the mistake there."""
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(place, tests, seen))
+    process.start()
+    process.join(3 * seconds + 20)
+    late = process.exitcode is None
+    assert process.pid is not None
+    with suppress(ProcessLookupError):
+        # With whatever the tests have started.
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    if late:
+        return "timeout"
+    return "survived" if process.exitcode == 0 else "killed"
+
+
+def run_tests(place: Path, tests: list[str], seen: Seen | None) -> None:
+    """Run tests in a copy, until one fails or for ``seen`` all of them; end with pytest's exit code."""
+    import pytest
+
+    os.setpgrp()
+    os.chdir(place)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    os.environ |= {"PYTHONPATH": str(place / "src"), "OMP_NUM_THREADS": "1"}
+    sys.path[:0] = [str(place / "src"), str(place)]
+    if seen is None:
+        # Two mistakes may be of one size and one second: what is compiled must not outlive its source.
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    options = ["-m", "not slow", "-p", "no:cacheprovider", *(["-x"] if seen is None else [])]
+    code = pytest.main([*options, *tests], plugins=[] if seen is None else [seen])
+    if seen is not None:
+        seen.write(place / "seen.json")
+    os._exit(int(code))
+
+
+def judged(module: str, mistake: Mistake, outcome: str) -> dict[str, str]:
+    """Return a mistake that nobody noticed, with the reason where it is judged to change nothing."""
+    told = {
+        "name": mistake.name,
+        "function": mistake.function,
+        "was": mistake.was,
+        "becomes": mistake.becomes,
+        "outcome": outcome,
+    }
+    for entry in yaml.safe_load((HERE / "equivalent.yaml").read_text(encoding="utf-8")):
+        if (
+            re.fullmatch(entry["module"], module)
+            and re.search(entry["becomes"], mistake.becomes)
+            and re.search(entry.get("was", ""), mistake.was)
+        ):
+            return told | {"equivalent": entry["why"]}
+    return told
 
 
 def write_rows() -> None:
@@ -96,90 +331,12 @@ def write_rows() -> None:
 def row(file: Path) -> str:
     """Return the page's row for a record."""
     record = json.loads(file.read_text(encoding="utf-8"))
-    noticed = sum(record["outcomes"].get(outcome, 0) for outcome in NOTICED)
+    noticed = record["tried"] - len(record["unnoticed"])
     equivalent = sum("equivalent" in mistake for mistake in record["unnoticed"])
     share = noticed / (record["tried"] - equivalent)
     left = len(record["unnoticed"]) - equivalent
     counts = (record["mistakes"], record["tried"], noticed, equivalent, left)
     return f"| `{file.stem.replace('.', '/')}` | {' | '.join(map(str, counts))} | {share:.0%} |"
-
-
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("module", help="a file of the package without its ending, such as terms/penalties")
-    parser.add_argument("--tests", nargs="+", default=[], help="further test files")
-    parser.add_argument("--sample", type=int, help="try so many mistakes, drawn at random; else all")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--again", action="store_true", help="try what nobody noticed, with the tests of now")
-    return parser.parse_args()
-
-
-def mirrored(module: str) -> list[str]:
-    """Return the test files of a module: the one of its name, and those whose names go on from it."""
-    folder, _, name = f"tests/{module}".rpartition("/")
-    stem = f"test_{name.lstrip('_')}"
-    files = [file for pattern in (f"{stem}.py", f"{stem}_*.py") for file in (ROOT / folder).glob(pattern)]
-    return sorted(str(file.relative_to(ROOT)) for file in files)
-
-
-def copied(folder: Path, module: str, tests: list[str]) -> Path:
-    """Copy what the tests need into a folder, with a configuration for one module."""
-    for name in COPIED:
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
-    lines = [
-        f"only_mutate = {json.dumps([f'src/transformer_dropout/{module}.py'])}",
-        f"pytest_add_cli_args_test_selection = {json.dumps(tests)}",
-    ]
-    with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
-        # The table of mutmut is the last one in the file.
-        file.write("\n".join(lines) + "\n")
-    return folder
-
-
-def mutmut(place: Path, *arguments: str) -> list[str]:
-    """Call mutmut in a folder, on one thread and nothing but the folder to import from; return its lines."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    command = [Path(sys.executable).with_name("mutmut"), *arguments]
-    return subprocess.run(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True
-    ).stdout.splitlines()
-
-
-def sampled(place: Path, count: int | None, seed: int) -> list[str]:
-    """Return the names of the mistakes to try; none stands for all."""
-    if count is None:
-        return []
-    # Making them takes a run; a name that matches nothing makes all and tries none.
-    mutmut(place, "run", "--max-children", "1", "no such mistake")
-    names = sorted(results(place))
-    return names if len(names) <= count else sorted(random.Random(seed).sample(names, count))
-
-
-def results(place: Path) -> dict[str, str]:
-    """Return what became of each mistake."""
-    lines = mutmut(place, "results", "--all", "true")
-    return {match[1]: match[2] for line in lines if (match := STATUS.match(line))}
-
-
-def judged(module: str, place: Path, name: str, status: str) -> dict[str, str]:
-    """Return a mistake that nobody noticed, with the reason where it is judged to change nothing."""
-    shown = mutmut(place, "show", name)
-    was, becomes = (
-        "\n".join(line[1:].strip() for line in shown if re.match(rf"{sign}(?!{sign})", line))
-        for sign in ("-", r"\+")
-    )
-    function = re.sub(r"^.*?x[_ǁ]|__mutmut_\d+$", "", name.rpartition(".")[2]).replace("ǁ", ".")
-    mistake = {"name": name, "function": function, "was": was, "becomes": becomes, "outcome": status}
-    for entry in yaml.safe_load((HERE / "equivalent.yaml").read_text(encoding="utf-8")):
-        if (
-            re.fullmatch(entry["module"], module)
-            and re.search(entry["becomes"], becomes)
-            and re.search(entry.get("was", ""), was)
-        ):
-            return mistake | {"equivalent": entry["why"]}
-    return mistake
 
 
 if __name__ == "__main__":

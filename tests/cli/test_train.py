@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -152,5 +153,30 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(here, tmp_path, config_f
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     result = here("train", config_file(tiny(steps=1)), "--out", "out")
     assert (result.code, len(result.err.splitlines())) == (2, 1)
-    assert result.err.startswith(f"error: {tmp_path / 'cache'}")
+    assert result.err.startswith(f"error: Prepared data cannot be kept in {tmp_path / 'cache'}/")
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("size=8k", "no space left on device"), ("ro", "read-only file system")]
+)
+def test_a_cache_that_is_full_or_read_only_is_one_sentence(
+    here, tmp_path, config_file, tiny, monkeypatch, small_disk, options, reason
+):
+    disk = small_disk(options)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
+    result = here("train", config_file(tiny(steps=1)), "--out", "out")
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    place = f"{disk / 'transformer-dropout'}: {reason}; "
+    assert result.err.startswith(f"error: Prepared data cannot be kept in {place}")
+    assert "XDG_CACHE_HOME" in result.err
+    assert not (tmp_path / "out").exists()
+    assert [path for path in disk.rglob("*") if path.is_file()] == []
+
+
+def test_a_cache_that_has_the_data_need_not_be_written(here, config_file, tiny, monkeypatch, small_disk):
+    disk, path = small_disk("size=1m"), config_file(tiny(steps=1))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
+    assert here("train", path, "--out", "first").code == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert here("train", path, "--out", "second").code == 0

@@ -2,7 +2,7 @@
 
 import json
 
-from transformer_dropout.compare.cells import Cell, make_cells
+from transformer_dropout.compare.cells import Cell, config_as_text, make_cells
 from transformer_dropout.runs.run import run
 
 
@@ -27,3 +27,26 @@ def test_a_finished_run_of_another_config_does_not_count(tmp_path, tiny):
 def test_a_record_that_a_kill_cut_short_is_not_finished(tmp_path, tiny):
     (tmp_path / "run.json").write_text(json.dumps({"status": "finished"})[:-5])
     assert not Cell(config=tiny(), folder=tmp_path).finished
+
+
+def test_a_config_as_text_has_the_names_of_the_config(tiny):
+    config = tiny("A b", seed=3)
+    written = config_as_text(config)
+    assert (written.name, written.seed) == ("A b", 3)
+    assert written.to_yaml() == config.to_yaml()
+    assert written.fingerprint() == config.fingerprint()
+    assert written.slug() == config.slug()
+
+
+def test_a_cell_is_trained_by_the_module_that_is_named(tmp_path, tiny):
+    assert make_cells([tiny()], [0], tmp_path)[0].module == "transformer_dropout.runs"
+    assert make_cells([tiny()], [0], tmp_path, module="mine")[0].module == "mine"
+
+
+def test_a_run_that_has_not_finished_or_not_begun_does_not_count(tmp_path, tiny):
+    cell = Cell(config=tiny(), folder=tmp_path)
+    assert not cell.finished
+    for status, finished in (("running", False), ("finished", True)):
+        record = {"status": status, "fingerprint": tiny().fingerprint()}
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        assert cell.finished is finished

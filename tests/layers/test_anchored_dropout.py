@@ -123,3 +123,62 @@ def test_its_gate_is_not_decayed_and_learns_at_a_rate_of_its_own():
 def test_numbers_out_of_range_are_refused(words, message):
     with pytest.raises(InputError, match=message):
         layer(**words)
+
+
+def test_what_is_not_said_is_as_the_docstring_says():
+    built = layer()
+    assert (built.anchor_p, built.clip, built.causal, built.detach) == (0.1, 10.0, True, False)
+    assert (built.eval_mask, built.penalty, built.has_penalty) == ("mean", None, True)
+    assert built.optimizer_options == {"weight_decay": 0.0, "lr_scale": 1.0}
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_mask_looks_at_later_tokens_only_where_it_may(causal):
+    built, x = trained(causal=causal).eval(), torch.randn(2, 6, WIDTH)
+    other = torch.cat([x[:, :-1], torch.randn(2, 1, WIDTH)], dim=1)
+    assert torch.allclose(built(x)[:, :-1], built(other)[:, :-1]) is causal
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_detached_mask_has_no_gradient_to_its_input(detach):
+    built, x = trained(detach=detach).eval(), torch.randn(2, 6, WIDTH, requires_grad=True)
+    y = built(x)
+    y.sum().backward()
+    assert torch.allclose(x.grad, (y / x).detach(), rtol=1e-3) is detach
+
+
+def test_padding_is_neither_looked_at_nor_counted():
+    built, x, real = trained(causal=False), torch.randn(2, 6, WIDTH), torch.ones(2, 6, dtype=torch.bool)
+    real[1, 4:] = False
+    outputs, penalties = [], []
+    for given in (x, torch.where(real[..., None], x, 9.0)):
+        torch.manual_seed(1)
+        outputs.append(built(given, real)[real])
+        penalties.append(built.take_penalty())
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*penalties)
+
+
+class Remembered:
+    """The keys and values of earlier tokens."""
+
+    def __init__(self):
+        self.pair = None
+
+    def extend(self, *new):
+        before = self.pair or [part[:, :, :0] for part in new]
+        self.pair = [torch.cat(parts, dim=2) for parts in zip(before, new, strict=True)]
+        return self.pair
+
+
+def test_tokens_that_come_later_see_those_before():
+    built, x, past = trained().eval(), torch.randn(2, 6, WIDTH), Remembered()
+    parts = [built(part, None, past) for part in x.split([3, 1, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), built(x))
+
+
+def test_in_half_precision_the_divergence_is_computed_in_full():
+    keep = torch.tensor([0.5, 0.99, 1.0], dtype=torch.bfloat16)
+    found = bernoulli_divergence(keep, 0.25)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, bernoulli_divergence(keep.float(), 0.25))

@@ -62,3 +62,8 @@ def test_it_has_no_penalty():
     assert not layer.has_penalty
     with pytest.raises(InputError):
         layer.take_penalty()
+
+
+def test_in_evaluation_it_returns_what_it_is_given():
+    x = torch.ones(100)
+    assert Dropout(0.5).eval()(x) is x

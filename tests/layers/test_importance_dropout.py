@@ -150,3 +150,23 @@ def test_a_handle_renews_the_rates_each_step():
 def test_wrong_words_are_refused(words, message):
     with pytest.raises(InputError, match=message):
         ImportanceDropout(**({"width": 4} | words))
+
+
+def test_of_two_units_one_has_the_least_rate_and_one_the_most():
+    torch.testing.assert_close(
+        rates_by_importance(torch.tensor([2.0, 1.0]), 0.1, 0.8), torch.tensor([0.02, 0.18])
+    )
+
+
+def test_the_least_of_every_number_is_taken():
+    layer = ImportanceDropout(1, 0.3, spread=0.0, momentum=0.0)
+    layer(torch.tensor([[2.0]]))
+    layer.set_rate(0.4)
+    assert (layer.importance.item(), layer.unit_rates.item()) == (2.0, pytest.approx(0.4))
+
+
+def test_made_without_memory_and_given_some_it_begins_anew():
+    layer = ImportanceDropout(64, 0.3).to("meta").to_empty(device="cpu")
+    assert layer.importance.count_nonzero() == 0
+    torch.testing.assert_close(layer.unit_rates, torch.full((64,), 0.3))
+    assert layer.rate.item() == pytest.approx(0.3)

@@ -52,3 +52,11 @@ def test_it_shows_masks_to_an_observer():
 def test_a_width_without_units_is_refused():
     with pytest.raises(InputError, match="at least 1"):
         Standout(0)
+
+
+def test_the_gate_is_one_matrix_of_small_weights():
+    torch.manual_seed(0)
+    standout = Standout(64)
+    assert list(standout.state_dict()) == ["gate.weight"]
+    assert standout.gate.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert Standout(1)(torch.ones(3, 1)).shape == (3, 1)

@@ -1,5 +1,8 @@
 """The clean loss, its repeatability, and what the masks keep."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +18,12 @@ from transformer_dropout.runs.evaluate import (
     fixed_randomness,
     mask_statistics,
 )
+from transformer_dropout.runs.folds import part_of
 from transformer_dropout.runs.loop import Training
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.run import prepare
 from transformer_dropout.tasks.language import Language
+from transformer_dropout.tasks.language.data import Windows
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 
@@ -153,12 +158,52 @@ def test_a_recipe_without_masks_has_no_fractions(tiny, windows):
 def test_masks_of_all_ones_or_all_zeros_raise_an_alarm():
     by_site = {"blocks.0.mlp": 0.5, "blocks.1.mlp": 0.995, "blocks.2.mlp": 0.001}
     alarms = collapsed_masks({"keep_by_site": by_site, "keep_eval_by_site": {"blocks.0.mlp": 1.0}})
-    assert any("in training" in alarm and "ones" in alarm and "blocks.1.mlp" in alarm for alarm in alarms)
-    assert any("in training" in alarm and "zeros" in alarm and "blocks.2.mlp" in alarm for alarm in alarms)
-    assert any("as evaluated" in alarm and "blocks.0.mlp" in alarm for alarm in alarms)
-    assert not any("in training" in alarm and "blocks.0.mlp" in alarm for alarm in alarms)
+    assert alarms == [
+        "Masks in training are all ones: nothing is dropped (at 1 of 3: blocks.1.mlp).",
+        "Masks in training are all zeros: the place is cut off (at 1 of 3: blocks.2.mlp).",
+        "Masks as evaluated are all ones: nothing is dropped (at 1 of 1: blocks.0.mlp).",
+    ]
 
 
 def test_healthy_masks_raise_none():
-    by_site = {"blocks.0.mlp": 0.02, "blocks.1.mlp": 0.98}
+    by_site = {"blocks.0.mlp": 0.02, "blocks.1.mlp": 0.98, "blocks.2.mlp": 0.99, "blocks.3.mlp": 0.01}
     assert collapsed_masks({"keep_by_site": by_site, "keep_eval_by_site": by_site}) == []
+
+
+class InThrees(Language):
+    """Evaluates three windows at once, and makes a number of its means."""
+
+    def __init__(self):
+        self.seen = []
+
+    def evaluated_together(self, split):
+        return 3 if isinstance(split, Windows) else 5
+
+    def batch(self, split, indices):
+        self.seen.append(list(indices))
+        return super().batch(split, indices)
+
+    def summarize(self, means):
+        return {"perplexity": np.exp(means["loss"])}
+
+
+def test_a_task_says_how_many_examples_go_together_and_what_its_means_come_to(windows, learned_model):
+    task = InThrees()
+    scores = replace(evaluator(learned_model[0]), task=task).scores(windows, np.arange(8))
+    assert task.seen == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert scores == {"perplexity": pytest.approx(np.exp(loss(learned_model[0], windows, 8)), rel=1e-6)}
+    task.seen.clear()
+    replace(evaluator(learned_model[0]), task=task).scores(part_of(windows, np.arange(20, 30)), np.arange(4))
+    assert task.seen == [[20, 21, 22], [23]]
+
+
+def test_a_process_counts_its_own_batches_and_no_repeated_one(windows, learned_model):
+    task = InThrees()
+    second = SimpleNamespace(
+        rank=1, size=2, device=torch.device("cpu"), gather=lambda names: [names], sum=lambda totals: totals
+    )
+    theirs = Evaluator(task=task, model=learned_model[0], processes=second, autocast=False)
+    assert theirs.scores(windows, np.arange(8)) == replace(theirs, processes=ALONE).scores(
+        windows, np.arange(3, 6)
+    )
+    assert task.seen[:2] == [[3, 4, 5], [6, 7]]

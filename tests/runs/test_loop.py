@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,9 +67,10 @@ def test_the_loss_of_a_step_is_the_mean_over_its_parts_and_holds_no_penalty(tiny
 
 def test_what_a_step_leaves_behind(tiny):
     training = training_of(tiny(accumulation=3))
-    training.advance()
-    assert all(parameter.grad is None for parameter in training.model.parameters())
-    assert training.items == 4 * 3 * 16
+    for steps in (1, 2):
+        training.advance()
+        assert all(parameter.grad is None for parameter in training.model.parameters())
+        assert (training.step, training.items) == (steps, steps * 4 * 3 * 16)
 
 
 def test_a_checkpoint_brings_back_what_was_counted(tiny):
@@ -128,3 +130,36 @@ def test_a_checkpoint_names_its_run_and_divergence_its_step(tiny):
     config = tiny()
     assert training_of(config).checkpoint().run == config.fingerprint()
     assert NonFiniteLoss(7).step == 7
+
+
+def test_the_test_split_is_looked_at_whole_where_there_is_one(tiny):
+    training = training_of(tiny(eval_windows=3))
+    assert training.splits.test is None and training.test_scores() == {}
+    split = training.splits.validation
+    training.splits = replace(training.splits, test=split)
+    assert len(split) > 3
+    expected = training.evaluator.scores(split, np.arange(len(split)))
+    assert training.test_scores() == {"test_loss": expected["loss"]}
+
+
+def test_what_no_pre_training_made_are_the_layers_and_what_the_task_says(tiny):
+    training = training_of(tiny(recipe=[GATE]))
+    names = [name for name, _ in training.model.named_parameters()]
+    layers = {name for name in names if ".mlp_output_dropout." in name}
+    assert training.fresh() == layers != set()
+    training.task = SimpleNamespace(fresh=lambda model: ["norm.weight"])
+    assert training.fresh() == layers | {"norm.weight"}
+
+
+def test_the_average_comes_back_from_a_checkpoint_as_it_was(tiny):
+    config, found = tiny(ema=0.5), []
+    before, after = training_of(config), training_of(config)
+    for _ in range(2):
+        before.advance()
+    after.load(before.checkpoint())
+    for training in (before, after):
+        with training.evaluated_weights():
+            found.append(training.whole_state()["blocks.0.mlp.expand.weight"].clone())
+    assert found[0].equal(found[1])
+    assert not found[0].equal(before.whole_state()["blocks.0.mlp.expand.weight"])
+    assert training_of(tiny()).average is None

@@ -72,6 +72,7 @@ def test_a_step_costs_microseconds_within_an_epoch():
 @given(_COUNTS, st.integers(1, 80), _SEEDS)
 def test_a_probe_is_sorted_and_even(count, wanted, seed):
     probe = fixed_probe(count, wanted, seed)
+    assert probe.dtype == np.int64
     assert len(probe) == min(count, wanted) and probe.dtype == np.int64
     assert probe.tolist() == sorted(set(probe.tolist()))
     assert probe[0] >= 0 and probe[-1] < count

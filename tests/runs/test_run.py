@@ -54,24 +54,6 @@ def messages_of(config, folder, **options):
     return said
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A function that mounts a file system with given options at a folder."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(options):
-        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            pytest.skip(f"mounting a file system is not permitted here: {result.stderr.strip()}")
-        return place
-
-    yield mount
-    while subprocess.run(["umount", str(place)], capture_output=True).returncode == 0:
-        pass
-
-
 def test_a_run_writes_its_record_and_a_row_an_evaluation(tmp_path, tiny, learned):
     config = tiny(recipe=learned, accumulation=2)
     record = run(config, tmp_path / "run")

@@ -1,6 +1,7 @@
 """What a training of the user's own is handed, and what becomes of what it tells."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import transformer_dropout as td
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.listener import Listener
 from transformer_dropout.runs.record import read_metrics, read_run
+from transformer_dropout.runs.run import Interrupted
 from transformer_dropout.runs.trial import direction
 
 RULE = {"select": "mlp_output", "layer": "Dropout", "p": 0.1}
@@ -155,3 +157,63 @@ def test_a_repeated_evaluation_is_compared_to_the_last_bit(tmp_path, sure):
     assert record["checks"]["repeatable"] is sure
     assert record["result"]["val_loss"] == 1.0
     assert json.loads((tmp_path / "run.json").read_text()) == record
+
+
+def test_what_is_not_said_of_a_trial(tmp_path):
+    trial = td.Trial(folder=tmp_path)
+    assert (trial.seed, trial.settings, trial.steps, trial.step) == (0, {}, None, 0)
+    assert trial.recipe == td.Recipe()
+    assert read_run(tmp_path)["name"] == "trial"
+
+
+def test_a_trial_that_is_asked_to_end_says_at_which_step(tmp_path):
+    trial = td.Trial(folder=tmp_path)
+    trial.report(step=1, val_loss=1.0)
+    (tmp_path / "stop").touch()
+    with pytest.raises(Interrupted) as stopped:
+        trial.report(step=2, val_loss=1.0)
+    assert (stopped.value.step, stopped.value.signal) == (2, signal.SIGTERM)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_how_fast_a_trainer_was_is_no_metric(tmp_path):
+    trial = td.Trial(folder=tmp_path)
+    trial.report(step=1, eval_runtime=3.0, eval_samples_per_second=2.0, val_loss=1.0)
+    assert rows(tmp_path) == [{"step": 1, "val_loss": 1.0}]
+
+
+def test_a_direction_that_is_said_counts_before_what_the_name_says(tmp_path):
+    trial = td.Trial(folder=tmp_path / "a", metric="val_accuracy:lower")
+    trial.report(step=1, val_accuracy=0.5, val_f1=0.5)
+    assert {name: metric.better for name, metric in trial.metrics.items()} == {
+        "accuracy": "lower",
+        "f1": "higher",
+    }
+    for asked in ("val_loss:up", "loss:"):
+        with pytest.raises(InputError, match="behind the colon stands lower or higher"):
+            td.Trial(folder=tmp_path / "b", metric=asked)
+
+
+def test_that_a_command_prints_its_rows_stays_known(tmp_path):
+    trial = td.Trial(folder=tmp_path)
+    trial.records.content["task"]["rows"] = "printed"
+    trial.records.update()
+    td.Trial(folder=tmp_path)
+    task = {"name": "trial", "item": "run", "metrics": [], "rows": "printed"}
+    assert read_run(tmp_path)["task"] == task
+
+
+def test_a_step_that_comes_again_in_one_process_takes_the_place_of_what_followed_it(tmp_path):
+    trial = td.Trial(folder=tmp_path)
+    for step, loss in ((10, 1.0), (20, 2.0), (30, 3.0), (20, 4.0)):
+        trial.report(step=step, val_loss=loss)
+    assert [(row["step"], row["val_loss"]) for row in rows(tmp_path)] == [(10, 1.0), (20, 4.0)]
+
+
+def test_the_end_knows_how_long_it_took_and_of_what_is_finite(tmp_path):
+    trial = td.Trial(folder=tmp_path)
+    trial.report(step=1, val_loss=1.0, gap=float("inf"))
+    trial.finish()
+    result = read_run(tmp_path)["result"]
+    assert 0 < result.pop("wall_seconds") < 60
+    assert result == {"step": 1, "val_loss": 1.0, "evaluation_bit_equal": None, "restored_step": None}

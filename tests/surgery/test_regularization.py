@@ -290,3 +290,19 @@ def test_a_rate_learned_by_a_layer_is_no_mask_that_is_counted():
             model(tokens())
         assert {name.rpartition("/")[2] for name in counts} == {"mlp_output"}
         assert handle.metrics()["p/blocks.0.attention/attention_output"] == pytest.approx(0.1)
+
+
+def test_an_update_that_reaches_no_rate_lists_those_there_are_and_changes_nothing():
+    rules = [learned(), Rule("embedding", Dropout, p=0.1), Rule("attention_output", Dropout, p=0.2)]
+    handle = regularize_(decoder(), Recipe(rules))
+    places = ", ".join(p.site.name for p in handle.placed if p.site.kind != "mlp_output")
+    assert places.startswith("embedding/embedding, blocks.0.attention/attention_output, ")
+    for selector in ("mlp_output", "no.*"):
+        sentence = f"No placed layer with a rate matches {selector!r}; there are: {places}."
+        with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+            handle.update({selector: 0.3})
+    for wrong in (1.5, Linear(0.0, 1.5)):
+        with pytest.raises(InputError, match="the update for 'embedding'"):
+            handle.update({"embedding": wrong})
+    rates = [placed.layer.p for placed in handle.placed if placed.layer.probability()]
+    assert rates == pytest.approx([0.1, *[0.2] * BLOCKS])

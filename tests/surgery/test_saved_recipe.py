@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 
 import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import FAMILIES, tiny_inputs, tiny_model
@@ -141,3 +142,27 @@ def test_a_broken_file_of_learned_weights_is_refused(tmp_path):
     (tmp_path / LEARNED_FILE).write_bytes(b"no tensors")
     with pytest.raises(td.InputError, match="cannot be read"):
         td.load_regularized(tmp_path, tiny_model("llama"))
+
+
+def test_a_recipe_is_read_from_a_folder_or_from_its_own_file(tmp_path):
+    folder = tmp_path / "a" / "b"
+    for _ in range(2):
+        td.save_recipe(str(folder), RATES)
+    assert td.load_recipe(str(folder / RECIPE_FILE)) == td.load_recipe(folder) == RATES
+
+
+def test_the_file_of_learned_weights_is_one_of_pytorch(tmp_path):
+    td.save_regularized(str(tmp_path / "new"), trained("llama", td.Recipe([rule()]))[1])
+    with safe_open(tmp_path / "new" / LEARNED_FILE, "pt") as file:
+        metadata, names = file.metadata(), file.keys()
+    assert metadata == {"format": "pt"}
+    # Below the base model, whatever head there is.
+    assert names and all(name.startswith("layers.") for name in names)
+
+
+def test_what_is_no_handle_or_no_model_is_named(tmp_path):
+    with pytest.raises(td.InputError, match=r"what td\.regularize_ returned, not Recipe\."):
+        td.save_regularized(tmp_path, RATES)
+    with pytest.raises(td.InputError, match="with a torch module, not str"):
+        td.load_regularized(tmp_path, "gpt2")
+    assert list(tmp_path.iterdir()) == []

@@ -118,3 +118,44 @@ def test_without_rates_or_with_no_step_it_is_refused():
         td.SelfTuned(learned)
     with pytest.raises(td.InputError, match="step is 0"):
         td.SelfTuned(decoder()[1], step=0)
+
+
+def test_a_move_is_a_step_along_the_sign_in_units_of_the_usual_difference():
+    tuned = td.SelfTuned(decoder(mlp_output=0.5)[1], step=0.2)
+    zero, sign = torch.zeros(1, dtype=torch.float64), torch.tensor([-1.0], dtype=torch.float64)
+    tuned.move(zero, sign, 0.0)
+    assert tuned.rates == {"mlp_output": 0.5}
+    tuned = td.SelfTuned(decoder(mlp_output=0.5)[1], step=0.2)
+    # The usual difference is 0.3, then 0.57 and 0.523; no move is longer than two of it.
+    for difference, logit in ((0.3, -0.2), (-3.0, 0.4), (0.1, -0.2 * 0.1 / 0.523)):
+        tuned.move(zero, sign, difference)
+        assert tuned.rates["mlp_output"] == pytest.approx(torch.tensor(logit).sigmoid().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("difference", "end"), [(1.0, 0.9), (-1.0, 0.005)])
+def test_rates_stay_away_from_where_a_logit_has_no_value(difference, end):
+    tuned = td.SelfTuned(decoder(mlp_output=0.5)[1], step=99.0)
+    tuned.move(tuned.logits(), torch.ones(1, dtype=torch.float64), difference)
+    assert tuned.rates["mlp_output"] == pytest.approx(end)
+    for start in (0.0, 1.0):
+        logit = td.SelfTuned(decoder(mlp_output=start)[1]).logits().item()
+        assert logit == pytest.approx(torch.tensor(0.9 if start else 0.005).logit().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_it_measures_on_both_sides_of_the_rate_and_on_held_out_data_without_noise(mode):
+    model, handle = decoder(mlp_output=0.5)
+    model.train(mode)
+    tuned, seen = td.SelfTuned(handle, delta=1.0), []
+
+    def watched(name, seed):
+        def loss():
+            seen.append((name, model.training, round(handle.placed[0].layer.p, 3)))
+            return loss_of(model, seed)()
+
+        return loss
+
+    tuned.measure(watched("training", 0), watched("held out", 1))
+    assert model.training is mode
+    assert seen[0] == ("held out", False, 0.5)
+    assert set(seen[1:]) == {("training", True, 0.731), ("training", True, 0.269)}

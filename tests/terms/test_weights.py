@@ -16,6 +16,7 @@ from transformer_dropout.terms.weights import (
     select_parameters,
     starting_values,
     trainable_parameters,
+    value_at,
 )
 
 
@@ -111,13 +112,30 @@ def test_a_model_without_vectors_still_gives_two_groups_that_an_optimizer_takes(
 def test_a_negative_decay_is_refused(value):
     with pytest.raises(td.InputError, match="at least 0"):
         td.weight_decay_groups(Model(), value)
-    with pytest.raises(td.InputError, match="at least 0"):
+    with pytest.raises(td.InputError, match=r"^weight decay is .*at least 0"):
         td.set_weight_decay(torch.optim.AdamW(td.weight_decay_groups(Model(), 0.1)), value)
 
 
 def test_a_model_with_nothing_to_train_is_refused():
     with pytest.raises(td.InputError, match="no trainable parameter"):
         td.weight_decay_groups(Model().requires_grad_(False), 0.1)
+
+
+def test_an_embedding_is_no_norm_whatever_its_name():
+    class NormedEmbedding(nn.Embedding):
+        pass
+
+    embedding = NormedEmbedding(7, 4)
+    decayed, _ = td.weight_decay_groups(nn.Sequential(embedding), 0.3)
+    assert decayed["params"] == [embedding.weight]
+
+
+def test_a_schedule_is_read_from_the_first_step_to_the_last_and_nowhere_else():
+    schedule = td.Linear(2.0, 4.0)
+    assert [value_at(schedule, progress) for progress in (0, 0.5, 1)] == [2.0, 3.0, 4.0]
+    for progress in (-0.01, 1.01, float("nan")):
+        with pytest.raises(td.InputError, match="fraction of training done"):
+            value_at(schedule, progress)
 
 
 # Selection

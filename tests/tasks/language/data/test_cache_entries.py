@@ -1,5 +1,6 @@
 import pytest
 
+from transformer_dropout.errors import InputError
 from transformer_dropout.tasks.language.data.cache_entries import is_sound, publish, write_manifest
 
 
@@ -72,5 +73,5 @@ def test_what_cannot_be_renamed_is_told(tmp_path, monkeypatch):
         raise PermissionError("read-only")
 
     monkeypatch.setattr("pathlib.Path.rename", rename)
-    with pytest.raises(PermissionError, match="read-only"):
+    with pytest.raises(InputError, match=f"^Prepared data cannot be kept in {tmp_path}: read-only; "):
         _write(tmp_path / "key")

@@ -229,3 +229,13 @@ def test_prepare_without_a_cache_uses_the_default(notes, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     prepare(DataConfig(source=str(notes)))
     assert len(os.listdir(tmp_path / "xdg" / "transformer-dropout")) == 1
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_a_full_cache_is_one_sentence_whatever_is_written_last(notes, small_disk, tokenizer):
+    for size in ("4k", "12k"):
+        disk = small_disk(f"size={size}")
+        sentence = f"^Prepared data cannot be kept in {disk}: no space left on device; "
+        with pytest.raises(InputError, match=sentence):
+            prepare(DataConfig(source=str(notes), tokenizer=tokenizer), disk)
+        assert list(disk.iterdir()) == []

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from ....errors import InputError
 from ....runs.checkpoint import digest
 
 _MANIFEST = "manifest.json"
@@ -35,11 +36,13 @@ def publish(entry: Path) -> Generator[Path, None, None]:
 
     A damaged entry is replaced. When another process published the same entry meanwhile, that one stays.
     After an exception nothing is published; a process that is killed leaves a folder that nobody reads.
+
+    Raises:
+        InputError: when the place is full or cannot be written.
     """
-    entry.parent.mkdir(parents=True, exist_ok=True)
     folder = _sibling(entry)
-    folder.mkdir()
     try:
+        folder.mkdir(parents=True)
         yield folder
         try:
             folder.rename(entry)
@@ -49,6 +52,12 @@ def publish(entry: Path) -> Generator[Path, None, None]:
             if not is_sound(entry):
                 _move_aside(entry)
                 folder.rename(entry)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"Prepared data cannot be kept in {entry.parent}: {reason}; make room or get permission there, "
+            "or set XDG_CACHE_HOME to another folder."
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -110,7 +110,8 @@ class LibraryTokenizer:
 
     def save(self, folder: Path) -> None:
         _save_spec(folder, self.spec)
-        self._inner.save(str(folder / _LIBRARY_FILE))
+        # The library's own `save` has an exception of its own for a full disk.
+        (folder / _LIBRARY_FILE).write_text(self._inner.to_str(pretty=True), encoding="utf-8")
 
 
 def vocabulary_size(spec: str) -> int | None:
