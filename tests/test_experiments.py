@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def test_the_differences_told_of_skipped_blocks_are_those_of_the_metrics(arm):
         differences = differences_to(by_seed("dense masked", measure), arms)
         found.append(difference_text(differences[arm].estimate))
     assert shown == found
+
+
+def test_the_published_columns_are_those_of_the_record():
+    page = EXPERIMENTS / "published" / "README.md"
+    columns = runpy.run_path(str(EXPERIMENTS / "published" / "columns.py"))["columns"]()
+    assert f"<!-- columns.py -->\n{columns}<!-- end -->" in page.read_text(encoding="utf-8")
+    assert len(columns.splitlines()) == 2 + 9
+
+
+def test_what_attention_dropout_left_on_costs_is_that_of_the_record():
+    found = json.loads((EXPERIMENTS / "published" / "attention_left_on.json").read_text(encoding="utf-8"))
+    costs = {}
+    for name, row in found.items():
+        costs.setdefault(name.split("-")[1], []).append(row["on"] - row["off"])
+    shown = [f"{sum(three) / 3:.3f} at {p}" for p, three in costs.items()]
+    assert len(shown) == 3 and all(len(three) == 3 for three in costs.values())
+    text = words(EXPERIMENTS / "published" / "README.md")
+    assert all(cost in text for cost in (shown[0].replace("at", "nats at"), *shown[1:]))
 
 
 TASKS = ("images", "images_vit", "regression", "causal_lm", "sentences")

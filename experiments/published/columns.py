@@ -16,14 +16,14 @@ MARKED = re.compile(r"(<!-- columns\.py -->\n).*?(<!-- end -->)", flags=re.DOTAL
 # Arm: published validation loss, percent kept.
 PUBLISHED: dict[str, tuple[float, float | None]] = {
     "baseline": (3.475, None),
-    "dropout_0.2_baseline": (3.354, None),
-    "dropout_0.3_baseline": (3.425, None),
-    "dropout_0.4_baseline": (3.512, None),
-    "with_penalty": (3.384, 61.7),
-    "without_penalty": (3.403, 96.1),
-    "shift_init_half_pi": (3.405, 59.6),
-    "shift_init_pi": (3.457, 25.1),
-    "precomputed_masks": (3.425, 77.5),
+    "dropout 0.2 baseline": (3.354, None),
+    "dropout 0.3 baseline": (3.425, None),
+    "dropout 0.4 baseline": (3.512, None),
+    "with penalty": (3.384, 61.7),
+    "without penalty": (3.403, 96.1),
+    "shift init half pi": (3.405, 59.6),
+    "shift init pi": (3.457, 25.1),
+    "precomputed masks": (3.425, 77.5),
 }
 
 
@@ -36,7 +36,7 @@ def mean_of(comparison: Comparison, arm: str, *path: str) -> float | None:
 def left_on(arm: str) -> float | None:
     """Return the mean validation loss of an arm with its attention dropout left on."""
     found = json.loads((FOLDER / "attention_left_on.json").read_text(encoding="utf-8"))
-    of_arm = [row["on"] for run, row in found.items() if run.split("/")[0].replace("-", "_") == arm]
+    of_arm = [row["on"] for run, row in found.items() if run.split("/")[0] == arm.replace(" ", "-")]
     return sum(of_arm) / len(of_arm) if of_arm else None
 
 
