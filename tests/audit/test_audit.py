@@ -76,6 +76,47 @@ def test_recurrent_dropout_is_seen():
     model = nn.LSTM(8, 8, num_layers=2, dropout=0.3, batch_first=True)
     (event,) = td.audit(model, X).events
     assert (event.operation, event.resolved, event.configured) == ("torch.lstm", 0.3, 0.3)
+    assert event.kind == "mlp_hidden"
+
+
+class Recurrent(nn.Module):
+    """Two recurrences and a head over their last states, with a dropout before each."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.table, self.drop = nn.Embedding(16, 8), nn.Dropout(0.3)
+        self.first = kind(8, 8, batch_first=True)
+        self.second = kind(8, 8, num_layers=2, dropout=0.2, batch_first=True)
+        self.end = nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        x = self.first(self.drop(self.table(tokens)))[0]
+        x = self.second(self.drop(x))[0]
+        return self.end(self.drop(x[:, -1])).log_softmax(-1)
+
+
+class Cells(Recurrent):
+    """The same token by token."""
+
+    def forward(self, tokens):
+        first = second = None
+        for x in self.table(tokens).unbind(1):
+            first = self.first(self.drop(x), first)
+            second = self.second(self.drop(first), second)
+        return self.end(self.drop(second))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_model_has_hidden_states_between_its_embedding_and_its_head(kind):
+    events = td.audit(Recurrent(kind), TOKENS).events
+    assert [event.kind for event in events] == ["embedding", "mlp_hidden", "mlp_hidden", "classifier"]
+
+
+def test_so_has_one_that_steps_from_token_to_token():
+    model = Cells(nn.GRU)
+    model.first, model.second = nn.GRUCell(8, 8), nn.GRUCell(8, 8)
+    events = td.audit(model, TOKENS).events
+    assert [event.kind for event in events] == [*["embedding", "mlp_hidden"] * 6, "classifier"]
 
 
 def test_stochastic_depth_is_a_block():

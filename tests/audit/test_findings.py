@@ -412,6 +412,36 @@ def test_a_branch_that_is_dropped_twice_is_found():
     assert codes(Branches(lambda m, x: drop_path(F.dropout(x, 0.2), 0.5))) == []
 
 
+class Sums(nn.Module):
+    """Two residual branches, linear or of convolutions, added by a function of `x` and `branch`."""
+
+    def __init__(self, add, *, convolves=False):
+        super().__init__()
+        kind = (lambda: nn.Conv1d(8, 8, 1)) if convolves else (lambda: nn.Linear(8, 8))
+        self.stem, self.add = nn.Conv1d(6, 8, 1) if convolves else nn.Linear(8, 8), add
+        self.branches = nn.ModuleList(nn.Sequential(kind(), nn.GELU(), kind()) for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for branch in self.branches:
+            x = self.add(x, branch(x)) if self.training else x + branch(x)
+        return x
+
+
+@pytest.mark.parametrize("convolves", [False, True])
+def test_a_sum_that_is_dropped_behind_its_branch_is_found(convolves):
+    sums = [
+        lambda x, branch: drop_path(x + drop_path(branch, 0.2), 0.5),
+        lambda x, branch: drop_path(drop_path(branch, 0.2) + x, 0.5),
+    ]
+    for add in sums:
+        (finding,) = findings(Sums(add, convolves=convolves))
+        assert finding.code == "drop-path-twice"
+        assert "behind the residual sum" in finding.message
+    for add in (lambda x, branch: x + drop_path(branch, 0.2), lambda x, branch: drop_path(branch, 0.2) + x):
+        assert codes(Sums(add, convolves=convolves)) == []
+
+
 class Scores(nn.Module):
     """Attention that drops before or behind its softmax."""
 

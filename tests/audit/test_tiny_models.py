@@ -107,6 +107,15 @@ def test_a_family_outside_the_table_is_built_from_its_config(config_of):
     assert model(**tiny_inputs(model)).logits.shape == (2, 12, 64)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"attn_implementation": "somebody/kernels"}, {"text_config": {"_attn_implementation": "somebody/k"}}],
+)
+def test_a_kernel_from_elsewhere_is_refused(config_of, asked):
+    with pytest.raises(InputError, match="asks for a kernel from elsewhere"):
+        tiny_model(config_of({"model_type": "llama", **asked}))
+
+
 def test_remote_code_is_refused_and_not_run(config_of, tmp_path):
     (tmp_path / "modeling.py").write_text("raise SystemExit('this ran')")
     auto_map = {"AutoModelForCausalLM": "modeling.Model", "AutoConfig": "modeling.Config"}

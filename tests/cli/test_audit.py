@@ -125,12 +125,18 @@ def test_help_has_examples(here):
     assert "dropout audit gpt2" in here("audit", "--help").out
 
 
-def test_a_pipe_never_breaks_a_path(here, tmp_path, monkeypatch):
-    (tmp_path / "deep_to_audit.py").write_text(DEEP)
-    for command in ("audit", "sites"):
-        monkeypatch.setenv("COLUMNS", "30")
-        lines = here(command, "deep_to_audit:build").out.splitlines()
-        assert any(".".join(["a_rather_long_name"] * 8) in line for line in lines)
+LONG = "x" * 200
+
+
+def test_a_pipe_never_breaks_a_path_and_has_no_colours_and_no_lines(command, tmp_path):
+    (tmp_path / f"deep_{LONG}_to_audit.py").write_text(DEEP)
+    for name in ("audit", "sites"):
+        result = command(name, f"deep_{LONG}_to_audit:build")
+        assert result.code == 0
+        lines = result.out.splitlines()
+        assert lines[0].startswith(f"deep_{LONG}_to_audit:build: ")
+        assert sum(".".join([LONG] * 2) in line for line in lines) >= 4
+        assert not re.search("[\x1b\u2500-\u257f]", result.out)
 
 
 DEEP = """
@@ -139,8 +145,8 @@ from torch import nn
 
 def build():
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
-    for _ in range(8):
-        model = nn.Sequential(__import__("collections").OrderedDict(a_rather_long_name=model))
+    for _ in range(2):
+        model = nn.Sequential(__import__("collections").OrderedDict([("x" * 200, model)]))
     return model, torch.ones(2, 3, 8)
 """
 

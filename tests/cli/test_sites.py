@@ -31,7 +31,7 @@ def assert_refused(result, part):
 
 def rows_of(text):
     """Return the cells of a printed table, by path and kind."""
-    lines = [line.split("  ") for line in text.splitlines() if line.startswith(" ")]
+    lines = [line.split("  ") for line in text.splitlines()]
     rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     return {(row[0], row[1]): row[2:] for row in rows if len(row) > 4}
 

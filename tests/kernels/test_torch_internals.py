@@ -181,3 +181,29 @@ def test_a_broken_kernel_package_breaks_no_import_and_is_told_of(package, tmp_pa
 
 def test_a_package_that_is_not_there_is_not_told_of():
     assert not _native.can_be_loaded("no_such_package_at_all")
+
+
+@pytest.mark.parametrize(("reentrant", "name"), [(False, "recompute_fn"), (True, "run_function")])
+def test_what_a_checkpoint_computes_again_is_found_in_its_frame(reentrant, name):
+    found = []
+
+    def watched(x):
+        frame = sys._getframe()
+        while frame is not None:
+            found.append(torch_internals.recomputed_by(frame))
+            frame = frame.f_back
+        return x.sin()
+
+    torch.utils.checkpoint.checkpoint(watched, torch.ones(2, requires_grad=True), use_reentrant=reentrant)
+    ((holder, attribute),) = [one for one in found if one is not None]
+    assert attribute == name and callable(getattr(holder, name))
+
+
+def test_a_checkpoint_that_shows_nothing_is_no_other_frame():
+    code = compile("def checkpoint(): raise RuntimeError", "/lib/torch/utils/checkpoint.py", "exec")
+    made = {}
+    exec(code, made)
+    with pytest.raises(RuntimeError) as raised:
+        made["checkpoint"]()
+    with pytest.raises(LookupError, match="checkpoint shows no recompute_fn"):
+        torch_internals.recomputed_by(raised.tb.tb_next.tb_frame)

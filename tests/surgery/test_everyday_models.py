@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import transformer_dropout as td
 from transformer_dropout import layers
@@ -160,8 +162,18 @@ def test_a_wrapped_model_gets_one_sentence(tmp_path):
         wrapped = nn.parallel.DistributedDataParallel(decoder())
         with pytest.raises(td.InputError, match=r"in DistributedDataParallel already.* wrap it after"):
             td.set_rates(wrapped, {"mlp_output": 0.1})
+        sharded = fully_shard(decoder(), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(td.InputError, match=r"is sharded by FSDP already.* shard it after"):
+            td.set_rates(sharded, {"mlp_output": 0.1})
         td.set_rates(inner := decoder(), {"mlp_output": 0.1})
-        assert varies(lambda: nn.parallel.DistributedDataParallel(inner)(torch.arange(6)[None]))
+        shared = nn.parallel.DistributedDataParallel(inner)
+        assert varies(lambda: shared(torch.arange(6)[None]))
+        # Its rates may change, its places not.
+        td.set_rates(shared, {"mlp_output": 0.0})
+        with pytest.raises(td.InputError, match="in DistributedDataParallel already"):
+            td.set_rates(shared, {"embedding": 0.1})
+        assert not varies(lambda: shared(torch.arange(6)[None]))
+        assert [placed.site.kind for placed in td.handle_of(shared).placed] == ["mlp_output"] * 2
     finally:
         dist.destroy_process_group()
 

@@ -1,15 +1,21 @@
 """Attention of Hugging Face models through a layer: written out, it is the model's own attention."""
 
+import copy
+import gc
 import json
+import pickle
 
 import pytest
 import torch
 import transformers
 from torch._dynamo.testing import CompileCounter
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 import transformer_dropout as td
 from transformer_dropout.audit._configured import config_fields
 from transformer_dropout.audit.tiny_models import FAMILIES, tiny_inputs, tiny_model
+from transformer_dropout.surgery._attention import PREFIX
 
 # Grouped heads, a soft cap, sinks, position biases, windows, encoders, cross-attention.
 SPECIAL = ["llama", "gemma2", "gpt_oss", "t5", "mistral", "gemma3_text", "bert", "modernbert", "bart", "gpt2"]
@@ -280,3 +286,58 @@ def test_a_saved_config_names_the_models_own_implementation(tmp_path):
     text = (tmp_path / "config.json").read_text()
     assert "transformer_dropout" not in text
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+def routes(attention):
+    """Return how many modules call an attention through a layer; 0 where the table has no such entry."""
+    entry = ALL_ATTENTION_FUNCTIONS.get(PREFIX + attention)
+    return 0 if entry is None else vars(entry)["routes"]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_removed_it_leaves_no_trace_in_the_table_of_attentions(attention, duplicate):
+    gc.collect()
+    model, before = built("llama", attention), routes(attention)
+    handle = with_layer(model, p=0.5)
+    twin = duplicate(model)
+    handle.remove()
+    # The copy has its layer still.
+    inputs = inputs_of(model)
+    assert routes(attention) == before + 2
+    assert not torch.equal(logits(twin.train(), inputs, 1), logits(twin, inputs, 2))
+    td.handle_of(twin).remove()
+    assert routes(attention) == before
+    assert torch.equal(logits(twin, inputs, 1), logits(twin, inputs, 2))
+
+
+def test_a_model_that_nobody_has_any_more_leaves_the_table():
+    gc.collect()
+    before = routes("eager")
+    with_layer(built("llama", "eager"))
+    gc.collect()
+    assert routes("eager") == before
+
+
+class Inheriting(LlamaAttention):
+    """What a user makes of a model's attention."""
+
+
+def test_an_attention_of_the_users_own_evaluates_as_the_one_that_it_inherits_from():
+    model = built("llama", "eager")
+    inputs = inputs_of(model)
+    expected = logits(model, inputs)
+    for block in model.model.layers:
+        block.self_attn.__class__ = Inheriting
+    with_layer(model, p=0.5)
+    assert torch.equal(logits(model, inputs), expected)
+    assert not torch.equal(logits(model.train(), inputs), expected)
+
+
+def test_a_file_with_a_table_of_its_own_is_served():
+    model = tiny_model("doge", attention="sdpa")
+    table = transformers.models.doge.modeling_doge.ALL_ATTENTION_FUNCTIONS
+    with_layer(model, p=0.5)
+    assert PREFIX + "sdpa" in table
+    td.handle_of(model).remove()
+    assert PREFIX + "sdpa" not in table

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import transformer_dropout as td
-from transformer_dropout.sites import own_rate
+from transformer_dropout.sites import _written_rates, own_rate
 
 KINDS = ("embedding", "attention_weights", "attention_output", "mlp_output")
 
@@ -152,3 +153,66 @@ def test_what_can_only_be_named_is_named():
     with pytest.warns(UserWarning, match="draws random numbers in training that no layer"):
         handle = td.set_rates(model, {"mlp_output": 0.0})
     assert "blocks.0  other" in handle.beside
+
+
+class Checkpointed(Model):
+    """The same, of which the backward pass computes again what each block does."""
+
+    def __init__(self, again) -> None:
+        super().__init__()
+        self.again = again
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = F.dropout(self.token(ids), 0.05, self.training)
+        for block in self.blocks:
+            x = x + self.again(lambda y, block=block: F.dropout(block.attend(y), 0.25, self.training), x)
+            x = x + self.again(lambda y, block=block: F.dropout(block.down(block.up(y).relu()), 0.1), x)
+        return self.head(x)
+
+
+def nested(function, x):
+    def outer(y):
+        return checkpoint(function, y, use_reentrant=False) * 1.0
+
+    return checkpoint(outer, x, use_reentrant=False)
+
+
+def in_segments(function, x):
+    return checkpoint_sequential([function, lambda y: y * 1.0], 2, x, use_reentrant=True)
+
+
+def gradients(again):
+    model = Checkpointed(again).train()
+    td.set_rates(model, {"attention_output": 0.6, "mlp_output": 0.5}, inputs=IDS)
+    torch.manual_seed(2)
+    model(IDS).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+# It looks at each part alone too, without gradients.
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize(
+    "again",
+    [
+        functools.partial(checkpoint, use_reentrant=False),
+        functools.partial(checkpoint, use_reentrant=True),
+        nested,
+        in_segments,
+    ],
+    ids=["plain", "reentrant", "nested", "in segments"],
+)
+def test_what_a_checkpoint_computes_again_drops_as_it_did(again):
+    expected, found = gradients(lambda function, x: function(x)), gradients(again)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_that_cannot_be_followed_is_refused(monkeypatch):
+    def hidden(frame):
+        if frame.f_code.co_name == "checkpoint":
+            raise LookupError("nothing is shown")
+
+    monkeypatch.setattr(_written_rates, "recomputed_by", hidden)
+    with pytest.raises(td.InputError, match=r"a checkpoint computes again \(nothing is shown\)"):
+        gradients(functools.partial(checkpoint, use_reentrant=False))

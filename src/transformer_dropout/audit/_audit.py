@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..sites.observation.inputs import arguments_for, described
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from . import _findings as check
@@ -120,9 +120,8 @@ def run_or_refuse(model: nn.Module, observer: Observer, inputs: Any) -> str | No
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
-        first = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"{type(model).__name__} could not be run with {described(inputs)}: {first}"
+            f"{type(model).__name__} could not be run with {described(inputs)}: {first_line(error)}"
         ) from error
 
 

@@ -43,6 +43,12 @@ def configured_rate(module: nn.Module, kind: str, resolved: float | None) -> tup
                 item for item in equal if (kind == "attention_weights") == bool(ATTENTION.search(item[0]))
             ]
             return (named or equal)[0]
+    if kind == "block" and not any(BLOCK.search(name) for name, _ in held):
+        # Some leave out blocks at a rate that they read from the config each time.
+        config = getattr(module, "config", None)
+        fields = vars(config).items() if hasattr(config, "__dict__") else ()
+        read = [(f"config.{name}", rate) for name, rate in fields if BLOCK.search(name) and is_rate(rate)]
+        held = read or held
     word = {"attention_weights": ATTENTION, "block": BLOCK}.get(kind)
     if word is not None and any(word.search(name) for name, _ in held):
         return next(item for item in held if word.search(item[0]))

@@ -88,9 +88,26 @@ def dropout_twice(training: Observer) -> Iterator[Finding]:
 
 
 def drop_path_twice(training: Observer) -> Iterator[Finding]:
-    """Find branches of which whole samples are dropped twice, whatever was computed between."""
+    """Find branches of which whole samples are dropped twice, whatever was computed between.
+
+    The second time may come behind the sum with the skip connection, which then is dropped as well.
+    """
     for site, message in in_a_row(training, "branch"):
         yield Finding(code="drop-path-twice", site=site, message=message)
+    sums: dict[tuple[str, str], list[Event]] = {}
+    for numbers in sorted(training.lineage.in_sums):
+        if not any(is_ours(training, number) for number in numbers):
+            first, second = (training.events[number] for number in numbers)
+            sums.setdefault((generalized(first.path), generalized(second.path)), []).extend((first, second))
+    for events in sums.values():
+        yield Finding(
+            code="drop-path-twice",
+            site=merged({event.path for event in events[1::2]}),
+            message=f"It drops whole samples with {spread(event.rate for event in events[1::2])} behind the "
+            "residual sum, the skip connection with them, after the dropout of "
+            f"{merged({event.path for event in events[::2]}) or 'the model'} has dropped the branch with "
+            f"{spread(event.rate for event in events[::2])}. Drop the branch alone: x + drop_path(f(x)).",
+        )
 
 
 def in_a_row(training: Observer, what: str) -> Iterator[tuple[str, str]]:

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.torch_internals import inside_backward
+from ..errors import first_line
+from ..kernels.torch_internals import inside_backward, storage_identity
 from ..layers import DropoutLayer
 from ..sites import KINDS
 from ..sites.observation.calls import Call, Calls, newly_zero
 from ..sites.observation.host_random import HostRandomWatch
 from ..sites.observation.inputs import call
-from ..sites.observation.lineage import Lineage, first_tensor, tensors_in
+from ..sites.observation.lineage import Lineage, Origin, first_tensor, tensors_in
+from ..sites.observation.roles import is_recurrent
 from ..sites.observation.rows import has_numbers, rows_summing_to_one
 from ..sites.observation.stack import ModuleStack, drops
 from ._configured import configured_rate
@@ -52,7 +54,8 @@ class Observer:
         self.recomputed: dict[str, list[Fingerprint]] = {}
         self.called: set[str] = set()
         self.evaluated: set[str] = set()
-        self.lineage = Lineage(self.note_application)
+        learned = frozenset(map(storage_identity, model.parameters()))
+        self.lineage = Lineage(self.note_application, learned)
         self.traces: list[Trace] = []
         self.output: Any = None
         self.blocks = block_paths(model)
@@ -81,7 +84,7 @@ class Observer:
             try:
                 self.run_backward()
             except RuntimeError as error:
-                return str(error).splitlines()[0]
+                return first_line(error)
         return None
 
     def run_backward(self) -> None:
@@ -129,6 +132,9 @@ class Observer:
         """Return what is seen around one random operation when it runs."""
         operand = first_tensor((*this.args, *this.kwargs.values())) if "dropout" in this.name else None
         origin = None if operand is None else self.lineage.origin(operand)
+        if is_recurrent(this.name):
+            # It drops between its own layers.
+            origin = Origin("hidden", attended=True)
         return Trace(
             module=self.stack.module,
             named=self.kind_by_name(),
@@ -172,8 +178,9 @@ class Observer:
 
     def finish(self) -> None:
         """Tell the kind of every event, and where its rate was written down, now that all has been seen."""
+        heads = {number for number, _ in self.lineage.before_output(self.output).values()}
         for number, (event, trace) in enumerate(zip(self.events, self.traces, strict=True)):
-            kind = kind_of(trace, number, self.lineage)
+            kind = kind_of(trace, number, self.lineage, before_output=number in heads)
             configured = configured_rate(trace.module, kind, event.resolved)
             if (
                 configured
@@ -212,16 +219,7 @@ class Observer:
         own = [number for number in range(since, len(self.events)) if self.events[number].path == path]
         computed = isinstance(module, DropoutLayer) and hasattr(module, "eval_mask")
         if not own and computed:
-            event = Event(
-                path=path,
-                kind="unknown",
-                operation=type(module).__name__,
-                training=self.training,
-                random=False,
-            )
-            own = [
-                self.add(event, Trace(module=module, named=self.kind_by_name(), shape=tuple(before.shape)))
-            ]
+            own = [self.add_mask(path, module, before)]
         for number in own:
             self.measure(number, dropped, computed=computed)
             if self.traces[number].origin is None:

@@ -61,13 +61,14 @@ class Trace:
         return all(size == 1 for size in self.shape[1:]) and len(self.shape) != 1
 
 
-def kind_of(trace: Trace, number: int, lineage: Lineage) -> str:
+def kind_of(trace: Trace, number: int, lineage: Lineage, *, before_output: bool) -> str:
     """Return the kind of site that an operation acted on, ``unknown`` where nothing tells.
 
     Args:
         trace: what was seen around it.
         number: the operation's.
         lineage: of the whole forward.
+        before_output: whether the output layer takes what it leaves.
     """
     origin = trace.origin or NOTHING
     if trace.named is not None:
@@ -80,8 +81,12 @@ def kind_of(trace: Trace, number: int, lineage: Lineage) -> str:
         return "block"
     later, branch = number in lineage.used, number in lineage.joined
     kind = kind_by_role(origin, later=later, branch=branch)
-    if kind == "unknown" and origin.role == "stream" and not trace.in_block and not branch:
-        # Behind the last block of an encoder, whose output a decoder's attention takes.
+    behind = origin.role == "stream" and not trace.in_block and not branch
+    # Behind the last block of an encoder, whose output a decoder's attention takes; or before the output
+    # layer of a model without residual sums, as a recurrent one is.
+    if (kind == "unknown" and (behind or before_output)) or (
+        before_output and kind.startswith("mlp") and origin.attended and not origin.joined
+    ):
         return "classifier"
     return kind
 
@@ -96,6 +101,9 @@ def kind_by_role(origin: Origin, *, later: bool, branch: bool) -> str:
     """
     if origin.role == "mixed":
         return "attention_output"
+    if origin.together and branch:
+        # The outputs of an attention and of an MLP side by side: what the block adds.
+        return "block"
     before_all = not origin.attended and not branch
     if before_all and later and (origin.role in EARLY or origin.role in ("hidden", "transformed")):
         return "embedding"
@@ -103,4 +111,7 @@ def kind_by_role(origin: Origin, *, later: bool, branch: bool) -> str:
     of_head = origin.joined and not branch and not later
     if origin.role in ("hidden", "transformed") and not of_head:
         return "mlp_hidden" if origin.role == "hidden" else "mlp_output"
+    if origin.role == "projected" and branch:
+        # Linear all through, and no attention.
+        return "mlp_output"
     return "classifier" if of_head and origin.attended else "unknown"

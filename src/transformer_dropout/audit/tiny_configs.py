@@ -34,6 +34,9 @@ BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_lay
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 # What names single blocks, or belongs to stored weights.
 LEFT_OUT = ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "per_layer_config")
+# In place of a network of timm, which not everybody has; neither drops.
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+HEADS = ("num_heads", "num_attention_heads")
 AS_THEY_ARE = ("id2label", "label2id", "rope_parameters", "rope_scaling")
 
 
@@ -47,13 +50,17 @@ def shrunk(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name in LEFT_OUT or name in ("transformers_version", "dtype", "torch_dtype"):
             continue
-        if isinstance(value, Mapping) and name not in AS_THEY_ARE:
+        if isinstance(value, Mapping) and value.get("model_type") == "timm_backbone":
+            value = RESNET | {"out_indices": value.get("out_indices")}
+        elif isinstance(value, Mapping) and name not in AS_THEY_ARE:
             value = shrunk(value)
         elif name in DEEP and type(value) is int and value > 0:
             value = DEEP[name]
         elif isinstance(value, list) and blocks > 2 and len(value) == blocks:
-            # One entry a block: the first and the last kind of block stay.
-            value = [value[0], value[-1]]
+            # One entry a block: the first and the last kind of block stay; heads must divide the width.
+            value = [value[0], value[-1]] if name not in HEADS else [DEEP[name]] * 2
+        elif name == "image_size" and isinstance(value, list):
+            value = [DEEP[name]] * len(value)
         elif (
             name.endswith(("token_id", "token_index")) and type(value) is int and value >= TINY["vocab_size"]
         ):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, did_you_mean, first_line
 from ..json_file import read_object
 from ..sites._own_inputs import usable_inputs
 from ._configured import dropout_fields
@@ -125,6 +125,14 @@ def refuse_remote_code(config: Mapping[str, Any], path: Path) -> None:
             f"{path} asks for remote code (auto_map), which is never executed; audit the model from your own "
             "code with td.audit(model, inputs), or take auto_map out if transformers has the model itself."
         )
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            refuse_remote_code(value, path)
+        elif key.endswith("_implementation") and "/" in str(value):
+            raise InputError(
+                f"{path} asks for a kernel from elsewhere ({key}: {value}), which is never loaded; take it "
+                "out, or choose one with --attention."
+            )
 
 
 def saved_model(folder: Path, *, attention: str | None = None) -> nn.Module:
@@ -146,11 +154,6 @@ def saved_model(folder: Path, *, attention: str | None = None) -> nn.Module:
         return class_of(family, stored).from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:
         raise InputError(f"The model in {folder} could not be loaded: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def shrunk_config(config_class: type, stored: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError, check_choice
-from .tables import narrow_table, table_console
+from .tables import print_table, table_console
 from .target import Target, open_target, what_failed
 
 if TYPE_CHECKING:
@@ -100,14 +100,14 @@ def show(console: Console, target: str, result: "Audit") -> None:
     """Print an audit as tables."""
     _, rows = result.table()
     if rows:
-        console.print(narrow_table(f"{target}: what ran", COLUMNS, [cells_of(row) for row in rows], fixed=2))
+        print_table(console, f"{target}: what ran", COLUMNS, [cells_of(row) for row in rows], fixed=2)
     else:
         console.print(f"{escape(target)}: no random or mask operation ran, in training or in evaluation.")
     from ..audit._events import field_cells
 
     if result.fields:
         fields = [(field.name, *field_cells(field)) for field in result.fields]
-        console.print(narrow_table("Fields of the config", ("field", "value", "read at"), fields))
+        print_table(console, "Fields of the config", ("field", "value", "read at"), fields)
     for note in result.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)
     for finding in result.findings:

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import InputError
-from .tables import narrow_table, table_console
+from .tables import print_table, table_console
 from .target import open_target
 
 if TYPE_CHECKING:
@@ -71,9 +71,8 @@ def sites(
     columns = ("path", "kind", "blocks", "reached by", "width", "rate now")
     columns = columns if plans is None else (*columns, "with the recipe")
     rows = rows_of(found, rates, plans)
-    console.print(
-        narrow_table(f"{target}: sites of {type(model).__name__}", columns, join_blocks(rows), fixed=2)
-    )
+    title = f"{target}: sites of {type(model).__name__}"
+    print_table(console, title, columns, join_blocks(rows), fixed=2)
     for kind, reason in missing.items():
         console.print(f"not reached: {kind}, {escape(reason)}.", soft_wrap=True, highlight=False)
     if check and not print_checks(console, model, opened.inputs, found):

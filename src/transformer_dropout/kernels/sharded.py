@@ -3,12 +3,17 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor, without importing what defines it."""
     return hasattr(tensor, "full_tensor")
+
+
+def shards_parameters(module: nn.Module) -> bool:
+    """Return whether FSDP, its first version or `fully_shard`, holds a module, without importing either."""
+    return any(kind.__module__.startswith("torch.distributed.fsdp.") for kind in type(module).__mro__)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ package never fails for a name that a release has moved. Tried with PyTorch 2.13
 """
 
 from collections.abc import Callable
+from os.path import join
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ except ImportError:
     function_modes = DeviceContext = dispatch_modes = None
     count_of_dispatch_modes = count_of_function_modes = None
 
+CHECKPOINT_FILE = join("torch", "utils", "checkpoint.py")
+
 
 def inside_backward() -> bool:
     """Return whether eager code runs inside a backward pass, as a checkpoint's recomputation does.
@@ -30,6 +34,33 @@ def inside_backward() -> bool:
     """
     current = getattr(torch._C, "_current_graph_task_id", None)
     return current is not None and current() != -1
+
+
+def recomputed_by(frame: FrameType) -> tuple[Any, str] | None:
+    """Return what holds the function that a checkpoint under way computes again, and under which name.
+
+    Args:
+        frame: a Python frame; None is returned for any that is not that of a checkpoint.
+
+    Raises:
+        LookupError: where a checkpoint does not show it.
+    """
+    code = frame.f_code
+    if not code.co_filename.endswith(CHECKPOINT_FILE):
+        return None
+    if code.co_qualname == "CheckpointFunction.forward":
+        holder, name = frame.f_locals.get("ctx"), "run_function"
+    elif code.co_qualname != "checkpoint":
+        return None
+    else:
+        generator = getattr(frame.f_locals.get("gen"), "gi_frame", None)
+        holder, name = getattr(generator, "f_locals", {}).get("new_frame"), "recompute_fn"
+        if holder is None and frame.f_locals.get("use_reentrant"):
+            # Its own frame is the other one.
+            return None
+    if not hasattr(holder, name):
+        raise LookupError(f"{code.co_qualname} shows no {name}")
+    return holder, name
 
 
 def differentiates_forwards() -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..kernels.torch_internals import is_compiled
 from ._adapters import below, inside_adapter, lora_sites
 from ._decoder import decoder_sites, is_decoder
@@ -92,11 +92,6 @@ def observed_sites(model: nn.Module, inputs: Any) -> list[Site] | None:
         except Exception:
             continue
     return None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def missing_kinds(model: nn.Module, inputs: Any = None) -> dict[str, str]:

@@ -7,7 +7,7 @@ call another rate. `torch.compile` leaves the module's own code to Python then.
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial
 from itertools import islice
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..kernels.compiled_hooks import own_forward, set_own_forward
+from ..kernels.torch_internals import recomputed_by
 
 WRITTEN = re.compile(r"[^.:]+:\d+:\d+(=(\d+)/(\d+))?")
 # The attribute of a module with the rates that its code is given in place of those that stand there.
@@ -147,6 +148,52 @@ class GivenRates(TorchFunctionMode):
         if not own:
             # It drops nothing now, as in evaluation.
             return func(*args, **kwargs)
+        self.follow_checkpoints()
         if len(args) > place:
             return func(*args[:place], rate, *args[place + 1 :], **kwargs)
         return func(*args, **{**kwargs, name: rate})
+
+    def follow_checkpoints(self) -> None:
+        """Have checkpoints inside the module give the same rates when they compute a function again.
+
+        That happens in the backward pass, where this mode is not entered any more.
+
+        Raises:
+            InputError: where a checkpoint does not let it be done.
+        """
+        frame: Any = sys._getframe(1)
+        while frame is not None and not self.is_entered_in(frame):
+            try:
+                found = recomputed_by(frame)
+            except LookupError as error:
+                raise InputError(
+                    f"A rate stands in the code that a checkpoint computes again ({error}), which would "
+                    "drop at the rate that stands there; read it from an attribute, or set checkpointing off."
+                ) from None
+            if found is not None:
+                holder, name = found
+                function = getattr(holder, name)
+                if not self.is_followed(function):
+                    setattr(holder, name, partial(computed_again, self, dict(self.given), function))
+            frame = frame.f_back
+
+    def is_entered_in(self, frame: Any) -> bool:
+        """Return whether a Python frame is that in which this mode was entered."""
+        entering = (forward_with_given_rates.__code__, computed_again.__code__)
+        return frame.f_code in entering and frame.f_locals.get("given") is self.given
+
+    def is_followed(self, function: Any) -> bool:
+        """Return whether a function that is to be computed again gives the rates of this mode."""
+        while isinstance(function, partial) and function.func is computed_again:
+            if function.args[0] is self:
+                return True
+            function = function.args[2]
+        return False
+
+
+def computed_again(
+    mode: GivenRates, given: Mapping[str, float], function: Callable[..., Any], *args: Any
+) -> Any:
+    """Run what a checkpoint computes again with the rates that a mode gave in the forward pass."""
+    with GivenRates(given):
+        return function(*args)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from copy import copy
 from functools import partial
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,12 @@ from ..errors import InputError
 from ..kernels.attention import causal_attention
 
 CHILD = "attention_weights_dropout"
+# How the attentions that pass through a layer are called in the tables of transformers.
 PREFIX = "transformer_dropout_"
 REACHED = ("sdpa", "eager")
+# What the file of a model calls its table and its own attention; the attribute of a module with its entry.
+TABLE, EAGER = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
+ROUTE = "attention_route"
 
 
 def attention_weights(
@@ -149,7 +154,7 @@ def interface_with_layer(
     """
     layer = getattr(module, CHILD, None)
     if layer is None or not layer.training:
-        function = original or sys.modules[type(module).__module__].eager_attention_forward
+        function = original or home_of(module, EAGER).eager_attention_forward
         unlayered = dropout if layer is None else 0.0
         return function(
             module, query, key, value, attention_mask, dropout=unlayered, scaling=scaling, **others
@@ -182,6 +187,56 @@ def interface_with_layer(
     return (weights @ value).transpose(1, 2).contiguous(), weights if original is None else None
 
 
+class Route:
+    """Keeps `interface_with_layer` in a table of attentions for as long as a module asks for it there.
+
+    A copy of the module, deep or pickled, has a route of its own; with the last one the function goes.
+
+    Args:
+        home: the Python module that holds the table.
+        name: of the attention that is called through the layer.
+    """
+
+    def __init__(self, home: str, name: str) -> None:
+        self.home, self.name = home, name
+        table = sys.modules[home].ALL_ATTENTION_FUNCTIONS
+        if PREFIX + name not in table:
+            original = None if name == "eager" else table[name]
+            table[PREFIX + name] = partial(interface_with_layer, original)
+        counted = vars(table[PREFIX + name])
+        counted["routes"] = counted.get("routes", 0) + 1
+        self.end = finalize(self, leave_table, table, name)
+        # The table ends with the process too.
+        self.end.atexit = False
+
+    def __reduce__(self) -> tuple[type["Route"], tuple[str, str]]:
+        return Route, (self.home, self.name)
+
+
+def leave_table(table: Any, name: str) -> None:
+    """Take one route out of a table of attentions, and with the last one its function."""
+    counted = vars(table[PREFIX + name])
+    counted["routes"] -= 1
+    if not counted["routes"]:
+        del table[PREFIX + name]
+
+
+def home_of(attention: nn.Module, name: str) -> Any:
+    """Return the Python module, that of an attention's class or of one that it inherits from, with a name.
+
+    A class of the user's own inherits the rest from the file of the model.
+
+    Raises:
+        InputError: when none of them has it.
+    """
+    for kind in type(attention).__mro__:
+        if hasattr(sys.modules[kind.__module__], name):
+            return sys.modules[kind.__module__]
+    raise InputError(
+        f"{type(attention).__name__} comes from no file with {name}, so no layer can reach its weights."
+    )
+
+
 def route_through_layer(attention: nn.Module) -> Callable[[], None]:
     """Make an attention module of a Hugging Face model call ``interface_with_layer``; return the way back.
 
@@ -190,9 +245,6 @@ def route_through_layer(attention: nn.Module) -> Callable[[], None]:
     Raises:
         InputError: when the attention runs in a kernel that shows no weights.
     """
-    from transformers import AttentionInterface
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     shared: Any = getattr(attention, "config", None)
     name = getattr(shared, "_attn_implementation", None)
     if name not in REACHED:
@@ -200,10 +252,15 @@ def route_through_layer(attention: nn.Module) -> Callable[[], None]:
             f"The model's attention runs as {name!r}, where no layer can reach its weights; load it with "
             "attn_implementation='sdpa'."
         )
-    original = None if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-    AttentionInterface.register(PREFIX + name, partial(interface_with_layer, original))
+    vars(attention)[ROUTE] = Route(home_of(attention, TABLE).__name__, name)
     own: Any = copy(shared)
     # The empty name leaves configs inside it alone, which are still shared.
     own._attn_implementation = {"": PREFIX + name}
     attention.config = own
-    return partial(setattr, attention, "config", shared)
+    return partial(end_route, attention, shared)
+
+
+def end_route(attention: Any, shared: Any) -> None:
+    """Let an attention module call its own attention again."""
+    attention.config = shared
+    vars(attention).pop(ROUTE).end()

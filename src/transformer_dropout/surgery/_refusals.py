@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..kernels.sharded import shards_parameters
 from ..kernels.torch_internals import is_compiled
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ def refuse_wrapped(model: nn.Module) -> None:
             raise InputError(
                 f"{where} is wrapped in {type(module).__name__} already, which would not share the gradients "
                 "of new layers; call td.regularize_ on the model itself and wrap it after."
+            )
+        if shards_parameters(module):
+            raise InputError(
+                f"{where} is sharded by FSDP already, which would not share the gradients of new layers; "
+                "call td.regularize_ on the whole model and shard it after."
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(

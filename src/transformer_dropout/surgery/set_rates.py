@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..layers import Dropout
 from ..recipe import Recipe, Rule
 from ..schedules import Schedule
-from ._refusals import handle_on
+from ._refusals import handle_on, refuse_wrapped
 from .regularize import Regularization, regularize_
 
 
@@ -42,6 +42,8 @@ def set_rates(
         before.renew(recipe)
         return before
     else:
+        # What can be told without taking the layers out, which not every model gets back.
+        refuse_wrapped(model)
         before.remove()
         try:
             handle = regularize_(model, recipe, inputs=inputs)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ...errors import InputError
+from ...errors import InputError, first_line
 from ..cell_process import CellRunner
 from ..cells import Cell, Outcome
 from ..progress import PROGRESS_FILE, write_progress
@@ -44,7 +44,7 @@ class Dask:
             self.client = Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"--on dask:{address}: no Dask scheduler answers there ({str(error).splitlines()[0]}); start "
+                f"--on dask:{address}: no Dask scheduler answers there ({first_line(error)}); start "
                 "one with: dask scheduler"
             ) from None
         self.folder, self.resources = folder.resolve(), resources

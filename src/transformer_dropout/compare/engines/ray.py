@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, first_line
 from ..cell_process import CellRunner
 from ..cells import Cell, Outcome
 from . import Resources
@@ -38,7 +38,7 @@ class Ray:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, OSError, ValueError, RuntimeError) as error:
                 raise InputError(
-                    f"--on ray:{address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start "
+                    f"--on ray:{address}: no Ray cluster answers there ({first_line(error)}); start "
                     "one with: ray start --head"
                 ) from None
         self.ray, self.resources, self.stopping = ray, resources, False

@@ -1,12 +1,13 @@
 """How a model is called with what a user has in hand."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from copy import copy
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from ...errors import InputError
+from ...errors import InputError, first_line
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -29,7 +30,8 @@ def arguments_for(model: nn.Module, inputs: Any) -> Arguments:
             f"inputs is {described(inputs)}; give a dict of keywords, a tuple of positional arguments, or "
             "the one tensor or object that the model takes."
         )
-    ways: list[Arguments] = [((inputs,), {})]
+    # Some wrappers put what they compute into the batch that they are given.
+    ways: list[Arguments] = [((copy(inputs) if isinstance(inputs, MutableMapping) else inputs,), {})]
     if isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs):
         ways.insert(0, ((), dict(inputs)))
     elif isinstance(inputs, tuple | list):
@@ -47,7 +49,8 @@ def call(model: nn.Module, inputs: Any) -> Any:
     try:
         return model(*args, **kwargs)
     except (TypeError, AttributeError, LookupError) as error:
-        if args and args[0] is inputs and not isinstance(inputs, Tensor):
+        whole = args and (args[0] is inputs or isinstance(inputs, MutableMapping))
+        if whole and not isinstance(inputs, Tensor):
             refuse(model, described(inputs), error)
         raise
 
@@ -77,7 +80,7 @@ def takes(model: nn.Module, arguments: Arguments) -> bool:
 def refuse(model: nn.Module, given: str, error: Exception | None = None) -> NoReturn:
     """Raise InputError: what the model takes, what it was given, and how it failed on that."""
     parameters = inspect.signature(model.forward).parameters
-    failed = "" if error is None else f" ({str(error).partition(chr(10))[0]})"
+    failed = "" if error is None else f" ({first_line(error)})"
     raise InputError(
         f"{type(model).__name__}.forward takes ({', '.join(map(bare, parameters.values()))}), and cannot be "
         f"called with {given}{failed}; give a dict of these keywords, or a tuple in this order."

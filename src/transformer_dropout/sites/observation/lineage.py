@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .roles import ATTENTION, PRODUCT, SOFTMAX, SUM, Role, role_after
+from ...kernels.torch_internals import storage_identity
+from .roles import ATTENTION, BRANCHES, PRODUCT, SAMPLED, SOFTMAX, SUM, Role, is_recurrent, role_after
 
 # Calls after which a tensor still holds the same numbers, or the same up to one factor.
 SAME_NUMBERS = re.compile(
@@ -20,6 +21,8 @@ QUOTIENTS = frozenset({"div", "div_", "__truediv__", "__itruediv__", "true_divid
 # Calls that set elements to another value where a mask says so.
 CHOOSING = frozenset({"where", "masked_fill", "masked_fill_"})
 COMPARISON = re.compile(r"_*(lt|le|gt|ge|eq|ne|less\w*|greater\w*)_*")
+# Calls that give each sample a copy of what is learned: queries, latents, a token for the class.
+SPREAD = frozenset({"expand", "expand_as", "repeat", "tile", "broadcast_to"})
 # Additions to attention scores that leave them scores.
 SHIFTED = re.compile(rf"{SUM.pattern}|masked_fill_?|where|clamp|tanh|baddbmm")
 SAMPLERS = re.compile(
@@ -37,23 +40,27 @@ class Origin:
         drawn: numbers of the dropouts that it depends on.
         dropped_by: the dropout whose output it is, unchanged but for its shape, dtype and scale.
         skipped_by: the dropout of whole samples on its branch.
+        summed: the same of a branch that was added to make it what it is.
         shifted: the dropout whose output it is, with something added or masked since.
         mask_of: the random operation whose numbers it is, changed by other numbers alone.
         linear: the path of the linear layer whose output it is, and the dropout that the layer's input came
             from directly.
-        attended: whether it depends on an attention.
+        attended: whether it depends on an attention, or on a recurrence.
         joined: whether it depends on a residual sum.
+        together: whether it is a sum of branches, without what they leave.
     """
 
     role: Role | None = None
     drawn: frozenset[int] = frozenset()
     dropped_by: int | None = None
     skipped_by: int | None = None
+    summed: int | None = None
     shifted: int | None = None
     mask_of: int | None = None
     linear: tuple[str, int] | None = None
     attended: bool = False
     joined: bool = False
+    together: bool = False
 
 
 NOTHING = Origin()
@@ -64,22 +71,29 @@ class Lineage:
 
     Args:
         applied: called with ``(number, operand, result)`` where a mask of a random operation meets a tensor.
+        learned: identities of the storages of the model's parameters.
 
     Attributes:
         batch_norms: for each path where a batch norm ran on such a tensor, the dropouts that feed it.
         softmaxes: dropouts whose output a softmax took.
         in_a_row: pairs of dropouts, of which the second took what the first had left.
-        used: dropouts whose output an attention mixed, or a residual stream was made of.
+        in_sums: the same of whole samples, where the second took a sum with what the first had left.
+        used: dropouts whose output an attention or a recurrence mixed, or a residual stream was made of.
         joined: dropouts whose output was added, before such a use, to what does not depend on them.
     """
 
-    def __init__(self, applied: Callable[[int, Tensor, Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        applied: Callable[[int, Tensor, Any], None] | None = None,
+        learned: frozenset[int] = frozenset(),
+    ) -> None:
         self.origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.applied = applied
+        self.applied, self.learned = applied, learned
         self.whole_samples: set[int] = set()
         self.batch_norms: dict[str, frozenset[int]] = {}
         self.softmaxes: set[int] = set()
         self.in_a_row: set[tuple[int, int]] = set()
+        self.in_sums: set[tuple[int, int]] = set()
         self.used: set[int] = set()
         self.joined: set[int] = set()
 
@@ -115,6 +129,8 @@ class Lineage:
         operands = [value for value in tensors_in((args, kwargs)) if value in self.origins]
         if drawn is not None and SAMPLERS.fullmatch(name):
             origin = Origin(mask_of=drawn)
+        elif not operands and name in SPREAD and storage_identity(args[0]) in self.learned:
+            origin = Origin("embedded")
         elif number is not None and not ATTENTION.fullmatch(name):
             origin = self.origin_after_dropout(number, [self.origins[value] for value in operands])
         else:
@@ -134,11 +150,14 @@ class Lineage:
         earlier = before.skipped_by if whole else before.dropped_by
         if earlier is not None and earlier != number and (earlier in self.whole_samples) == whole:
             self.in_a_row.add((earlier, number))
+        elif whole and before.summed is not None:
+            self.in_sums.add((before.summed, number))
         return Origin(
             before.role,
             drawn_by(inputs) | {number},
             dropped_by=number,
-            skipped_by=number if whole else before.skipped_by,
+            # Behind a sum the stream itself is skipped, not the branches to come.
+            skipped_by=number if whole and before.summed is None else before.skipped_by,
             shifted=number,
             attended=before.attended,
             joined=before.joined,
@@ -168,14 +187,17 @@ class Lineage:
         """Return the origin of a function of tensors that are known, and note what it does with dropouts."""
         first, drawn = data[0], drawn_by(data)
         joins = SUM.fullmatch(name) is not None and len(data) > 1 and role == "stream"
-        mixes = ATTENTION.fullmatch(name) is not None or (
-            role == "mixed" and PRODUCT.fullmatch(name) is not None and first.role != "mixed"
+        meets = PRODUCT.fullmatch(name) is not None or name == SAMPLED
+        mixes = (meets and role == "mixed" and first.role != "mixed") or (
+            is_recurrent(name) or ATTENTION.fullmatch(name) is not None
         )
         if name == "batch_norm" and drawn:
             self.batch_norms[path] = self.batch_norms.get(path, frozenset()) | drawn
         if SOFTMAX.fullmatch(name) and first.shifted is not None:
             self.softmaxes.add(first.shifted)
         around = frozenset.intersection(*(origin.drawn for origin in data))
+        skipped = {origin.skipped_by for origin in (data if SUM.fullmatch(name) else data[:1])}
+        summed = [number for number in skipped if number is not None] if len(skipped) > 1 else []
         if mixes:
             self.used |= drawn
         if joins:
@@ -185,9 +207,11 @@ class Lineage:
         origin = Origin(
             role,
             drawn,
-            skipped_by=None if joins else first.skipped_by,
+            skipped_by=None if joins or summed else first.skipped_by,
+            summed=max(summed, default=None),
             attended=mixes or any(origin.attended for origin in data),
             joined=joins or any(origin.joined for origin in data),
+            together=joins and BRANCHES.issuperset(origin.role for origin in data),
         )
         if SAME_NUMBERS.fullmatch(name) or (name in PRODUCTS | QUOTIENTS and scales(args)):
             return replace(first, role=role)
@@ -195,6 +219,8 @@ class Lineage:
             return replace(origin, shifted=first.shifted)
         if name == "linear" and first.dropped_by is not None:
             return replace(origin, linear=(path, first.dropped_by))
+        if "softmax" in name:
+            return replace(origin, linear=first.linear)
         return origin
 
     def before_output(self, output: Any) -> dict[str, tuple[int, Tensor]]:

@@ -13,7 +13,7 @@ Role = Literal[
     "scores",  # a product of two projections
     "weights",  # their softmax
     "mixed",  # what attention brought together, and linear functions of it
-    "hidden",  # behind an activation
+    "hidden",  # behind an activation, or in a recurrence
     "transformed",  # a linear function of what is hidden: the MLP's output
     "stream",  # a sum that a branch was added to
 ]
@@ -32,10 +32,14 @@ PRODUCT = re.compile(
     r"_?conv\w*|linear|(__r?)?matmul(__)?|b?mm|addmm|baddbmm|addbmm|einsum|_?grouped_mm|bilinear"
 )
 SOFTMAX = re.compile(r"_?softmax|sparsemax|entmax")
+# Functions of a whole sequence; there are cells too, and quantised ones.
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 ACTIVATION = re.compile(
     r"(relu6?|gelu|silu|mish|tanh|sigmoid|elu|selu|celu|leaky_relu|prelu|rrelu|hardswish|hardsigmoid|hardtanh"
     r"|softplus|softsign|logsigmoid|log_sigmoid|glu|erf)_?"
 )
+# Deformable attention takes values from other places of a grid.
+SAMPLED = "grid_sample"
 SUM = re.compile(r"_*(r|i)?(add|sub)_*")
 MADE = re.compile(r"((new_)?(zeros|ones|full|empty|tensor)|arange|eye|linspace)(_like|_strided)?")
 CHOICE = re.compile(r"topk|arg(max|min|sort)|sort|nonzero|one_hot|bincount|histc|unique\w*")
@@ -59,6 +63,10 @@ def role_after(name: str, inputs: Sequence[Role]) -> Role | None:
         return "constant" if inputs else None
     if CHOICE.fullmatch(name):
         return None
+    if is_recurrent(name):
+        return "hidden"
+    if name == SAMPLED and known[0] in ("lifted", "projected"):
+        return "mixed"
     if SOFTMAX.fullmatch(name):
         return "weights" if "scores" in known else first_of(known)
     if PRODUCT.fullmatch(name):
@@ -68,6 +76,11 @@ def role_after(name: str, inputs: Sequence[Role]) -> Role | None:
     if SUM.fullmatch(name) and len(known) > 1:
         return after_sum(known)
     return first_of(known)
+
+
+def is_recurrent(name: str) -> bool:
+    """Return whether a function carries hidden states from token to token."""
+    return name.removeprefix("quantized_").removesuffix("_cell") in RECURRENT
 
 
 def first_of(known: Sequence[Role]) -> Role:

@@ -12,7 +12,7 @@ from .._written_rates import written_name
 from ..observation.calls import Call, Calls
 from ..observation.inputs import call
 from ..observation.lineage import tensors_in
-from ..observation.roles import MADE
+from ..observation.roles import MADE, RECURRENT
 from ..observation.stack import ModuleStack
 
 
@@ -251,7 +251,6 @@ class Recorder:
 
 SUMS = frozenset({"add", "__add__", "__radd__", "__iadd__", "add_", "addcmul", "__sub__"})
 PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm", "tensordot"})
-RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 LINEAR = RECURRENT | {"linear", "addmm", "conv1d", "conv2d", "conv3d", "bilinear", "linear_dynamic"}
 
 
