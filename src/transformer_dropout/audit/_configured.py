@@ -9,7 +9,8 @@ from torch import nn
 from ..sites.observation.stack import is_dropout_module
 from ._places import ATTENTION
 
-TOLERANCE = 1e-9
+# Rates may have been rounded to 32 bits.
+TOLERANCE = 1e-7
 BLOCK = re.compile(r"layer_?drop|drop_?path|drop_prob", re.IGNORECASE)
 
 

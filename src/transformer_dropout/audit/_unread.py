@@ -54,7 +54,7 @@ def probe_fields(model: nn.Module, inputs: Any, rebuild: Rebuild) -> tuple[Confi
 def probe_rate(name: str, number: int) -> float:
     """Return a rate that no other field has; that of a layer drop must not skip what is to be seen."""
     if "layerdrop" in name or "layer_drop" in name:
-        return 1e-7 * (number + 1)
+        return 1e-6 * (number + 1)
     return 0.11 + 1e-3 * (number + 1)
 
 
