@@ -45,17 +45,21 @@ def fix_of(event: Event) -> str:
 
 def dropout_before_batch_norm(training: Observer) -> Iterator[Finding]:
     """Find dropouts whose output reaches a batch norm."""
-    fed: dict[int, list[str]] = {}
-    for path, numbers in training.lineage.batch_norms.items():
-        for number in numbers:
-            fed.setdefault(number, []).append(path)
-    for number, norms in sorted(fed.items()):
-        event = training.events[number]
+    fed: dict[str, tuple[set[str], set[str]]] = {}
+    for norm, numbers in training.lineage.batch_norms.items():
+        # Stochastic depth was made for networks with batch norms.
+        for number in numbers - training.lineage.whole_samples:
+            path = training.events[number].path
+            places, norms = fed.setdefault(generalized(path), (set(), set()))
+            places.add(path)
+            norms.add(norm)
+    for places, norms in fed.values():
         yield Finding(
             code="dropout-before-batch-norm",
-            site=event.path,
-            message=f"Its output reaches the batch norm {', '.join(norms)}. The norm learns the variance of "
-            "dropped values, which is wrong in evaluation: drop after the last batch norm (Li et al. 2019).",
+            site=merged(places),
+            message=f"Its output reaches the batch norm {', '.join(patterns(sorted(norms)))}. The norm learns "
+            "the variance of dropped values, which is wrong in evaluation: drop after the last batch norm "
+            "(Li et al. 2019).",
         )
 
 

@@ -18,9 +18,14 @@ def block_paths(model: nn.Module) -> set[str]:
     numbered = {
         path
         for path, module in model.named_modules()
-        if path.rpartition(".")[2].isdigit() and any(module.children())
+        if path.rpartition(".")[2].isdigit() and any(module.children()) and is_callable(module)
     }
     return {path for path in numbered if not any(outer in numbered for outer in parents(path))}
+
+
+def is_callable(module: nn.Module) -> bool:
+    """Return whether a module can run, rather than only hold others."""
+    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 def parents(path: str) -> Iterable[str]:

@@ -17,7 +17,7 @@ from ._events import ConfigField, Event, Finding, patterns
 from ._findings import is_close
 from ._modes import differ
 from ._observe import Observer
-from ._places import parents, within
+from ._places import is_callable, parents, within
 
 Rebuild = Callable[[Mapping[str, float]], nn.Module]
 
@@ -111,11 +111,6 @@ def is_regularized(module: nn.Module, *, here: bool = False) -> bool:
     """Return whether a recipe's layers are in a module, or ``here``, directly below it."""
     parts = module.children() if here else module.modules()
     return any(isinstance(part, DropoutLayer) for part in parts)
-
-
-def is_callable(module: nn.Module) -> bool:
-    """Return whether a module can run, rather than only hold others."""
-    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 def module_rate(module: nn.Module) -> float:

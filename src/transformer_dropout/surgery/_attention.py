@@ -205,9 +205,7 @@ class Route:
             table[PREFIX + name] = partial(interface_with_layer, original)
         counted = vars(table[PREFIX + name])
         counted["routes"] = counted.get("routes", 0) + 1
-        self.end: Any = finalize(self, leave_table, table, name)
-        # The table ends with the process too.
-        self.end.atexit = False
+        self.end = finalize(self, leave_table, table, name)
 
     def __reduce__(self) -> tuple[type["Route"], tuple[str, str]]:
         return Route, (self.home, self.name)

@@ -196,8 +196,11 @@ class Lineage:
         if SOFTMAX.fullmatch(name) and first.shifted is not None:
             self.softmaxes.add(first.shifted)
         around = frozenset.intersection(*(origin.drawn for origin in data))
-        skipped = {origin.skipped_by for origin in (data if SUM.fullmatch(name) else data[:1])}
-        summed = [number for number in skipped if number is not None] if len(skipped) > 1 else []
+        parts = data if SUM.fullmatch(name) else data[:1]
+        skipped = {origin.skipped_by for origin in parts}
+        # It stays a sum with a skipped branch when others are added.
+        summed = [part.summed for part in parts if part.summed is not None and len(parts) > 1]
+        summed += [number for number in skipped if number is not None and len(skipped) > 1]
         if mixes:
             self.used |= drawn
         if joins:
@@ -207,7 +210,7 @@ class Lineage:
         origin = Origin(
             role,
             drawn,
-            skipped_by=None if joins or summed else first.skipped_by,
+            skipped_by=None if joins or len(skipped) > 1 else first.skipped_by,
             summed=max(summed, default=None),
             attended=mixes or any(origin.attended for origin in data),
             joined=joins or any(origin.joined for origin in data),
