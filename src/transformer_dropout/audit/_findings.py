@@ -58,8 +58,8 @@ def dropout_before_batch_norm(training: Observer) -> Iterator[Finding]:
             code="dropout-before-batch-norm",
             site=merged(places),
             message=f"Its output reaches the batch norm {', '.join(patterns(sorted(norms)))}. The norm "
-            "learns the variance of dropped values, which is wrong in evaluation: drop after the last batch norm "
-            "(Li et al. 2019).",
+            "learns the variance of dropped values, which is wrong in evaluation: drop after the last "
+            "batch norm (Li et al. 2019).",
         )
 
 
