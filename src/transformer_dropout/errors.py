@@ -30,7 +30,7 @@ def check_choice(value: str, allowed: Sequence[str], name: str) -> None:
         raise InputError(f"{name} is {value!r}.{did_you_mean(str(value), allowed)}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, and the next where it ends in a colon; else its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import transformer_dropout as td
+from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 
 X = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.arange(24).reshape(4, 6) % 16
@@ -319,3 +320,79 @@ def test_a_part_that_wakes_its_dropout_itself_is_found():
     model = Wakes().eval()
     assert seen(model)[1] == [("active-in-eval", "drop")]
     assert not model.drop.training
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_adapters_are_named_and_the_noise_around_them_is_theirs():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, lora_dropout=0.2, target_modules=["query"], modules_to_save=["classifier"])
+    model = peft.get_peft_model(tiny_model("bert"), config).train()
+    inputs = tiny_inputs(model)
+    events, found = seen(model, inputs)
+    assert [kind for path, kind, _, _ in events if "lora_dropout" in path] == ["lora"] * 2
+    # The embedding is frozen as a whole; in the blocks adapters train.
+    assert found == [("frozen-but-drops", "base_model.model.bert.embeddings")]
+    td.set_rates(model, {"mlp_output": 0.3, "embedding": 0.3})
+    assert seen(model, inputs)[1] == []
+
+
+def test_attention_and_mlp_that_are_dropped_together_are_what_the_block_adds():
+    class Parallel(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.norm, self.drop = nn.LayerNorm(8), nn.Dropout(0.2)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.mlp = nn.Sequential(nn.Linear(8, 16), act, nn.Linear(16, 8))
+
+        def forward(self, x, together=True):
+            y = self.norm(x)
+            mixed, made = self.attention(y, y, y)[0], self.mlp(y)
+            return x + self.drop(mixed + made) if together else x + self.drop(mixed) + self.drop(made)
+
+    class Apart(Parallel):
+        def forward(self, x):
+            return super().forward(x, together=False)
+
+    def kinds(kind, act):
+        model = nn.Sequential(nn.Linear(8, 8), kind(act), kind(act))
+        return [kind for _, kind, _, _ in seen(model)[0]]
+
+    assert kinds(Parallel, nn.GELU()) == ["block"] * 2
+    assert kinds(Apart, nn.GELU()) == ["attention_output", "mlp_output"] * 2
+    # Without an activation the first MLP cannot be told from what is before the blocks.
+    assert kinds(Apart, nn.Identity())[2:] == ["attention_output", "mlp_output"]
+
+
+class Given(nn.Module):
+    """Puts what it computes into the batch, as wrappers of sentence encoders do."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Encoder()
+
+    def forward(self, features):
+        assert "out" not in features
+        features["out"] = self.encoder(features["ids"])
+        return features
+
+
+def test_a_batch_that_the_model_writes_to_is_given_back_as_it_was():
+    batch = {"ids": TOKENS}
+    assert len(seen(Given(), batch)[0]) == 8
+    assert list(batch) == ["ids"]
+
+
+def test_learned_queries_are_an_embedding():
+    class Queries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries, self.drop = nn.Embedding(5, 8), nn.Dropout(0.2)
+            self.decoder = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+
+        def forward(self, memory):
+            queries = self.queries.weight.unsqueeze(0).repeat(len(memory), 1, 1)
+            return self.decoder(self.drop(queries), memory)
+
+    kinds = [kind for _, kind, _, _ in seen(Queries())[0]]
+    attention = ["attention_weights", "attention_output"]
+    assert kinds == ["embedding", *attention, *attention, "mlp_hidden", "mlp_output"]

@@ -1,10 +1,12 @@
 """Tiny models: every family offline in a moment, from a name or from a config."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
+import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import FAMILIES, saved_model, tiny_inputs, tiny_model
 from transformer_dropout.errors import InputError
 
@@ -144,3 +146,22 @@ def test_a_folder_without_weights_cannot_be_loaded(tmp_path):
     tiny_model("bert").config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="could not be loaded"):
         saved_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["detr", "deformable_detr", "swin", "wav2vec2"])
+def test_models_of_images_and_sound_name_what_they_drop(family):
+    model = tiny_model(family)
+    report = td.audit(model.train(), tiny_inputs(model), rebuild=partial(rebuilt, family))
+    dropped = {"embedding", "attention_output", "mlp_output"}
+    kinds = {event.kind for event in report.events if event.operation != "numpy.random"}
+    if family == "wav2vec2":
+        assert kinds == {*dropped, "attention_weights", "mlp_hidden", "block"}
+        # The head for connectionist classification has the other field.
+        assert [finding.site for finding in report.findings] == ["config.final_dropout"]
+    else:
+        assert kinds == ({"block"} if family == "swin" else dropped)
+        assert report.findings == ()
+
+
+def rebuilt(family, fields):
+    return tiny_model(family, **fields)

@@ -53,8 +53,15 @@ def test_a_recipe_of_which_nothing_acted_is_an_error():
 def test_a_part_that_was_left_in_evaluation_did_not_act():
     model, _ = regularized("down")
     model.down.eval()
-    with pytest.raises(InputError, match="acts on nothing"):
+    with pytest.raises(InputError, match=r"on nothing: .* ran in evaluation, inside a model in training"):
         model(torch.ones(1, 8))
+
+
+def test_an_evaluation_before_the_training_is_no_part_left_in_evaluation():
+    model, _ = regularized("other")
+    model.eval()(torch.ones(1, 8), other=True)
+    with pytest.raises(InputError, match=r"other \(mlp_output\) did not run"):
+        model.train()(torch.ones(1, 8))
 
 
 def test_where_everything_ran_nothing_is_said_and_no_hook_is_left():

@@ -122,7 +122,8 @@ def in_a_row(training: Observer, what: str) -> Iterator[tuple[str, str]]:
         whole = second in training.lineage.whole_samples
         ours = is_ours(training, first) or is_ours(training, second)
         # Of few samples none may have been dropped this time.
-        act = whole or (one.rate and other.rate)
+        # An adapter reads what others read too, and drops for itself alone.
+        act = (whole or (one.rate and other.rate)) and other.kind != "lora"
         if act and not ours and whole == (what == "branch"):
             key = generalized(one.path), generalized(other.path)
             groups.setdefault(key, []).append((one, other))
@@ -189,8 +190,11 @@ def frozen_but_drops(model: nn.Module, training: Observer) -> Iterator[Finding]:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return
     parts: dict[str, float] = {}
-    for event in training.events:
-        if event.rate and not is_trained(model, event.path):
+    for number, event in enumerate(training.events):
+        # Of a block in which adapters train all regularizes these; and a recipe was asked for.
+        block = training.block_of(event.path)
+        trains = is_trained(model, event.path) or (block and is_trained(model, block))
+        if event.rate and not trains and not is_ours(training, number):
             parts[holder(model, event.path)] = event.rate
     for site in patterns(parts):
         yield Finding(

@@ -11,6 +11,7 @@ from ..errors import first_line
 from ..kernels.torch_internals import inside_backward, storage_identity
 from ..layers import DropoutLayer
 from ..sites import KINDS
+from ..sites._adapters import is_lora_dropout
 from ..sites.observation.calls import Call, Calls, newly_zero
 from ..sites.observation.host_random import HostRandomWatch
 from ..sites.observation.inputs import call
@@ -149,7 +150,9 @@ class Observer:
         return next((block for block in self.blocks if within(path, block)), "")
 
     def kind_by_name(self) -> str | None:
-        """Return the kind that the running module is named after, as `regularize_` names its layers."""
+        """Return the kind that the running module is named after, as `regularize_` and PEFT name layers."""
+        if is_lora_dropout(self.stack.path):
+            return "lora"
         name = self.stack.path.rpartition(".")[2].removesuffix("_dropout")
         return name if name in KINDS and isinstance(self.stack.module, DropoutLayer) else None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,8 +55,12 @@ def what_failed(error: Exception) -> str:
     """Return an error in one sentence: its type, the first line of its message, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    message = next(iter(str(error).strip().splitlines()), "no message")
-    return f"{type(error).__name__}: {message}{where}"
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    # A lazy import says no more than that it failed.
+    behind = "" if cause is error else f", because of {type(cause).__name__}: {first_line(cause)}"
+    return f"{type(error).__name__}: {first_line(error)}{behind}{where}"
 
 
 def folder_or_code_or_family(target: str, attention: str | None) -> Target:

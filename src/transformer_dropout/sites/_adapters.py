@@ -29,13 +29,19 @@ def below(prefix: str, site: Site) -> Site:
     )
 
 
+def is_lora_dropout(path: str) -> bool:
+    """Return whether a module is what PEFT lets act before the matrices of a LoRA, by its path."""
+    owner, _, adapter = path.rpartition(".lora_dropout.")
+    return bool(owner and adapter) and "." not in adapter
+
+
 def lora_sites(model: nn.Module, sites: list[Site]) -> Iterator[Site]:
     """Yield the dropouts before LoRA's matrices, one per adapter and adapted layer."""
     blocks = [site for site in sites if site.kind == "block"]
     for path, module in model.named_modules():
-        owner, found, adapter = path.rpartition(".lora_dropout.")
-        if not found or "." in adapter or not isinstance(module, nn.Dropout | nn.Identity):
+        if not is_lora_dropout(path) or not isinstance(module, nn.Dropout | nn.Identity):
             continue
+        owner = path.rpartition(".lora_dropout.")[0]
         block = next((site for site in blocks if path.startswith(f"{site.path}.")), None)
         width = in_features(model.get_submodule(owner))
         site = Site(path=path, kind="lora", access="module", width=width)

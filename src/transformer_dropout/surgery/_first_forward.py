@@ -24,12 +24,14 @@ class Reached:
     Attributes:
         name: the place's path and kind.
         acted: whether it has.
+        asleep: whether it runs in evaluation, in the forward of the whole model that is under way.
         compiled: whether it has in a compiled graph, which depends on the number of hooks.
         hook: the hook.
     """
 
     name: str
     acted: bool = False
+    asleep: bool = False
     compiled: bool = False
     hook: RemovableHandle | None = None
 
@@ -88,6 +90,11 @@ class FirstForward:
             return
         more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
         named = f"{', '.join(missed[:NAMED])}{more}"
+        if len(missed) == len(places) and not self.reads and all(place.asleep for place in self.reached):
+            raise InputError(
+                f"The recipe acts on nothing: in the first training forward {named} ran in evaluation, "
+                "inside a model in training; call train() on the whole model before it."
+            )
         if len(missed) == len(places):
             raise InputError(
                 f"The recipe acts on nothing: in the first training forward {named} did not run, or was in "
@@ -108,10 +115,16 @@ def note(place: Reached, module: nn.Module, arguments: tuple) -> None:
         place.acted = True
         if torch.compiler.is_compiling():
             place.compiled = True
+    elif not torch.compiler.is_compiling():
+        place.asleep = True
 
 
 def ended(first: FirstForward, module: nn.Module, arguments: tuple, output: Any) -> None:
     """Forward hook of the whole model: the first training forward has ended."""
-    if module.training and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+    if module.training:
         first.whole.remove()
         first.tell()
+    for place in first.reached:
+        place.asleep = False

@@ -54,7 +54,10 @@ def handle_of(model: nn.Module) -> "Regularization":
     """
     handle = handle_on(model)
     if handle is None:
-        raise InputError(f"This {type(model).__name__} is not regularized; call td.regularize_ first.")
+        raise InputError(
+            f"This {type(model).__name__} is not regularized; call td.regularize_ first, or ask for the "
+            "handle of the larger model that was given to it."
+        )
     return handle
 
 
