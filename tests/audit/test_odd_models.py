@@ -396,3 +396,12 @@ def test_learned_queries_are_an_embedding():
     kinds = [kind for _, kind, _, _ in seen(Queries())[0]]
     attention = ["attention_weights", "attention_output"]
     assert kinds == ["embedding", *attention, *attention, "mlp_hidden", "mlp_output"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_quantised_recurrence_is_seen_to_drop():
+    model = nn.Sequential(nn.LSTM(8, 8, num_layers=2, dropout=0.5, batch_first=True))
+    model = torch.ao.quantization.quantize_dynamic(model.eval(), {nn.LSTM}, dtype=torch.qint8)
+    (event,) = td.audit(model, X).events
+    assert (event.path, event.kind, event.resolved, event.training) == ("0", "mlp_hidden", 0.5, True)

@@ -16,6 +16,7 @@ from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
 PLACE = [td.Site(path="1", kind="mlp_output", access="output", width=8)]
+TOKENS = torch.arange(6)[None]
 ARGUMENTS = {"heads": 2, "std": 0.5, "block": 2, "rank": 2}
 
 
@@ -167,12 +168,15 @@ def test_a_wrapped_model_gets_one_sentence(tmp_path):
             td.set_rates(sharded, {"mlp_output": 0.1})
         td.set_rates(inner := decoder(), {"mlp_output": 0.1})
         shared = nn.parallel.DistributedDataParallel(inner)
-        assert varies(lambda: shared(torch.arange(6)[None]))
+        assert varies(lambda: shared(TOKENS))
+        # An audit in the middle of a training leaves nothing that the next step would wait for.
+        assert [event.kind for event in td.audit(shared, TOKENS).events] == ["mlp_output"] * 2
+        shared(TOKENS).sum().backward()
         # Its rates may change, its places not.
         td.set_rates(shared, {"mlp_output": 0.0})
         with pytest.raises(td.InputError, match="in DistributedDataParallel already"):
             td.set_rates(shared, {"embedding": 0.1})
-        assert not varies(lambda: shared(torch.arange(6)[None]))
+        assert not varies(lambda: shared(TOKENS))
         assert [placed.site.kind for placed in td.handle_of(shared).placed] == ["mlp_output"] * 2
     finally:
         dist.destroy_process_group()

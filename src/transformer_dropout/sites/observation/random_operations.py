@@ -67,7 +67,9 @@ def named_arguments(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[s
 
 def draws(func: Any, arguments: Mapping[str, Any]) -> bool:
     """Return whether a call of an operation is random, given its arguments."""
-    if torch.Tag.nondeterministic_seeded not in func.tags and not arguments.get("dropout_p"):
+    # Some kernels that drop inside, as quantised recurrent ones, do not say so of themselves.
+    given = arguments.get("dropout_p") or arguments.get("dropout")
+    if torch.Tag.nondeterministic_seeded not in func.tags and not given:
         return False
     # What is left at its default is idle: no attention kernel drops unless it is asked to.
     known = [argument.name for argument in schema_of(func).arguments if argument.name in IDLE_ARGUMENTS]
