@@ -183,7 +183,8 @@ def in_segments(function, x):
 
 def gradients(again):
     model = Checkpointed(again).train()
-    td.set_rates(model, {"attention_output": 0.6, "mlp_output": 0.5}, inputs=IDS)
+    rates = {"attention_weights": 0.5, "attention_output": 0.6, "mlp_output": 0.5}
+    td.set_rates(model, rates, inputs=IDS)
     torch.manual_seed(2)
     model(IDS).sum().backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

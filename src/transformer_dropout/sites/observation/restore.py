@@ -26,10 +26,6 @@ def unchanged(model: nn.Module, *, random_state: bool = True) -> Iterator[None]:
     buffers = {module: dict(module._buffers) for module in model.modules()}
     parts = {module: dict(module._modules) for module in model.modules()}
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    for module in attributes:
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            # It would wait for gradients that nothing here adds up.
-            module.require_backward_grad_sync = False
     with (
         torch.random.fork_rng(devices=cuda_devices(model), enabled=random_state),
         host_random_unchanged() if random_state else nullcontext(),
