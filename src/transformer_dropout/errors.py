@@ -31,6 +31,11 @@ def check_choice(value: str, allowed: Sequence[str], name: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, and the next where it ends in a colon; else its type."""
+    """Return the first line of an error's message, and the next where it ends in a colon; else its type.
+
+    A lazy import says no more than that it failed, so what is behind it is told in its place.
+    """
+    while isinstance(error, ImportError) and error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

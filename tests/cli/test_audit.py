@@ -1,7 +1,9 @@
 """``dropout audit``: tables, JSON and exit codes for every kind of target."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -246,3 +248,31 @@ def test_every_code_of_a_finding_is_known():
     folder = Path(tiny_models.__file__).parent
     sources = "".join(path.read_text() for path in folder.glob("*.py"))
     assert set(re.findall(r"code=\"([a-z-]+)\"", sources)) == set(CODES)
+
+
+def test_a_saved_whisper_with_its_generation_config_is_seen(here, tmp_path):
+    model = tiny_model("whisper", dropout=0.1)
+    model.generation_config.suppress_tokens = [5]
+    model.save_pretrained(tmp_path / "whisper")
+    result = here("audit", tmp_path / "whisper")
+    assert result.code == 0 and "model.decoder.layers.*" in result.out
+    rows = here("sites", tmp_path / "whisper").out
+    assert "model.encoder.layers.*.self_attn" in rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["audit", "sites"])
+def test_a_broken_torchvision_is_one_sentence(tmp_path, environment, name):
+    (tmp_path / "torchvision").mkdir()
+    stub = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (tmp_path / "torchvision" / "__init__.py").write_text(stub)
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2] / 'src'}"
+    done = subprocess.run(
+        [sys.executable, "-m", "transformer_dropout", name, "vit"],
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "operator torchvision::nms does not exist" in line

@@ -55,12 +55,7 @@ def what_failed(error: Exception) -> str:
     """Return an error in one sentence: its type, the first line of its message, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    # A lazy import says no more than that it failed.
-    behind = "" if cause is error else f", because of {type(cause).__name__}: {first_line(cause)}"
-    return f"{type(error).__name__}: {first_line(error)}{behind}{where}"
+    return f"{type(error).__name__}: {first_line(error)}{where}"
 
 
 def folder_or_code_or_family(target: str, attention: str | None) -> Target:
