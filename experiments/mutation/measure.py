@@ -207,7 +207,10 @@ def those_that_pass(place: Path, words: argparse.Namespace, files: list[str]) ->
     module = words.module
     if not files:
         sys.exit(f"No test file mirrors or imports {module}; name some with --tests.")
-    if outcome_of(place, files, 600.0, seen=Seen(classes(module) | set(words.given))) == "timeout":
+    if (
+        outcome_of(place, files, 600.0, seen=Seen(classes(module) | set(words.given), 4 * words.seconds))
+        == "timeout"
+    ):
         sys.exit("The tests take half an hour without a mistake; name fewer.")
     seen = json.loads((place / "seen.json").read_text(encoding="utf-8"))
     for name in seen["modules"]:
@@ -233,13 +236,17 @@ class Seen:
 
     Args:
         kinds: names of classes; of a contract those tests alone are run that are given one.
+        enough: no further test is begun after so many seconds.
     """
 
-    def __init__(self, kinds: set[str]) -> None:
-        self.kinds = kinds
+    def __init__(self, kinds: set[str], enough: float) -> None:
+        self.kinds, self.enough = kinds, enough
         self.seconds: Counter[str] = Counter()
         self.passed: set[str] = set()
         self.failed: set[str] = set()
+
+    def pytest_sessionstart(self, session: Any) -> None:
+        self.session = session
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items[:] = [item for item in items if item.path.name != CONTRACT or self.is_given(item)]
@@ -250,6 +257,7 @@ class Seen:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration
+        self.session.shouldstop = self.seconds.total() > self.enough and "enough seen"
         if report.when == "call" and report.passed:
             self.passed.add(report.nodeid)
         if report.failed:
