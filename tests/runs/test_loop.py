@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from transformer_dropout.runs.loop import NonFiniteLoss, Training
+from transformer_dropout.runs.order import fixed_probe
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.run import prepare
 from transformer_dropout.runs.task import ACCURACY
-from transformer_dropout.runs.training_config import EarlyStoppingConfig
+from transformer_dropout.runs.training_config import EarlyStoppingConfig, SelfTunedConfig
 
 # A gate that draws nothing, with a penalty that weighs as much as the loss.
 GATE = {"select": "mlp_output", "layer": "LearnedSigmoidDropout", "heads": 2, "shift": 1.0, "weight": 5.0}
@@ -163,3 +164,25 @@ def test_the_average_comes_back_from_a_checkpoint_as_it_was(tiny):
     assert found[0].equal(found[1])
     assert not found[0].equal(before.whole_state()["blocks.0.mlp.expand.weight"])
     assert training_of(tiny()).average is None
+
+
+def test_what_a_run_begins_with(tiny):
+    training = training_of(tiny(probe_windows=5, eval_windows=3))
+    splits = training.splits
+    assert training.probe.tolist() == fixed_probe(len(splits.train), 5, 0).tolist()
+    assert training.validation_probe.tolist() == fixed_probe(len(splits.validation), 3, 0).tolist()
+    assert (training.step, training.items, training.seconds_before, training.autocast) == (0, 0, 0.0, False)
+    assert training_of(tiny(precision="bfloat16")).autocast
+    assert len(training_of(tiny()).validation_probe) == len(splits.validation)
+
+
+def test_rates_are_tuned_on_a_part_that_is_held_out(tiny):
+    rule = {"select": "mlp_output", "layer": "Dropout", "p": 0.3}
+    training = training_of(tiny(recipe=[rule], self_tuned=SelfTunedConfig(share=0.2, every=1)))
+    layer = training.regularization.placed[0].layer
+    rates = []
+    for _ in range(3):
+        training.advance()
+        rates.append(layer.p)
+    assert len(set(rates)) == 3 and all(0 < rate < 1 for rate in rates)
+    assert len(training.splits.train) + len(training.examples.held_out) == len(prepare(tiny()).train)
