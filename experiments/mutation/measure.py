@@ -204,11 +204,11 @@ def copied(folder: Path) -> Path:
 
 def those_that_pass(place: Path, words: argparse.Namespace, files: list[str]) -> tuple[list[str], float]:
     """Return the tests to run for each mistake, in their order, and the seconds they take without one."""
-    module = words.module
+    module, own = words.module, mirrored(words.module)
     if not files:
         sys.exit(f"No test file mirrors or imports {module}; name some with --tests.")
     if (
-        outcome_of(place, files, 600.0, seen=Seen(classes(module) | set(words.given), 4 * words.seconds))
+        outcome_of(place, files, 600.0, seen=Seen(classes(module) | set(words.given), own, 4 * words.seconds))
         == "timeout"
     ):
         sys.exit("The tests take half an hour without a mistake; name fewer.")
@@ -217,7 +217,6 @@ def those_that_pass(place: Path, words: argparse.Namespace, files: list[str]) ->
         # Imported once here and not again for every mistake.
         with suppress(Exception):
             importlib.import_module(name)
-    own = set(mirrored(module))
     tests, seconds = [], 0.0
     ordered = sorted(seen["seconds"].items(), key=lambda of: (of[0].split("::")[0] not in own, of[1]))
     for name, taken in ordered:
@@ -236,11 +235,12 @@ class Seen:
 
     Args:
         kinds: names of classes; of a contract those tests alone are run that are given one.
-        enough: no further test is begun after so many seconds.
+        own: the files that are run to their end.
+        enough: of the others no further test is begun after so many seconds.
     """
 
-    def __init__(self, kinds: set[str], enough: float) -> None:
-        self.kinds, self.enough = kinds, enough
+    def __init__(self, kinds: set[str], own: list[str], enough: float) -> None:
+        self.kinds, self.own, self.enough = kinds, own, enough
         self.seconds: Counter[str] = Counter()
         self.passed: set[str] = set()
         self.failed: set[str] = set()
@@ -257,7 +257,8 @@ class Seen:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration
-        self.session.shouldstop = self.seconds.total() > self.enough and "enough seen"
+        if report.nodeid.split("::")[0] not in self.own and self.seconds.total() > self.enough:
+            self.session.shouldstop = "enough seen"
         if report.when == "call" and report.passed:
             self.passed.add(report.nodeid)
         if report.failed:
