@@ -3,9 +3,9 @@
 ``python experiments/mutation/measure.py functional``, or ``terms/penalties``, or ``runs/loop --sample 60``.
 mutmut makes the mistakes; `[tool.mutmut]` in pyproject.toml says which lines it leaves alone. Each is written
 into a copy of the sources, where a process of its own runs tests until one fails: the fast tests that mirror
-the module, the quickest first, then those of the same room that import it, those of the room's contract that
-are given one of its classes, and those of ``--tests``, as many as ``--seconds`` allow. ``--again`` tries what
-nobody noticed once more, after tests were added.
+the module and those of ``--tests``, the quickest first, then those of the same room that import it and those
+of the room's contract that are given one of its classes, as many as ``--seconds`` allow. ``--again`` tries
+what nobody noticed once more, after tests were added.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> None:
     """Measure one module and write its record."""
     words = arguments()
     file = HERE / f"{words.module.replace('/', '.')}.json"
-    record = earlier(file, words.module) if words.again else started(words)
+    record = earlier(file, words) if words.again else started(words)
     # mutmut reads its settings here.
     os.chdir(ROOT)
     count, chosen = mistakes_in(words.module, record, words)
@@ -112,21 +112,25 @@ def started(words: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": f"python experiments/mutation/measure.py {' '.join(sys.argv[1:])}",
         "module_sha256": digest(words.module),
-        "tests": [*mirrored(words.module), *others(words.module), *words.tests],
+        "tests": tests_for(words),
         "outcomes": {},
         "unnoticed": [],
     }
 
 
-def earlier(file: Path, module: str) -> dict[str, Any]:
+def earlier(file: Path, words: argparse.Namespace) -> dict[str, Any]:
     """Return the record of a module; end the program where the module is another one by now."""
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record, module = json.loads(file.read_text(encoding="utf-8")), words.module
     if record["module_sha256"] != digest(module):
         sys.exit(f"{module} has changed since; measure it anew, without --again.")
     if not record["unnoticed"]:
         sys.exit(f"Every mistake in {module} was noticed.")
-    files = (*mirrored(module), *others(module), *record["tests"])
-    return record | {"tests": list(dict.fromkeys(files))}
+    return record | {"tests": list(dict.fromkeys((*tests_for(words), *record["tests"])))}
+
+
+def tests_for(words: argparse.Namespace) -> list[str]:
+    """Return the test files of a module in their order, each once."""
+    return list(dict.fromkeys((*mirrored(words.module), *words.tests, *others(words.module))))
 
 
 def digest(module: str) -> str:
@@ -204,7 +208,7 @@ def copied(folder: Path) -> Path:
 
 def those_that_pass(place: Path, words: argparse.Namespace, files: list[str]) -> tuple[list[str], float]:
     """Return the tests to run for each mistake, in their order, and the seconds they take without one."""
-    module, own = words.module, mirrored(words.module)
+    module, own = words.module, [*mirrored(words.module), *words.tests]
     if not files:
         sys.exit(f"No test file mirrors or imports {module}; name some with --tests.")
     if (

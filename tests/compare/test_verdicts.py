@@ -2,9 +2,10 @@
 
 import json
 import re
+from dataclasses import replace
 
 from transformer_dropout.compare.records import load_comparison
-from transformer_dropout.compare.verdicts import judge
+from transformer_dropout.compare.verdicts import failure, judge, more_seeds
 
 NUMBER = r"-?\d+\.\d+"
 INTERVAL = rf"\[{NUMBER}, {NUMBER}\]"
@@ -105,3 +106,28 @@ def test_a_constant_difference_has_no_verdict(folder, arm_of):
         "no spread",
         "no verdict: the difference to drop is 0.500 nats at every seed",
     )
+
+
+def test_why_a_run_does_not_count_is_one_line(folder):
+    path = folder.write(seeds=(1, 2))
+    for seed in (1, 2):
+        folder.change("learned", seed, status="diverged", error="not finite at step 8\n\nlower the rate")
+        folder.change("twin", seed, status="failed", error="Traceback (most ...):\n  x\nRuntimeError: no")
+        folder.change("none", seed, status="interrupted", error=None)
+    verdicts = judge(load_comparison(path)).verdicts
+    assert verdicts["learned"].text == "diverged: not finite at step 8; 0 of 2 seeds finished"
+    assert verdicts["twin"].text == "failed: RuntimeError: no; 0 of 2 seeds finished"
+    assert verdicts["none"].text == "interrupted; 0 of 2 seeds finished"
+    assert [verdicts[arm].kind for arm in ("learned", "twin", "none")] == ["failed", "failed", "unfinished"]
+    run = load_comparison(path).of("dropout p=0.1")[0]
+    assert failure(run) == "failed: finished without a finite validation loss"
+    without = replace(run, task=replace(run.task, metrics=()))
+    assert failure(without) == "failed: finished without any metric"
+
+
+def test_seeds_are_planned_only_where_the_spread_is_known(folder):
+    verdict = judge(load_comparison(folder.write(seeds=(1, 2, 3)))).verdicts["twin"]
+    assert verdict.more_seeds == more_seeds(verdict.difference, 0.05) is not None
+    for unknown in ({"standard_error": 0.0}, {"standard_error": None}, {"df": None}):
+        assert more_seeds(replace(verdict.difference, **unknown), 0.05) is None
+    assert more_seeds(None, 0.05) is more_seeds(verdict.difference, None) is None

@@ -12,6 +12,7 @@ from transformer_dropout.errors import InputError
 from transformer_dropout.layers import ConcreteDropout, Dropout, LearnedDropout
 from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.schedules import Cosine, Linear
+from transformer_dropout.sites import Site
 from transformer_dropout.surgery.regularize import regularize_
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 
@@ -306,3 +307,58 @@ def test_an_update_that_reaches_no_rate_lists_those_there_are_and_changes_nothin
             handle.update({"embedding": wrong})
     rates = [placed.layer.p for placed in handle.placed if placed.layer.probability()]
     assert rates == pytest.approx([0.1, *[0.2] * BLOCKS])
+
+
+class Shared(nn.Module):
+    """Three places at which one rate drops."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x):
+        for part in (self.first, self.second, self.third):
+            x = self.drop(part(x))
+        return x
+
+
+def shared_sites(**facts):
+    places = (("first", "attention_output", "output"), ("second", "mlp_output", "output"))
+    return [
+        Site(path=path, kind=kind, access=access, **{"width": 4, "rate": "drop.p"} | facts)
+        for path, kind, access in (*places, ("third", "block", "block"))
+    ]
+
+
+def test_places_without_a_rule_keep_the_rate_that_was_silenced_at_another():
+    model = Shared()
+    handle = regularize_(model, Recipe([Rule("mlp_output", Dropout, p=0.5)]), sites=shared_sites())
+    found = {name: module for name, module in model.named_modules() if name.endswith("_dropout")}
+    assert {name: (type(layer), layer.p) for name, layer in found.items()} == {
+        "first.attention_output_dropout": (Dropout, 0.3),
+        "second.mlp_output_dropout": (Dropout, 0.5),
+        "third.block_dropout": (layers.LayerDrop, 0.3),
+    }
+    assert model.drop.p == 0.0
+    handle.remove()
+    assert model.drop.p == 0.3
+    assert not any(name.endswith("_dropout") for name, _ in model.named_modules())
+
+
+def test_a_rate_of_the_models_own_follows_the_schedule():
+    model = Shared()
+    site = Site(path="first", kind="attention_output", access="rate", width=4, rate="drop.p")
+    rule = Rule("attention_output", Dropout, p=Linear(0.0, 0.4))
+    handle = regularize_(model, Recipe([rule]), sites=[site])
+    assert model.drop.p == 0.0
+    handle.set_progress(0.5)
+    assert model.drop.p == pytest.approx(0.2)
+    handle.remove()
+    assert model.drop.p == 0.3
+
+
+def test_places_are_proven_with_the_inputs_that_are_handed_over():
+    rule = Rule("mlp_output", Dropout, p=0.5)
+    with pytest.raises(InputError, match="is said to be 7 wide"):
+        regularize_(Shared(), Recipe([rule]), sites=shared_sites(width=7), inputs=torch.randn(2, 3, 4))
