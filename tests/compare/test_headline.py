@@ -25,7 +25,7 @@ def answer(path):
 
 def test_the_regime_can_tell_when_dropout_beats_none(folder):
     found = regime(load_comparison(folder.write()))
-    assert found.tells is True
+    assert (found.tells, found.passes) == (True, pytest.approx(20.48))
     assert found.text.startswith(
         "This setting can tell regularizers apart: dropout p=0.1 beats none on validation "
     )
@@ -37,7 +37,7 @@ def test_the_regime_can_tell_when_dropout_beats_none(folder):
 def test_the_regime_cannot_tell_when_dropout_is_no_better(folder, arm_of):
     path = folder.write({"none": arm_of(0.0), "drop": arm_of(0.2, dropout(0.1))})
     found = regime(load_comparison(path))
-    assert found.tells is False
+    assert (found.tells, found.passes) == (False, pytest.approx(20.48))
     assert found.text.startswith(
         "This setting cannot tell regularizers apart: drop is not shown to beat none ("
     )
@@ -46,13 +46,15 @@ def test_the_regime_cannot_tell_when_dropout_is_no_better(folder, arm_of):
 def test_the_regime_is_unknown_without_a_twin_of_the_same_settings(folder, arm_of):
     path = folder.write({"none": arm_of(0.5, weight_decay=3.0), "drop": arm_of(0.0, dropout(0.1))})
     found = regime(load_comparison(path))
-    assert found.tells is None
+    assert (found.tells, found.passes) == (None, pytest.approx(20.48))
     assert "no finished arm has an empty recipe and the same settings as drop" in found.text
 
 
 def test_the_regime_is_unknown_with_one_seed_or_without_dropout(folder, arm_of):
     comparison = load_comparison(folder.write(seeds=(1,)))
     assert "need 2 common seeds" in regime(comparison).text
+    assert regime(comparison).passes == pytest.approx(20.48)
+    assert "mean of 1 seed)" in headline(comparison, judge(comparison))
     assert "no finished arm has plain dropout" in regime(replace(comparison, arms=("none", "learned"))).text
 
 
@@ -105,7 +107,7 @@ def test_the_default_record_says_what_its_last_step_hides():
     (found,) = disagreements(comparison, judge(comparison))
     assert "against none" in found
     assert "LearnedDropout -0.002, no difference (at the last step -0.142" in found
-    assert headline(comparison, judge(comparison)).endswith(found)
+    assert headline(comparison, judge(comparison)).endswith(f". {found}")
 
 
 def test_nothing_is_told_where_the_best_evaluation_agrees(folder, arm_of):
@@ -126,6 +128,9 @@ def test_another_winner_at_the_best_evaluation_is_told(folder, arm_of):
     assert found[0] == "At each run's best evaluation, wild has the lowest (1.000 nats per token)."
     assert "against drop, wild -1.4" in found[1]
     assert "better (at the last step +0.1" in found[1]
+    # One seed has no interval, so nothing that could differ but who is best.
+    alone = replace(comparison, seeds=(1,), runs=tuple(run for run in runs if run.seed == 1))
+    assert disagreements(alone, judge(alone)) == found[:1]
 
 
 def test_words_of_an_accuracy(folder, accuracy_task):
