@@ -217,3 +217,29 @@ def test_a_checkpoint_that_cannot_be_followed_is_refused(monkeypatch):
     monkeypatch.setattr(_written_rates, "recomputed_by", hidden)
     with pytest.raises(td.InputError, match=r"a checkpoint computes again \(nothing is shown\)"):
         gradients(functools.partial(checkpoint, use_reentrant=False))
+
+
+class Mixed(nn.Module):
+    """A block whose code drops at rates that stand there and at one of an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.projection, self.p = nn.Linear(8, 24), nn.Linear(8, 8), 0.2
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).chunk(3, -1)
+        weights = F.dropout((query @ key.mT).softmax(-1), 0.1, self.training)
+        x = x + F.dropout(self.projection(weights @ value), self.p, self.training)
+        hidden = F.dropout(self.up(x).relu(), 0.05, self.training)
+        return x + F.dropout(self.down(hidden), self.p, self.training)
+
+
+def test_a_rate_that_stands_in_the_code_is_not_taken_for_one_that_comes_after_it():
+    model = nn.Sequential(nn.Linear(8, 8), Mixed(), Mixed())
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    rates = {site.kind: own_rate(model, site) for site in td.find_sites(model, x) if site.block == 1}
+    assert rates["attention_weights"] == pytest.approx(0.1) and rates["mlp_hidden"] == pytest.approx(0.05)
+    assert rates["attention_output"] == rates["mlp_output"] == 0.2
+    td.set_rates(model, {"attention_weights": 0.3, "attention_output": 0.0}, inputs=x)
+    assert [e.rate for e in td.audit(model, x).events if e.kind == "attention_weights"] == [0.3] * 2

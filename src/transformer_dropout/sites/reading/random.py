@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .._written_rates import number_in
 from ..observation.stack import is_dropout_module
 from .graph import ModuleCall, Node, RunGraph
 from .rates import rate_among
@@ -41,6 +42,8 @@ def draws_of(run: RunGraph, rates: dict[str, float]) -> list[Draw]:
         leaf = is_dropout_module(inner.module)
         reader = next((c for c in reversed(inner.around) if not is_dropout_module(run.calls[c].module)), 0)
         attention = "attention" in node.name
+        # A number that stands in the code is no other's, whatever is done with the result.
+        written = rate_in_code(node, inner)
         acts = node.index if run.activations(node) else consumer(run, node.index, inner)
         shape = node.drawn[0]
         found.append(
@@ -50,8 +53,9 @@ def draws_of(run: RunGraph, rates: dict[str, float]) -> list[Draw]:
                 path=run.calls[reader].path,
                 module=inner.path if leaf else None,
                 rate=rate_among(node.numbers, rates)
+                or (written if written and number_in(written) else None)
                 or rate_near(run, node.index, inner, rates)
-                or rate_in_code(node, inner),
+                or written,
                 name=node.name,
                 whole=not attention and all(size == 1 for size in shape[1:]),
                 attention=attention,
