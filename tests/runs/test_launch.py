@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,28 @@ def start(tmp_path, environment):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_launcher_that_is_killed(tmp_path, tiny, start):
+    process = start(tiny(steps=100_000, eval_every=20))
+    while not list((tmp_path / "run").glob("checkpoints/step-*[1-9]*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(is_running(int(rank)) for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(ranks) >= 2
+
+
+def is_running(number):
+    """Return whether there is a process of this number that has not ended."""
+    state = Path(f"/proc/{number}/stat")
+    return state.is_file() and state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.slow

@@ -4,6 +4,10 @@ import os
 import signal
 import sys
 import threading
+import time
+
+# How long one of several processes outlives the launcher that started it.
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def end_with_parent() -> None:
@@ -27,3 +31,18 @@ def end_with_parent() -> None:
     os.dup2(nothing, sys.stdin.fileno())
     os.close(nothing)
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def end_with_launcher() -> None:
+    """End this process soon after the one that started it has ended, whose input it shares.
+
+    A launcher that is asked to stop stops its processes; one that is killed leaves them to train on.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-launcher").start()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .orphan import end_with_launcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ def joined_processes() -> Iterator[Processes]:
     if size == 1:
         yield Processes(rank=0, size=1, device=torch.device("cuda" if cuda else "cpu"))
         return
+    end_with_launcher()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
