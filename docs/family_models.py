@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ TIMM = (
     *("caformer_s18", "convformer_s18", "sequencer2d_s", "mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224"),
     *("focalnet_tiny_srf", "tiny_vit_5m_224", "vitamin_small_224", "inception_next_atto", "convnext_atto"),
     *("nextvit_small", "repvit_m0_9", "swiftformer_xs", "resnet18", "convmixer_768_32"),
+    *("vit_tiny_r_s16_p8_224", "botnet26t_256", "halonet26t", "mobilenetv4_hybrid_medium", "shvit_s1"),
 )
 SMALL: tuple[dict[str, Any], ...] = (
     {"img_size": SIDE, "depth": 2, "embed_dim": 32, "num_heads": 4},
@@ -116,9 +118,9 @@ def of_timm(name: str) -> tuple[nn.Module, Any]:
     """Build a small model of timm with all drop rates that it takes."""
     import timm
 
-    for options in SMALL:
+    for options, rates in product(SMALL, ({"drop_path_rate": 0.1}, {})):
         try:
-            model = seeded(partial(timm.create_model, name, num_classes=10, **options))
+            model = seeded(partial(timm.create_model, name, num_classes=10, **options, **rates))
         except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, KeyError):
             continue
         for side in (SIDE, 224, 240, 256):

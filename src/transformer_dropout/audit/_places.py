@@ -87,9 +87,11 @@ def kind_of(trace: Trace, number: int, lineage: Lineage, *, before_output: bool)
     later, branch = number in lineage.used, number in lineage.joined
     kind = kind_by_role(origin, later=later, branch=branch)
     behind = origin.role == "stream" and not trace.in_block and not branch
-    # Behind the last block of an encoder, whose output a decoder's attention takes; or before the output
-    # layer of a model without residual sums, as a recurrent one is.
-    if (kind == "unknown" and (behind or before_output)) or (
+    # Behind the last block of an encoder, whose output a decoder's attention takes.
+    if kind == "unknown" and behind and not before_output:
+        return "embedding"
+    # Before the output layer of a model without residual sums, as a recurrent one is.
+    if (kind == "unknown" and before_output) or (
         before_output and kind.startswith("mlp") and origin.attended and not origin.joined
     ):
         return "classifier"

@@ -16,8 +16,10 @@ SIZES = {
 }
 # What they call them in configs of images, sound and experts besides.
 MORE = {
+    1: "attn_layer_offset expert_layer_offset",
     2: "num_encoder_layers encoder_num_hidden_layers decoder_num_hidden_layers depth num_blocks "
-    "moe_topk num_query_groups vision_layers text_layers n_shared_experts window_size",
+    "moe_topk num_query_groups vision_layers text_layers n_shared_experts window_size "
+    "attn_layer_period expert_layer_period",
     4: "attention_heads n_routed_experts moe_num_experts num_frames encoder_num_attention_heads "
     "decoder_num_attention_heads num_queries num_conv_pos_embedding_groups",
     8: "patch_size attention_head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim q_lora_rank "

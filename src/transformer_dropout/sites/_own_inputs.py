@@ -34,6 +34,9 @@ def own_inputs(model: nn.Module) -> Iterator[Inputs]:
     else:
         candidates = plain_inputs(model)
     for inputs in candidates:
+        if device.type == "meta" and isinstance(inputs, dict):
+            # Whether a mask hides anything is read off its numbers, and there are none.
+            inputs = {name: value for name, value in inputs.items() if "mask" not in name}
         names, values = (inputs.keys(), inputs.values()) if isinstance(inputs, dict) else ((), inputs)
         moved = [v.to(device, floats if v.is_floating_point() else v.dtype) for v in values]
         yield dict(zip(names, moved, strict=True)) if isinstance(inputs, dict) else tuple(moved)
@@ -71,7 +74,7 @@ def hugging_face_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     config: Any = model.config
     taken = inspect.signature(model.forward).parameters
     text, decoder = text_inputs(config, taken)
-    images, sounds = image_inputs(config, taken), sound_inputs(config, taken)
+    images, sounds = image_inputs(config, taken), sound_inputs(model, taken)
     main = getattr(model, "main_input_name", "input_ids")
     if main.startswith("pixel_values"):
         ordered = [
@@ -137,10 +140,13 @@ def image_inputs(config: Any, taken: Any) -> list[dict[str, Tensor]]:
     return found
 
 
-def sound_inputs(config: Any, taken: Any) -> list[dict[str, Tensor]]:
+def sound_inputs(model: nn.Module, taken: Any) -> list[dict[str, Tensor]]:
     """Return waves and their features, where a model takes them."""
+    config: Any = model.config
     names = ("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim", "feat_dim")
-    mel = size_in(config, names, 80)
+    # Where no field tells, its first layer does.
+    layers = (part for part in model.modules() if isinstance(part, nn.Linear | nn.Conv1d))
+    mel = size_in(config, names, 0) or first_channels(next(layers, None)) or 80
     found = []
     if "input_features" in taken:
         length = 2 * size_in(config, ("max_source_positions",), SIDE)
@@ -151,6 +157,13 @@ def sound_inputs(config: Any, taken: Any) -> list[dict[str, Tensor]]:
         shapes = ((BATCH, SAMPLES), (BATCH, 1, SAMPLES), (BATCH, length, mel))
         found += [{"input_values": noise(*shape)} for shape in shapes]
     return found
+
+
+def first_channels(layer: nn.Module | None) -> int:
+    """Return how many channels a layer is given; 0 for none."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    return layer.in_channels if isinstance(layer, nn.Conv1d) else 0
 
 
 def series_inputs(config: Any, taken: Any) -> list[dict[str, Tensor]]:

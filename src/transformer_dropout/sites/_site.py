@@ -37,6 +37,7 @@ class Site:
         causal: whether a token at this place sees only the tokens before it.
         batch_first: whether the tensor's first dimension counts the samples, not the tokens.
         silences: paths of further rates at which the model itself drops at this place.
+        streams: of a block, the places of the tensors that it adds to, among those it is given and returns.
         found: how the place is known: a ``run`` showed it, a ``table`` of the family names it, or the
             model's ``code`` was read.
     """
@@ -52,6 +53,7 @@ class Site:
     causal: bool = True
     batch_first: bool = True
     silences: tuple[str, ...] = ()
+    streams: tuple[int, ...] = (0,)
     found: Found = "code"
 
     @property

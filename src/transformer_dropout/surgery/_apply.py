@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..layers import DropoutLayer
 from ..sites import Site
 from ..sites._own_rate import holder_of, put_rate_back, read_rate, set_rate
 from ..sites._written_rates import is_written
+from ..sites.observation.lineage import tensors_in
 from ._attention import attend_with_layer, route_through_layer
 from ._mlp import PlainMLP, detours, end_detour, hook_without_effect, plain_mlp
 from ._own_rates import MARK, Read, forward_with_rates
@@ -207,11 +209,8 @@ class Surgery:
 
     def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
-        self._keep(
-            NoticedHook(
-                parent, parent.register_forward_hook(partial(on_branch, child_name(site)), with_kwargs=True)
-            )
-        )
+        hook = partial(on_branch, child_name(site), site.streams)
+        self._keep(NoticedHook(parent, parent.register_forward_hook(hook, with_kwargs=True)))
 
     def _follow_gate(self, site: Site, layer: DropoutLayer) -> None:
         parent: Any = self.add_child(site.path, child_name(site), layer)
@@ -262,10 +261,9 @@ def put_back(owner: nn.Module, name: str, original: nn.Module) -> None:
 # The hooks look the child up by name, so that a deep copy of the model runs its own layers.
 def on_output(name: str, module: nn.Module, arguments: tuple, output: Any) -> Any:
     """Forward hook: the child acts on the output, or on its first part."""
-    first = output[0] if isinstance(output, tuple) else output
+    first = output[0] if isinstance(output, tuple | list) else output
     # A layer that looks at other tokens may have given flattened tokens their sequence back.
-    acted = getattr(module, name)(first).reshape(first.shape)
-    return (acted, *output[1:]) if isinstance(output, tuple) else acted
+    return with_part(output, 0, getattr(module, name)(first).reshape(first.shape))
 
 
 def on_input(name: str, module: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
@@ -283,20 +281,36 @@ def gate_with_layer(name: str, module: nn.Module, gate: Callable[[Tensor], Tenso
     return getattr(module, name)(gate(*given))
 
 
-def on_branch(name: str, module: nn.Module, arguments: tuple, keywords: dict, output: Any) -> Any:
-    """Forward hook: the child acts on what a residual block adds to its input."""
-    first = next(iter(inspect.signature(module.forward).parameters))
-    entered = arguments[0] if arguments else keywords[first]
-    left = output[0] if isinstance(output, tuple | list) else output
-    added = left - entered
-    acted = getattr(module, name)(added)
-    if acted is added:
-        # Not `entered + added`, which would round.
-        return output
-    changed = entered + acted
-    if isinstance(output, list):
-        return [changed, *output[1:]]
-    return (changed, *output[1:]) if isinstance(output, tuple) else changed
+def on_branch(
+    name: str, streams: tuple[int, ...], module: nn.Module, arguments: tuple, keywords: dict, output: Any
+) -> Any:
+    """Forward hook: the child acts on what a residual block adds to its input, or to several of them."""
+    for place in streams:
+        entered = entered_at(place, module, arguments, keywords)
+        left = output[place] if isinstance(output, tuple | list) else output
+        added = left - entered
+        acted = getattr(module, name)(added)
+        # Where nothing was done not `entered + added`, which would round.
+        if acted is not added:
+            output = with_part(output, place, entered + acted)
+    return output
+
+
+def entered_at(place: int, module: nn.Module, arguments: tuple, keywords: dict) -> Tensor:
+    """Return one of the tensors that a block was given; the first by its name where it has one."""
+    if place == 0 and not arguments:
+        return keywords[next(iter(inspect.signature(module.forward).parameters))]
+    if place == 0 and isinstance(arguments[0], Tensor):
+        return arguments[0]
+    return next(islice(tensors_in((*arguments, *keywords.values())), place, None))
+
+
+def with_part(output: Any, place: int, value: Tensor) -> Any:
+    """Return what a module returned, a tensor or several, with another one at a place."""
+    if not isinstance(output, tuple | list):
+        return value
+    parts = [*output[:place], value, *output[place + 1 :]]
+    return parts if isinstance(output, list) else tuple(parts)
 
 
 def beside_output(name: str, module: nn.Module, arguments: tuple, output: Tensor) -> None:

@@ -47,6 +47,8 @@ def stacks_of(run: RunGraph, branches: list[Branch]) -> list[BlockSequence]:
         else:
             containers.setdefault(unit.path.rpartition(".")[0])
             chosen.setdefault(family(run, unit), []).append(unit.path)
+    for unit in convolving(run, branches, chosen) if attending and not virtual else ():
+        chosen.setdefault(family(run, unit), []).append(unit.path)
     stacks = [
         stack for names in chosen.values() if (stack := stack_of(run, names, containers, branches)).blocks
     ]
@@ -54,6 +56,36 @@ def stacks_of(run: RunGraph, branches: list[Branch]) -> list[BlockSequence]:
     rest = [branch for branch in branches if id(branch) not in taken]
     stacks += parallel(run, [branch for branch in virtual if id(branch) not in taken], rest)
     return sorted(stacks, key=lambda stack: stack.blocks[0].branches[0].add)
+
+
+def convolving(run: RunGraph, branches: list[Branch], chosen: dict[str, list[str]]) -> list[ModuleCall]:
+    """Return the blocks in which nothing attends and that attention follows, as those of early stages.
+
+    Args:
+        run: the run.
+        branches: all that it adds.
+        chosen: the paths of the blocks that attend, by their stack.
+    """
+    attended = [path for paths in chosen.values() for path in paths]
+    last = max(branch.add for branch in branches if branch.attentions)
+    lists = {f"{path.rpartition('.')[0]}.".removeprefix(".") for path in attended}
+    found = []
+    for branch in branches:
+        unit = unit_of(run, branch, branches, False)
+        if unit is None or not (repeats(run.model, unit.path) and unit.holds(branch.end)):
+            continue
+        # What lies in a block, or holds one, belongs to that.
+        related = any(is_around(path, unit.path) or is_around(unit.path, path) for path in attended)
+        inner = any(unit.path.startswith(p) and "." in unit.path.removeprefix(p) for p in lists)
+        leads = run.depends(last, branch.add) or family(run, unit) in chosen
+        if leads and not (related or inner):
+            found.append(unit)
+    return found
+
+
+def is_around(outer: str, inner: str) -> bool:
+    """Return whether a module is another, or holds it."""
+    return f"{inner}.".startswith(f"{outer}.")
 
 
 def unit_of(run: RunGraph, branch: Branch, branches: list[Branch], attending: bool) -> ModuleCall | None:
@@ -66,13 +98,21 @@ def unit_of(run: RunGraph, branch: Branch, branches: list[Branch], attending: bo
     if not attending or is_parallel(run, branch):
         return items[0] if items else lone(around, branch)
     for call in items:
-        if any(not other.attentions and call.holds(other.add) for other in branches):
+        others = (other for other in branches if not other.attentions and call.holds(other.add))
+        if any(not in_smaller_block(run, other, branches, call) for other in others):
             return call
     if items:
         return items[0]
     # A layer of torch's may be the whole model.
     begin = 0 if isinstance(run.model, LAYERS) else 1
     return next((call for call in reversed(around[begin:]) if complete(call, branches)), None)
+
+
+def in_smaller_block(run: RunGraph, branch: Branch, branches: list[Branch], outer: ModuleCall) -> bool:
+    """Return whether a branch belongs to an attention in a smaller repeated module than one around both."""
+    around = (run.calls[number] for number in run.calls[run.nodes[branch.add].call].around)
+    smaller = [call for call in around if call.index > outer.index and repeats(run.model, call.path)]
+    return any(other.attentions and call.holds(other.add) for call in smaller for other in branches)
 
 
 def lone(around: list[ModuleCall], branch: Branch) -> ModuleCall | None:

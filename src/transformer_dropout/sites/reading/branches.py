@@ -161,8 +161,12 @@ def branch_at(run: RunGraph, node: Node, streams: dict[int, int]) -> Branch | No
     if len(operands) < 2 or len(node.shape) < 2:
         return None
     for skip, end in ((operands[0], operands[-1]), (operands[-1], operands[0])):
+        # Positions are added to a stream again and again; learned latents are a stream, to which a branch is.
+        latents = not run.is_activation(skip)
+        if not run.is_activation(end) or (latents and not tail_of(run, end, EVERYTHING).linear):
+            continue
         root = stream(run, skip)
-        for begin in (root, streams.get(root)):
+        for begin in (root, streams.get(root), with_other_tokens(run, root)):
             if begin is not None and begin != end and run.depends(end, begin):
                 return Branch(add=node.index, skip=begin, end=end, inside=between(run, begin, end))
     return None
@@ -186,12 +190,19 @@ def projected(run: RunGraph, node: Node, attentions: list[AttentionNodes]) -> Br
 
 
 def addends(run: RunGraph, node: Node) -> list[int]:
-    """Return the activations that a sum adds, all of its shape."""
-    return [
-        source
-        for source, shape in node.operands
-        if source is not None and shape == node.shape and run.is_activation(source)
-    ]
+    """Return what a sum adds, all of its shape: activations, and what weights alone give."""
+    return [source for source, shape in node.operands if source is not None and shape == node.shape]
+
+
+def with_other_tokens(run: RunGraph, index: int) -> int | None:
+    """Return the stream that some tokens were taken out of, as a class token is; None for anything else."""
+    node = run.nodes[index]
+    sources = run.activations(node)
+    if node.name != "__getitem__" or len(sources) != 1:
+        return None
+    given = run.nodes[sources[0]].shape
+    taken = len(given) == len(node.shape) > 2 and given[-1] == node.shape[-1]
+    return stream(run, sources[0]) if taken else None
 
 
 def stream(run: RunGraph, index: int) -> int:
@@ -265,8 +276,8 @@ def without_gate(run: RunGraph, factors: list[int]) -> list[int]:
 
 def around_module(run: RunGraph, index: int, inside: int, products: int) -> list[int]:
     """Return the input of the module whose output a value is, when it holds no product of weights."""
-    for call in run.calls:
-        if call.outputs[:1] != (index,) or not call.inputs:
+    for call in run.returning.get(index, ()):
+        if not call.inputs:
             continue
         own = [run.nodes[n] for n in range(call.begin, min(call.end, index + 1))]
         if any(run.is_linear(n) or n.drawn or n.name == "embedding" or products >> n.index & 1 for n in own):

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -61,6 +63,9 @@ class ModuleCall:
         begin, end: the first node inside it, and the first after it.
         inputs: nodes of the tensors it was given, in order.
         outputs: nodes of the tensors it returned, in order.
+        shapes: of both.
+        takes_tensor: whether the first thing that it was given is a tensor.
+        plain: how many tensors it returned as they are, in a tuple or alone, before anything else.
     """
 
     index: int
@@ -72,6 +77,8 @@ class ModuleCall:
     inputs: tuple[int | None, ...] = ()
     outputs: tuple[int | None, ...] = ()
     shapes: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]] = ((), ())
+    takes_tensor: bool = False
+    plain: int = 0
 
     def holds(self, node: int) -> bool:
         """Return whether a node ran inside this call."""
@@ -97,6 +104,15 @@ class RunGraph:
     tensors: dict[int, Tensor] = field(default_factory=dict)
     outputs: tuple[int | None, ...] = ()
     given: int = 0
+
+    @cached_property
+    def returning(self) -> dict[int, list[ModuleCall]]:
+        """The module calls by the node of what they returned first, once the run is over."""
+        found: dict[int, list[ModuleCall]] = {}
+        for each in self.calls:
+            if each.outputs and each.outputs[0] is not None:
+                found.setdefault(each.outputs[0], []).append(each)
+        return found
 
     def path(self, node: int) -> str:
         """Return the path of the innermost module that a node ran in."""
@@ -227,6 +243,7 @@ class Recorder:
             begin=len(self.run.nodes),
             inputs=tuple(self.node_of(value) for value in tensors),
             shapes=(tuple(tuple(value.shape) for value in tensors), ()),
+            takes_tensor=isinstance(next(iter(inputs), None), Tensor),
         )
         self.run.calls.append(begun)
         self._open.append(begun)
@@ -246,6 +263,8 @@ class Recorder:
         begun.end = len(self.run.nodes)
         begun.outputs = tuple(self.node_of(value) for value in tensors)
         begun.shapes = (begun.shapes[0], tuple(tuple(value.shape) for value in tensors))
+        parts = output if isinstance(output, tuple | list) else (output,)
+        begun.plain = len(list(takewhile(lambda part: isinstance(part, Tensor), parts)))
         self._open.remove(begun)
 
 

@@ -9,10 +9,21 @@ from torch import nn
 
 from .._site import Kind, Site
 from .blocks import BlockCalls, stacks_of
-from .branches import EVERYTHING, SAME, SCALES, Branch, Tail, attentions_of, branches_of, tail_of
+from .branches import (
+    EVERYTHING,
+    SAME,
+    SCALES,
+    Branch,
+    Tail,
+    attentions_of,
+    between,
+    branches_of,
+    linears_in,
+    tail_of,
+)
 from .causality import mixes, mixes_tokens
 from .graph import RECURRENT, SUMS, ModuleCall, Node, RunGraph, bits, is_packed_linear
-from .passages import Passage, Passages
+from .passages import Passage, Passages, rates_of
 from .random import Draw
 
 MLP = re.compile(r"mlp|ffn|feed_?forward|dense_?relu|intermediate|moe|expert|\bfc\d|\.ff\b", re.IGNORECASE)
@@ -37,9 +48,12 @@ class BlockReader:
             self.attentions = [a for a in self.attentions if a in mixing or a not in branch.attentions]
             branch.attentions = mixing
         self.stacks = stacks_of(run, self.branches)
+        self.stacked = sum({1 << b.add for s in self.stacks for block in s.blocks for b in block.branches})
         self.places = Passages(run, self.draws)
         self.found: list[tuple[int, Site]] = []
         self.where: dict[int, dict[str, Any]] = {}
+        self.ends: dict[int, list[tuple[Branch, Kind | None, Tail]]] = {}
+        self.read_ends()
 
     def add(self, kind: Kind, place: Passage | None, **where: Any) -> None:
         """Take note of a place."""
@@ -50,13 +64,11 @@ class BlockReader:
         """Name the places inside a block, and the block."""
         around = None if block.path is None else self.run.calls[block.calls[0]]
         once = max(len(block.calls), 1)
-        whole: list[Draw] = []
         for branch in block.branches:
             for attention in branch.attentions:
                 self.add("attention_weights", self.places.weights(attention), **where)
-            for part in self.parts(branch):
-                self.read_branch(part, around, once, where)
-                whole += [d for d in self.draws if d.whole and part.inside >> d.acts & 1]
+            for part, kind, tail in self.ends[branch.add]:
+                self.read_end(part, kind, tail, around, once, where)
         if around is None:
             return
         for attention in self.attentions:
@@ -64,14 +76,40 @@ class BlockReader:
             alone = not any(attention in branch.attentions for branch in self.branches)
             if alone and around.holds(attention.product):
                 self.add("attention_weights", self.places.weights(attention), **where)
-        rates = tuple(dict.fromkeys(draw.rate for draw in whole if draw.rate is not None))
-        self.places.taken |= {draw.node for draw in whole if draw.rate is not None}
+        streams = self.streams(block)
+        whole = [draw for draw in self.draws if draw.whole and around.holds(draw.node)]
+        rates = rates_of(whole)
+        if streams:
+            self.places.taken |= {draw.node for draw in whole if draw.rate is not None}
         self.read_rest_of(around, block, where)
-        if adds_to_its_input(around):
-            shape = around.shapes[1][0]
-            node = around.end
-            place = Passage(node=node, path=around.path, access="block", width=shape[-1], rates=rates)
+        if streams:
+            place = Passage(
+                node=around.end,
+                path=around.path,
+                access="block",
+                width=common_width(around, streams),
+                rates=rates,
+                streams=streams,
+            )
             self.add("block", place, **where)
+
+    def streams(self, block: BlockCalls) -> tuple[int, ...]:
+        """Return the places of the tensors that a block is given and returns with something added."""
+        call = None if block.path is None else self.run.calls[block.calls[0]]
+        # A list would call a layer that is put into it.
+        if call is None or isinstance(call.module, nn.Sequential):
+            return ()
+        sums = {branch.add for branch in block.branches}
+        pairs = zip(call.inputs, call.outputs, *call.shapes, strict=False)
+        found = []
+        for place, (entered, left, given, returned) in enumerate(pairs):
+            # The first is the stream, unless it is left as it is; of others it has to show.
+            first = place == 0 and (left is None or left != entered)
+            shown = left is not None and entered is not None and self.run.depends(left, entered)
+            other = place > 0 and shown and tail_of(self.run, left or 0, EVERYTHING).values[0] in sums
+            if given == returned and place < call.plain and (first or other):
+                found.append(place)
+        return tuple(found)
 
     def parts(self, branch: Branch) -> Iterator[Branch]:
         """Yield an attention and an MLP that are added together, each as a branch; else the branch itself."""
@@ -98,18 +136,17 @@ class BlockReader:
                 joint=tuple(own),
             )
 
-    def read_branch(
-        self, branch: Branch, around: ModuleCall | None, once: int, where: dict[str, Any]
+    def read_end(
+        self,
+        branch: Branch,
+        kind: Kind | None,
+        tail: Tail,
+        around: ModuleCall | None,
+        once: int,
+        where: dict[str, Any],
     ) -> None:
-        """Name the places of one branch."""
-        products = sum(1 << attention.product for attention in branch.attentions)
-        tail = tail_of(self.run, branch.end, branch.inside, products)
-        if branch.attentions:
-            kind: Kind = "attention_output"
-        elif self.is_mlp(branch) or any(d.acts in tail.values and not d.whole for d in self.draws):
-            # What drops a whole branch is its output, a convolution's too.
-            kind = "mlp_output"
-        else:
+        """Name the places at the end of one branch."""
+        if kind is None:
             return
         place = self.places.at(tail, within=around, outermost=kind == "mlp_output", once=once)
         if place is not None and branch.joint:
@@ -117,8 +154,33 @@ class BlockReader:
             self.places.taken |= {draw.node for draw in branch.joint}
             place = replace(place, rates=(*place.rates, *shared))
         if kind == "mlp_output" and not self.read_experts(branch, where) and tail.linear:
-            self.read_hidden(branch, tail, once, where)
+            hidden = self.hidden_of(branch, tail)
+            if hidden is not None:
+                self.add("mlp_hidden", self.places.before(*hidden, once), **where)
         self.add(kind, place, **where)
+
+    def end_of(self, branch: Branch) -> tuple[Kind | None, Tail]:
+        """Return what a branch adds, None where neither attention nor MLP does, and the values at its end."""
+        products = sum(1 << attention.product for attention in branch.attentions)
+        tail = tail_of(self.run, branch.end, branch.inside, products)
+        if branch.attentions:
+            return "attention_output", tail
+        # What drops a whole branch is its output, a convolution's too.
+        drops = any(d.acts in tail.values and not d.whole for d in self.draws)
+        return ("mlp_output" if drops or self.is_mlp(branch) else None), tail
+
+    def read_ends(self) -> None:
+        """Find out what each branch adds, and let the places know which values are of one kind."""
+        blocks = (block for stack in self.stacks for block in stack.blocks)
+        for branch in (branch for block in blocks for branch in block.branches):
+            ends = self.ends[branch.add] = [(part, *self.end_of(part)) for part in self.parts(branch)]
+            for part, kind, tail in ends:
+                if kind is None:
+                    continue
+                self.places.kinds |= dict.fromkeys(tail.values, kind)
+                hidden = self.hidden_of(part, tail) if kind == "mlp_output" and tail.linear else None
+                if hidden is not None:
+                    self.places.kinds |= dict.fromkeys(hidden[1].values, "mlp_hidden")
 
     def read_experts(self, branch: Branch, where: dict[str, Any]) -> bool:
         """Name the place of the hidden units of experts; return whether a branch holds such."""
@@ -147,8 +209,8 @@ class BlockReader:
                 return True
         return False
 
-    def read_hidden(self, branch: Branch, tail: Tail, once: int, where: dict[str, Any]) -> None:
-        """Name the place of the hidden units of an MLP: what its last product but square ones is given."""
+    def hidden_of(self, branch: Branch, tail: Tail) -> tuple[ModuleCall, Tail] | None:
+        """Return the last product of an MLP but square ones, and the hidden units that it is given."""
         run, last, products = self.run, tail.values[0], 0
         for node in bits(branch.inside):
             products |= run.is_linear(run.nodes[node]) << node
@@ -156,15 +218,14 @@ class BlockReader:
             call = run.calls[run.nodes[last].call]
             sources = [s for s in run.activations(run.nodes[last]) if branch.inside >> s & 1]
             if not sources or not is_product(call) or products.bit_count() < 2:
-                return
+                return None
             hidden = tail_of(run, sources[0], branch.inside)
             earlier = run.nodes[hidden.values[0]]
             # A product of another product's result, with no activation between, mixes the MLP's output.
             passed_on = hidden.linear and all(passes_on(run.nodes[value]) for value in hidden.values[1:])
             if not (passed_on and earlier.before & products & ~(1 << earlier.index)):
-                break
+                return call, hidden
             last = earlier.index
-        self.add("mlp_hidden", self.places.before(call, hidden, once), **where)
 
     def is_mlp(self, branch: Branch) -> bool:
         """Return whether a branch without attention works on each token alone."""
@@ -188,15 +249,26 @@ class BlockReader:
             before = [branch for branch in block.branches if self.run.depends(draw.acts, branch.add)]
             kind: Kind = "other" if self.is_constant(draw) else "embedding"
             if inside:
-                later = (
-                    n for n in bits(inside[0].inside) if n > draw.acts and self.run.depends(n, draw.acts)
-                )
-                ends = not any(self.run.is_linear(self.run.nodes[n]) for n in later)
-                kind = "mlp_output" if ends else "mlp_hidden"
-                kind = "attention_output" if inside[0].attentions else kind
+                kind = self.kind_in(inside[0], draw)
             elif before:
-                kind = "attention_output" if before[-1].attentions else "mlp_output"
+                kind = self.kind_behind(before[-1], draw)
             self.add_own(draw, kind, around, **where)
+
+    def kind_in(self, branch: Branch, draw: Draw) -> Kind:
+        """Return what is dropped inside a branch and not at its end."""
+        if draw.whole and draw.rate is not None:
+            return "block"
+        if branch.attentions:
+            return "attention_output"
+        later = (n for n in bits(branch.inside) if n > draw.acts and self.run.depends(n, draw.acts))
+        return "mlp_hidden" if any(self.run.is_linear(self.run.nodes[n]) for n in later) else "mlp_output"
+
+    def kind_behind(self, branch: Branch, draw: Draw) -> Kind:
+        """Return what is dropped behind a branch and in no other."""
+        if draw.whole and draw.rate is not None:
+            return "block"
+        products = linears_in(self.run, between(self.run, branch.add, draw.acts))
+        return "attention_output" if branch.attentions and not products else "mlp_output"
 
     def is_constant(self, draw: Draw) -> bool:
         """Return whether what is dropped depends on no input and is added to what does."""
@@ -204,12 +276,22 @@ class BlockReader:
         added = any(node.name in SUMS and self.run.activations(node) for node in uses)
         return added and not self.run.is_activation(draw.acts)
 
+    def known_rates(self) -> set[str]:
+        """Return the rates of the model's own that some place sets."""
+        sites = [site for _, site in self.found]
+        return {rate for site in sites for rate in (site.rate, *site.silences) if rate is not None}
+
     def add_own(self, draw: Draw, kind: Kind, around: ModuleCall | None = None, **where: Any) -> None:
         """Take note of the place of a random operation that is at the end of no branch."""
         place = None
         inner = draw.whole or draw.name in RECURRENT
-        if draw.rate is not None and not inner and self.run.is_activation(draw.node):
+        own = around is None and self.places.serves_alike(draw)
+        if draw.rate is not None and not inner and not own and self.run.is_activation(draw.node):
             place = self.places.at(tail_of(self.run, draw.acts, EVERYTHING), within=around)
+        if place is None and not own and draw.rate in self.known_rates():
+            # One number is set at one place, or a layer there and the number would both drop.
+            self.places.taken.add(draw.node)
+            return
         place = place or self.places.own(draw)
         self.add("other" if place.access == "none" else kind, place, **where)
 
@@ -235,10 +317,7 @@ def is_product(call: ModuleCall) -> bool:
     return own or is_packed_linear(call.module)
 
 
-def adds_to_its_input(call: ModuleCall) -> bool:
-    """Return whether a block returns a tensor as it was given one."""
-    given, returned = call.shapes
-    if isinstance(call.module, nn.Sequential):
-        # It would call a layer that is put into it.
-        return False
-    return bool(given) and bool(returned) and given[0] == returned[0]
+def common_width(call: ModuleCall, streams: tuple[int, ...]) -> int | None:
+    """Return the channels of a block's streams; None where they differ."""
+    widths = {call.shapes[1][place][-1] for place in streams}
+    return widths.pop() if len(widths) == 1 else None

@@ -24,6 +24,7 @@ class Passage:
     access: Access
     width: int | None
     rates: tuple[str, ...] = ()
+    streams: tuple[int, ...] = (0,)
 
     def site(self, kind: Kind, **where: object) -> Site:
         """Return the site of this place."""
@@ -35,6 +36,7 @@ class Passage:
             width=None if kind == "attention_weights" else self.width,
             rate=next(iter(self.rates), None),
             silences=self.rates[1:],
+            streams=self.streams,
             **facts,
         )
 
@@ -45,16 +47,17 @@ class Passages:
     Args:
         run: the run.
         draws: its random operations.
+
+    Attributes:
+        taken: the draws that a place stands for.
+        kinds: of the values at the ends of branches and of what their last products are given, what they are.
     """
 
     def __init__(self, run: RunGraph, draws: list[Draw]) -> None:
         self.run, self.draws = run, draws
         self.taken: set[int] = set()
+        self.kinds: dict[int, Kind] = {}
         self._times = Counter(call.path for call in run.calls)
-        self._returned: dict[int, list[ModuleCall]] = {}
-        for call in run.calls:
-            if call.outputs and call.outputs[0] is not None:
-                self._returned.setdefault(call.outputs[0], []).append(call)
 
     def at(
         self, tail: Tail, *, within: ModuleCall | None = None, outermost: bool = False, once: int = 1
@@ -68,13 +71,38 @@ class Passages:
             once: how often a module runs that has one place only: as often as the block.
         """
         own = self._acting_on(tail)
-        self.taken |= {draw.node for draw in own if draw.rate is not None}
-        rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
+        # A module that runs at several places serves where all are of one kind, and nothing else does.
+        for alike in (False, True):
+            place = self._at_own(tail, own, once, alike) or self._at_output(
+                tail, own, within, outermost, once, alike
+            )
+            if place is not None:
+                self.taken |= {draw.node for draw in own if draw.rate is not None}
+                return place
+        return None
+
+    def _at_own(self, tail: Tail, own: list[Draw], once: int, alike: bool) -> Passage | None:
+        """Return the model's own dropout of a tail's values, or what stands empty in its place."""
+        rates = rates_of(own)
         for draw in own:
-            if draw.module is not None and self._times[draw.module] == once and draw.rate is not None:
+            if (
+                draw.module is not None
+                and self._serves_once(draw.module, once, alike)
+                and draw.rate is not None
+            ):
                 return self._at_dropout(draw, rates)
-        if not own and (empty := self._empty_dropout(tail, once)) is not None:
-            return empty
+        return None if own else self._empty_dropout(tail, once)
+
+    def _at_output(
+        self,
+        tail: Tail,
+        own: list[Draw],
+        within: ModuleCall | None,
+        outermost: bool,
+        once: int,
+        alike: bool,
+    ) -> Passage | None:
+        """Return the module whose output is one of a tail's values."""
         found = None
         # Of experts not the flattened tokens, where the same are to be had as sequences.
         order = len(self.run.nodes[tail.values[-1]].shape) if tail.values else 0
@@ -84,7 +112,9 @@ class Passages:
         values = values or tail.values
         whole = [value for value in values if len(self.run.nodes[value].shape) == order]
         for value in [*whole, *values, *tail.values]:
-            calls = [call for call in self._returned.get(value, ()) if self._serves(call, within, once)]
+            calls = [
+                call for call in self.run.returning.get(value, ()) if self._serves(call, within, once, alike)
+            ]
             if calls:
                 found = calls[0 if outermost else -1]
                 break
@@ -96,23 +126,27 @@ class Passages:
             path=found.path,
             access="output",
             width=width_of(found.shapes[1][0], found.module),
-            rates=rates,
+            rates=rates_of(own),
         )
 
     def before(self, call: ModuleCall, tail: Tail, once: int = 1) -> Passage | None:
         """Return where a layer can act on what a module is given: the model's own dropout, else its input."""
         own = self._acting_on(tail)
-        self.taken |= {draw.node for draw in own if draw.rate is not None}
-        rates = tuple(dict.fromkeys(draw.rate for draw in own if draw.rate is not None))
-        for draw in own:
-            if draw.module is not None and self._times[draw.module] == once and draw.rate is not None:
-                return self._at_dropout(draw, rates)
-        if not own and (empty := self._empty_dropout(tail, once)) is not None:
-            return empty
-        if self._times[call.path] != once or call.inputs[:1] == (None,):
-            return None
-        width = width_of(call.shapes[0][0], call.module)
-        return Passage(node=tail.values[-1], path=call.path, access="input", width=width, rates=rates)
+        hooked = call.takes_tensor and call.inputs[:1] != (None,)
+        for alike in (False, True):
+            place = self._at_own(tail, own, once, alike)
+            if place is None and hooked and self._serves_once(call.path, once, alike):
+                place = Passage(
+                    node=tail.values[-1],
+                    path=call.path,
+                    access="input",
+                    width=width_of(call.shapes[0][0], call.module),
+                    rates=rates_of(own),
+                )
+            if place is not None:
+                self.taken |= {draw.node for draw in own if draw.rate is not None}
+                return place
+        return None
 
     def _acting_on(self, tail: Tail) -> list[Draw]:
         """Return the random operations that drop one of a tail's values."""
@@ -122,11 +156,20 @@ class Passages:
             if draw.acts in tail.values and not (draw.whole or draw.attention or draw.name in RECURRENT)
         ]
 
+    def serves_alike(self, draw: Draw) -> bool:
+        """Return whether a dropout of the model's own drops at several places of one kind."""
+        return (
+            draw.module is not None
+            and self._times[draw.module] > 1
+            and self._serves_once(draw.module, 1, True)
+        )
+
     def own(self, draw: Draw) -> Passage:
         """Return the place of a random operation that no tail leads to."""
         self.taken.add(draw.node)
         rates = () if draw.rate is None else (draw.rate,)
-        alone = draw.module is not None and draw.rate is not None and self._times[draw.module] == 1
+        runs = 0 if draw.module is None or draw.rate is None else self._times[draw.module]
+        alone = runs == 1 or (runs > 1 and self.serves_alike(draw))
         # Of what is made of weights alone, as positions are, only the rate can be set.
         if alone and not draw.whole and self.run.is_activation(draw.node):
             return self._at_dropout(draw, rates)
@@ -185,10 +228,18 @@ class Passages:
             return Passage(node=draw.acts, path=draw.module, access="output", width=shape[-1], rates=rates)
         return Passage(node=draw.acts, path=draw.module, access="module", width=shape[-1], rates=others)
 
+    def _serves_once(self, path: str, once: int, alike: bool) -> bool:
+        """Return whether a module runs as often as it should, or what it returns is of one kind each time."""
+        if not alike:
+            return self._times[path] == once
+        calls = (call for call in self.run.calls if call.path == path)
+        kinds = {self.kinds.get(value) for call in calls for value in call.outputs[:1] if value is not None}
+        return len(kinds) == 1 and None not in kinds
+
     def _empty_dropout(self, tail: Tail, once: int) -> Passage | None:
         """Return an ``nn.Identity`` that stands where a dropout would."""
         for value in tail.values:
-            for call in self._returned.get(value, ()):
+            for call in self.run.returning.get(value, ()):
                 name = call.path.rpartition(".")[2].lower()
                 named = "drop" in name and "path" not in name
                 if isinstance(call.module, nn.Identity) and named and self._times[call.path] == once:
@@ -196,9 +247,11 @@ class Passages:
                     return Passage(node=value, path=call.path, access="module", width=width)
         return None
 
-    def _serves(self, call: ModuleCall, within: ModuleCall | None, once: int) -> bool:
-        """Return whether a hook on a module's output acts at one place only."""
-        if self._times[call.path] != once or is_dropout_module(call.module) or call.index == 0:
+    def _serves(self, call: ModuleCall, within: ModuleCall | None, once: int, alike: bool) -> bool:
+        """Return whether a hook on a module's output acts at one place only, or at several of one kind."""
+        if not self._serves_once(call.path, once, alike) or is_dropout_module(call.module) or call.index == 0:
+            return False
+        if not call.plain:
             return False
         if call.outputs[0] is None or not self.run.nodes[call.outputs[0]].real:
             return False
@@ -211,6 +264,11 @@ class Passages:
 def is_activation(call: ModuleCall) -> bool:
     """Return whether a module call is a softmax of its own."""
     return isinstance(call.module, nn.Softmax)
+
+
+def rates_of(draws: list[Draw]) -> tuple[str, ...]:
+    """Return the rates that some random operations read."""
+    return tuple(dict.fromkeys(draw.rate for draw in draws if draw.rate is not None))
 
 
 def width_of(shape: tuple[int, ...], module: nn.Module) -> int | None:

@@ -81,8 +81,11 @@ def consumer(run: RunGraph, node: int, around: ModuleCall) -> int:
 def rate_near(run: RunGraph, node: int, around: ModuleCall, rates: dict[str, float]) -> str | None:
     """Return the rate that what was drawn is compared with or added to, else the only one of its module."""
     end = around.end if around.end >= 0 else len(run.nodes)
+    drawn_since = 0
     for other in run.nodes[node + 1 : end]:
-        if other.before >> node & 1:
+        drawn_since |= bool(other.drawn) << other.index
+        # A number that meets what was drawn since is the rate of that.
+        if other.before >> node & 1 and not other.before & drawn_since:
             rate = rate_among(other.numbers, rates)
             if rate is not None:
                 return rate

@@ -9,7 +9,7 @@ from torch import nn
 from .._site import Kind, Site
 from ..observation.restore import unchanged
 from .blocks import BlockCalls, BlockSequence
-from .branches import EVERYTHING, NONLINEAR, Tail, tail_of
+from .branches import EVERYTHING, NONLINEAR, Branch, Tail, tail_of
 from .causality import sees_later
 from .experts import gates_seen
 from .graph import RECURRENT, Recorder, bits
@@ -70,21 +70,28 @@ class SiteReader(BlockReader):
         where["causal"] = self.is_causal(stack)
         where["owner"] = self.owner_of(stack.blocks[0])
         where["batch_first"] = self.is_batch_first(stack)
-        self.read_embedding(stack, where)
+        for block in stack.blocks:
+            # Stacks side by side, as predictors of weights are, have an embedding each.
+            if block is stack.blocks[0] or not self.run.nodes[self.entered(block)].before & self.stacked:
+                for place in self.streams(block) or (0,):
+                    self.read_embedding(block, place, where)
         for index, block in enumerate(stack.blocks):
             self.read_block(block, {"block": index, **where})
 
-    def read_embedding(self, stack: BlockSequence, where: dict[str, Any]) -> None:
-        """Name the place where tokens enter a stack."""
-        first = stack.blocks[0]
-        entered = first.branches[0].skip
-        if first.calls:
-            given = self.run.calls[first.calls[0]].inputs
-            entered = given[0] if given and given[0] is not None else entered
-        sums = sum(1 << branch.add for branch in self.branches)
+    def entered(self, block: BlockCalls, place: int = 0) -> int:
+        """Return the node of a stream that enters a block."""
+        given = self.run.calls[block.calls[0]].inputs if block.calls else ()
+        return block.branches[0].skip if not given or given[place] is None else given[place]
+
+    def read_embedding(self, first: BlockCalls, place: int, where: dict[str, Any]) -> None:
+        """Name the place where tokens enter a stack by one of the streams of its first block."""
+        entered = self.entered(first, place)
         shape = self.run.nodes[entered].shape
-        if self.run.nodes[entered].before & sums:
-            tail = self.looked_up(entered, sums)
+        if not self.run.is_activation(entered):
+            # Learned latents, which know no tokens yet.
+            return
+        if self.run.nodes[entered].before & self.stacked:
+            tail = self.looked_up(entered, self.stacked)
             if tail is not None:
                 self.add("embedding", self.places.at(tail, outermost=True), **where)
             return
@@ -105,16 +112,12 @@ class SiteReader(BlockReader):
             if draw.acts in tail.values and draw.rate is not None:
                 given = self.run.activations(self.run.nodes[draw.acts])
                 same = [value for value in same if value >= min(given, default=0)]
-        place = self.places.at(Tail(values=same), outermost=True)
+        found = self.places.at(Tail(values=same), outermost=True)
         call = self.run.calls[first.calls[0]] if first.calls else None
-        if (
-            place is None
-            and call is not None
-            and call.shapes[0]
-            and not isinstance(call.module, nn.Sequential)
-        ):
-            place = self.places.before(call, tail, once=len(first.calls))
-        self.add("embedding", place, **where)
+        hooked = call is not None and place == 0 and call.shapes[0]
+        if found is None and call is not None and hooked and not isinstance(call.module, nn.Sequential):
+            found = self.places.before(call, tail, once=len(first.calls))
+        self.add("embedding", found, **where)
 
     def looked_up(self, entered: int, sums: int) -> Tail | None:
         """Return the embedding among what enters a stack that has passed no other stack."""
@@ -137,14 +140,13 @@ class SiteReader(BlockReader):
 
     def read_heads(self) -> None:
         """Name what the output layers are given."""
-        sums = sum(1 << branch.add for branch in self.branches)
         for output in self.run.outputs:
             if output is None or not self.run.is_activation(output):
                 continue
             tail = tail_of(self.run, output, EVERYTHING)
             stop = self.run.nodes[tail.values[0]]
             nonlinear = self.run.nodes[output].name in NONLINEAR
-            if not tail.linear or nonlinear or not stop.before & sums or self.in_block(stop.index):
+            if not tail.linear or nonlinear or not stop.before & self.stacked or self.in_block(stop.index):
                 continue
             self.read_head(stop.index)
 
@@ -195,8 +197,8 @@ class SiteReader(BlockReader):
             elif drops and not any(attention in branch.attentions for branch in self.branches):
                 where = self.where_of(attention.product)
                 self.add("attention_weights", self.places.weights(attention), **where)
-        sums = sum(1 << branch.add for branch in self.branches)
         known = {(d.path, d.module, d.rate, d.name) for d in self.draws if d.node in self.places.taken}
+        rest: list[tuple[Draw, Kind]] = []
         for draw in self.draws:
             again = (draw.path, draw.module, draw.rate, draw.name) in known and self.in_block(draw.node)
             # A block that runs again draws at the same places.
@@ -205,20 +207,42 @@ class SiteReader(BlockReader):
             if draw.rate is not None and "layer" in draw.rate.rpartition(".")[2]:
                 self.silence_blocks(draw.rate)
                 continue
-            # Positions are dropped before the blocks, and first used inside one.
-            used_inside = self.in_block(draw.acts) and not self.in_block(draw.node)
-            behind = not self.stacks or (bool(self.run.nodes[draw.acts].before & sums) and not used_inside)
-            kind: Kind = "classifier" if behind else "embedding"
-            if draw.name in RECURRENT:
-                kind = "mlp_hidden"
-                if self.stacks and not behind:
-                    # What else reads tokens has an embedding of its own.
-                    given = self.run.activations(self.run.nodes[draw.node])[0]
-                    place = self.places.at(tail_of(self.run, given, EVERYTHING), outermost=True)
-                    self.add("embedding", place, **self.where_of(draw.acts))
-            elif not self.stacks and self.attentions:
-                kind = self.kind_without_blocks(draw)
-            self.add_own(draw, kind, **self.where_of(draw.acts))
+            rest.append((draw, self.kind_outside(draw)))
+        self.places.kinds |= {draw.acts: kind for draw, kind in rest if not self.in_block(draw.node)}
+        for draw, kind in rest:
+            if draw.name in RECURRENT and self.stacks and not self.is_behind(draw):
+                # What else reads tokens has an embedding of its own.
+                given = self.run.activations(self.run.nodes[draw.node])[0]
+                place = self.places.at(tail_of(self.run, given, EVERYTHING), outermost=True)
+                self.add("embedding", place, **self.where_of(draw.acts))
+            if draw.node not in self.places.taken:
+                self.add_own(draw, kind, **self.where_of(draw.acts))
+
+    def kind_outside(self, draw: Draw) -> Kind:
+        """Return what is dropped where no block has a place for it."""
+        around = self.lone_around(draw)
+        if around is not None and not self.in_block(draw.acts):
+            return self.kind_in(around, draw)
+        if draw.name in RECURRENT:
+            return "mlp_hidden"
+        if not self.stacks and self.attentions:
+            return self.kind_without_blocks(draw)
+        return "classifier" if self.is_behind(draw) else "embedding"
+
+    def is_behind(self, draw: Draw) -> bool:
+        """Return whether what is dropped comes out of blocks, and nothing in a block is made of it."""
+        if not self.stacks:
+            return True
+        # Positions are dropped before the blocks, and first used inside one.
+        used_inside = self.in_block(draw.acts) and not self.in_block(draw.node)
+        if used_inside or not self.run.nodes[draw.acts].before & self.stacked:
+            return False
+        return not any(self.run.depends(add, draw.acts) for add in bits(self.stacked))
+
+    def lone_around(self, draw: Draw) -> Branch | None:
+        """Return the branch around what is dropped that belongs to no block; None where there is none."""
+        lone = (b for b in self.branches if not (1 << b.add | b.inside) & self.stacked)
+        return next((b for b in lone if self.stacks and b.inside >> draw.acts & 1), None)
 
     def kind_without_blocks(self, draw: Draw) -> Kind:
         """Return what is dropped in a model that attends and whose stream is no sum, as behind gates."""
