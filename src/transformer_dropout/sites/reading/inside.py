@@ -180,7 +180,8 @@ class BlockReader:
                 self.places.kinds |= dict.fromkeys(tail.values, kind)
                 hidden = self.hidden_of(part, tail) if kind == "mlp_output" and tail.linear else None
                 if hidden is not None:
-                    self.places.kinds |= dict.fromkeys(hidden[1].values, "mlp_hidden")
+                    inner: Kind = "mlp_hidden"
+                    self.places.kinds |= dict.fromkeys(hidden[1].values, inner)
 
     def read_experts(self, branch: Branch, where: dict[str, Any]) -> bool:
         """Name the place of the hidden units of experts; return whether a branch holds such."""

@@ -81,7 +81,8 @@ class SiteReader(BlockReader):
     def entered(self, block: BlockCalls, place: int = 0) -> int:
         """Return the node of a stream that enters a block."""
         given = self.run.calls[block.calls[0]].inputs if block.calls else ()
-        return block.branches[0].skip if not given or given[place] is None else given[place]
+        stream = given[place] if given else None
+        return block.branches[0].skip if stream is None else stream
 
     def read_embedding(self, first: BlockCalls, place: int, where: dict[str, Any]) -> None:
         """Name the place where tokens enter a stack by one of the streams of its first block."""
