@@ -159,7 +159,8 @@ def weights_begun(model: nn.Module) -> Iterator[None]:
     """Draw anew the weights that are next to zero: behind them nothing shows, as in a new LoRA."""
     drawn = []
     with torch.no_grad():
-        for parameter in model.parameters():
+        # A frozen norm holds its weights as buffers.
+        for parameter in [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.ndim == 1)]:
             size = parameter.abs().max() if parameter.numel() and parameter.is_floating_point() else 1.0
             if size < 1e-4:
                 drawn.append((parameter, parameter.clone()))
