@@ -113,7 +113,7 @@ def branches_of(run: RunGraph, attentions: list[AttentionNodes]) -> list[Branch]
     found: list[Branch] = []
     sums = 0
     for node in run.nodes:
-        branch = branch_at(run, node, {known.add: known.skip for known in found})
+        branch = branch_at(run, node, {known.add: known.skip for known in found}, attentions)
         branch = branch or projected(run, node, attentions)
         if branch is None:
             continue
@@ -147,13 +147,16 @@ def linears_in(run: RunGraph, nodes: int) -> int:
     return sum(run.is_linear(run.nodes[index]) for index in bits(nodes))
 
 
-def branch_at(run: RunGraph, node: Node, streams: dict[int, int]) -> Branch | None:
+def branch_at(
+    run: RunGraph, node: Node, streams: dict[int, int], attentions: list[AttentionNodes]
+) -> Branch | None:
     """Return the branch that a sum adds; None for another sum, or anything else.
 
     Args:
         run: the run.
         node: the sum.
         streams: what goes around, by the sums known so far: two branches may be added one after the other.
+        attentions: those of the run.
     """
     if node.name not in SUMS:
         return None
@@ -163,12 +166,16 @@ def branch_at(run: RunGraph, node: Node, streams: dict[int, int]) -> Branch | No
     for skip, end in ((operands[0], operands[-1]), (operands[-1], operands[0])):
         # Positions are added to a stream again and again; learned latents are a stream, to which a branch is.
         latents = not run.is_activation(skip)
-        if not run.is_activation(end) or (latents and not tail_of(run, end, EVERYTHING).linear):
+        if latents and not tail_of(run, end, EVERYTHING).linear:
             continue
         root = stream(run, skip)
         for begin in (root, streams.get(root), with_other_tokens(run, root)):
-            if begin is not None and begin != end and run.depends(end, begin):
-                return Branch(add=node.index, skip=begin, end=end, inside=between(run, begin, end))
+            if begin is None or begin == end or not run.depends(end, begin):
+                continue
+            inside = between(run, begin, end)
+            # Latents attend to each other before they have seen a token; of what else weights give, none is.
+            if run.is_activation(end) or any(inside >> attention.product & 1 for attention in attentions):
+                return Branch(add=node.index, skip=begin, end=end, inside=inside)
     return None
 
 

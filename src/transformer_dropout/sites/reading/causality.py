@@ -43,7 +43,8 @@ def mixes_tokens(run: RunGraph, branch: Branch, attention: AttentionNodes) -> bo
     if len(skip) != 3 or len(product) < 4 or product[:2] != skip[:2]:
         return True
     found = gradient(run, branch.skip, attention.product, skip[1] - 1, skip[1])
-    return found is None or bool(found[:-1].any())
+    # Where nothing shows, as with a single key, it is what it is written as.
+    return found is None or not bool(found.any()) or bool(found[:-1].any())
 
 
 def mixes(run: RunGraph, source: int, result: int) -> bool:

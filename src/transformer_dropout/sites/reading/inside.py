@@ -13,6 +13,7 @@ from .branches import (
     EVERYTHING,
     SAME,
     SCALES,
+    AttentionNodes,
     Branch,
     Tail,
     attentions_of,
@@ -76,6 +77,8 @@ class BlockReader:
             alone = not any(attention in branch.attentions for branch in self.branches)
             if alone and around.holds(attention.product):
                 self.add("attention_weights", self.places.weights(attention), **where)
+                if not self.run.is_activation(attention.product):
+                    self.add("attention_output", self.projection_of(attention, around), **where)
         streams = self.streams(block)
         whole = [draw for draw in self.draws if draw.whole and around.holds(draw.node)]
         rates = rates_of(whole)
@@ -92,6 +95,13 @@ class BlockReader:
                 streams=streams,
             )
             self.add("block", place, **where)
+
+    def projection_of(self, attention: AttentionNodes, around: ModuleCall) -> Passage | None:
+        """Return the place behind an attention among constants, as of queries that have seen no token yet."""
+        run = self.run
+        behind = (node for node in run.nodes[attention.product : around.end] if run.is_linear(node))
+        first = next((node.index for node in behind if run.depends(node.index, attention.product)), None)
+        return None if first is None else self.places.at(Tail(values=[first]), within=around)
 
     def streams(self, block: BlockCalls) -> tuple[int, ...]:
         """Return the places of the tensors that a block is given and returns with something added."""
