@@ -75,7 +75,7 @@ class Slow(Exception):
 
 
 def too_slow(*_: object) -> None:
-    raise Slow(f"It took more than {SECONDS} seconds.")
+    raise Slow(f"It took more than {SECONDS} seconds of CPU time.")
 
 
 def with_own_rates(model: nn.Module) -> nn.Module:
@@ -145,20 +145,20 @@ def stillness(model: nn.Module, inputs: Any, sites: list[Site]) -> str:
 
 def measured(name: str, build: Build) -> dict[str, Any]:
     """Return what there is to say of a model: its cells, why it is refused, or why it is not measured."""
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         model, inputs = build()
     except Exception as error:  # a stranger's model may fail in any way
         return {"name": name, "unbuilt": str(error).partition("\n")[0] or type(error).__name__}
     finally:
-        signal.alarm(0)
-    signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         cells, right = row(name, model, inputs)
     except Exception as error:
         return {"name": name, "refused": str(error) or type(error).__name__}
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return {"name": name, "cells": cells, "right": right}
 
 
@@ -215,7 +215,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    signal.signal(signal.SIGALRM, too_slow)
+    signal.signal(signal.SIGPROF, too_slow)
     sys.stdout.write(page(all_measured(given.names, given.keep)))
 
 

@@ -125,7 +125,8 @@ def text_inputs(config: Any, taken: Any) -> tuple[dict[str, Tensor], dict[str, T
 
 def image_inputs(config: Any, taken: Any) -> list[dict[str, Tensor]]:
     """Return images, and videos, where a model takes them."""
-    size = first_of(config, ("image_size", "img_size")) or SIDE
+    # What has no size of its own often has a backbone that leaves one in 32 pixels.
+    size = first_of(config, ("image_size", "img_size")) or 2 * SIDE
     height, width = tuple(size)[-2:] if isinstance(size, tuple | list) else (size, size)
     channels = size_in(config, ("num_channels", "in_channels", "in_chans"), 3)
     frames = size_in(config, ("num_frames", "frames_per_clip"), 4)

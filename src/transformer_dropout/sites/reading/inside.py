@@ -278,8 +278,12 @@ class BlockReader:
         """Return what is dropped behind a branch and in no other."""
         if draw.whole and draw.rate is not None:
             return "block"
-        products = linears_in(self.run, between(self.run, branch.add, draw.acts))
-        return "attention_output" if branch.attentions and not products else "mlp_output"
+        since = between(self.run, branch.add, draw.acts)
+        mixed = [attention.product for attention in self.attentions if since >> attention.product & 1]
+        products = linears_in(self.run, between(self.run, max(mixed, default=branch.add), draw.acts))
+        # Behind an attention that adds nothing itself there is one product, its projection.
+        attended = products < 2 if mixed else bool(branch.attentions) and not products
+        return "attention_output" if attended else "mlp_output"
 
     def is_constant(self, draw: Draw) -> bool:
         """Return whether what is dropped depends on no input and is added to what does."""
