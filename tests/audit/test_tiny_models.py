@@ -165,3 +165,9 @@ def test_models_of_images_and_sound_name_what_they_drop(family):
 
 def rebuilt(family, fields):
     return tiny_model(family, **fields)
+
+
+@pytest.mark.parametrize("family", ["swin", "jamba", "wav2vec2-bert"])
+def test_heads_windows_periods_and_features_fit_the_small_sizes(family):
+    model = tiny_model(family)
+    assert model(**tiny_inputs(model)).logits.isfinite().all()

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from transformer_dropout.audit.tiny_models import tiny_model
 from transformer_dropout.errors import InputError
 from transformer_dropout.sites import KINDS, Site, find_sites
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
@@ -58,3 +59,10 @@ def test_a_stack_of_one_block_has_depth_zero():
 def test_a_model_without_any_place_is_refused():
     with pytest.raises(InputError, match="No place for a layer was found in a Linear"):
         find_sites(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("family", "causal"), [("gpt2", True), ("bert", False)])
+def test_a_model_without_data_shows_the_same_places(family, causal):
+    found = find_sites(tiny_model(family).to("meta"))
+    assert found == find_sites(tiny_model(family))
+    assert {site.causal for site in found} == {causal}

@@ -269,11 +269,23 @@ class SiteReader(BlockReader):
             for branch in block.branches:
                 if branch.attentions:
                     seen = sees_later(self.run, branch.skip, branch.end)
+                    if seen is None:
+                        # On meta there are no numbers, and an attention of transformers tells.
+                        seen = self.told_later(branch)
                     if seen is not None:
                         return not seen
         # Where nothing attends, tokens are mixed by other means; the first block may be given an image.
         others = [branch for block in stack.blocks[:2] for branch in block.branches]
         return True not in [sees_later(self.run, branch.skip, branch.end) for branch in others]
+
+    def told_later(self, branch: Branch) -> bool | None:
+        """Return whether a module says that its attention sees later tokens; None where none does."""
+        number = self.run.nodes[branch.attentions[0].product].call
+        told = (
+            getattr(self.run.calls[n].module, "is_causal", None) for n in self.run.calls[number].around[::-1]
+        )
+        causal = next((value for value in told if isinstance(value, bool)), None)
+        return None if causal is None else not causal
 
     def owner_of(self, block: BlockCalls) -> str | None:
         """Return the innermost module around a block that is called with tokens."""
