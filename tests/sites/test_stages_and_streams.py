@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import transformer_dropout as td
+from transformer_dropout.surgery._outputs import other_tokens
 
 WIDTH, WORDS = 8, 30
 IDS = torch.arange(24).view(2, 12) % WORDS
@@ -401,3 +402,10 @@ def test_the_rate_of_a_dropout_is_not_that_of_what_was_drawn_before_it():
     sites = {site.kind: site for site in td.find_sites(Picking(), (IDS,)) if site.block is None}
     assert (sites["embedding"].path, sites["embedding"].access) == ("drop", "module")
     assert (sites["other"].access, sites["other"].rate) == ("none", None)
+
+
+def test_other_tokens_have_their_largest_where_it_was():
+    ids = torch.tensor([[5, 9, 6, 7], [8, 4, 10, 5]])
+    other = other_tokens(ids)
+    assert not torch.equal(other, ids)
+    assert torch.equal(other.argmax(-1), ids.argmax(-1))

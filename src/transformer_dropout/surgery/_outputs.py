@@ -24,9 +24,8 @@ def distance(one: Tensor, other: Tensor) -> float:
 def other_tokens(inputs: Any) -> Any:
     """Return the inputs with tokens, or images, in another order; None if that is the same."""
     if isinstance(inputs, Tensor):
-        other = (
-            inputs.flip(0).roll(1, -1) if inputs.ndim > 1 and not inputs.is_floating_point() else inputs * 0.5
-        )
+        words = inputs.ndim > 1 and not inputs.is_floating_point()
+        other = with_largest_at(inputs, inputs.flip(0).roll(1, -1)) if words else inputs * 0.5
         return None if torch.equal(other, inputs) else other
     if isinstance(inputs, dict):
         told = ("mask", "bbox", "position", "type", "grid")
@@ -35,3 +34,10 @@ def other_tokens(inputs: Any) -> Any:
     if isinstance(inputs, tuple):
         return tuple(value if (other := other_tokens(value)) is None else other for value in inputs)
     return None
+
+
+def with_largest_at(ids: Tensor, others: Tensor) -> Tensor:
+    """Return other ids with their largest where that of some ids is: models pool the token there."""
+    place, largest = ids.max(-1, keepdim=True).indices, others.max(-1, keepdim=True)
+    moved = others.scatter(-1, largest.indices, others.gather(-1, place))
+    return moved.scatter(-1, place, largest.values)
