@@ -65,5 +65,5 @@ def test_a_target_that_is_missed_comes_with_what_is_in_its_way(monkeypatch, tmp_
 def test_a_row_that_is_none_is_refused_and_nothing_is_written(environment, tmp_path):
     done = run("--row", "maks*", "--out", "timings", environment=environment, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "No row matches 'maks*'; the rows are: training step" in done.stderr
+    assert "No row matches 'maks*'; the rows are: linear layer" in done.stderr
     assert not (tmp_path / "timings").exists()
