@@ -69,18 +69,23 @@ def test_a_layer_acts_on_the_first_input_however_it_is_given():
 def test_a_layer_acts_on_what_a_block_adds():
     module = Block(Doubled())
     for arguments, keywords in (((X,), {}), ((), {"mask": REST, "hidden": X})):
-        assert on_branch("child", module, arguments, keywords, X + 1).equal(X + 2)
+        assert on_branch("child", (0,), module, arguments, keywords, X + 1).equal(X + 2)
         for kind in (tuple, list):
-            found = on_branch("child", module, arguments, keywords, kind([X + 1, REST]))
+            found = on_branch("child", (0,), module, arguments, keywords, kind([X + 1, REST]))
             assert type(found) is kind
             assert found[0].equal(X + 2) and found[1] is REST
     assert all(added.equal(torch.ones_like(X)) for added in module.child.seen)
 
 
+def test_a_layer_acts_on_each_stream_of_a_block():
+    first, second = on_branch("child", (0, 1), Block(Doubled()), (X, 5 * X), {}, (X + 1, 5 * X + 2))
+    assert first.equal(X + 2) and second.equal(5 * X + 4)
+
+
 @pytest.mark.parametrize("kind", [lambda x: x, lambda x: (x, REST), lambda x: [x, REST]])
 def test_where_a_layer_changes_nothing_a_block_returns_its_own_output(kind):
     output = kind(X + 1)
-    assert on_branch("child", Block(nn.Identity()), (X,), {}, output) is output
+    assert on_branch("child", (0,), Block(nn.Identity()), (X,), {}, output) is output
 
 
 def test_a_layer_acts_on_the_gate_of_experts_and_sees_what_is_beside_it():
