@@ -1,6 +1,7 @@
 """Several processes train one model: the same numbers as one process, and the same care with files."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,22 @@ def test_stopped_runs_of_both_kinds_go_on_and_equal_each_other_bit_for_bit(tmp_p
     assert models[0] == models[1]
     with pytest.raises(InputError, match="written by another number of processes"):
         run_unfinished(config, folder)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_exactly_from_a_checkpoint_behind_an_evaluation(tmp_path, tiny, on_two):
+    # An evaluation has no backward, and the moments of the root's parameters are saved right after it.
+    config = tiny(steps=8, eval_every=4, distributed="fsdp")
+    finish(on_two(config, tmp_path / "whole"), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    for name in ("checkpoints/step-00000008", "model"):
+        shutil.rmtree(tmp_path / "again" / name)
+    record = read_run(tmp_path / "again") | {"status": "running", "result": None}
+    (tmp_path / "again" / "run.json").write_text(json.dumps(record))
+    assert "Continuing from step 4" in finish(on_two(config, tmp_path / "again"), tmp_path / "again")
+    assert rows(tmp_path / "again") == rows(tmp_path / "whole")
+    models = [(tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "again")]
+    assert models[0] == models[1]
 
 
 class Synchronised(FSDPModule, torch.nn.Linear):

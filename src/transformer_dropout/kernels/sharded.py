@@ -16,6 +16,15 @@ def shards_parameters(module: nn.Module) -> bool:
     return any(kind.__module__.startswith("torch.distributed.fsdp.") for kind in type(module).__mro__)
 
 
+def reshard(module: nn.Module) -> None:
+    """Let FSDP hold nothing but shards of a module again.
+
+    After a forward without a backward its root still holds whole parameters, which no optimizer knows.
+    """
+    if shards_parameters(module):
+        module.reshard()  # type: ignore[operator]
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor that may be sharded; every process must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..kernels.sharded import reshard
 from ..surgery.regularize import Regularization
 from .folds import batch_of, whole
 from .processes import Processes
@@ -35,6 +36,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+        reshard(model)
 
 
 @contextmanager
@@ -136,6 +138,7 @@ def mask_statistics(
             task.loss(model, batch)
         evaluated = regularization.metrics()
     model.train(was_training)
+    reshard(model)
     return {
         "keep": sampled.get("keep"),
         "keep_eval": evaluated.get("keep"),
