@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import transformer_dropout as td
 
@@ -58,6 +60,21 @@ def attention_rate(model: nn.Module) -> None:
 def learned_masks(model: nn.Module) -> None:
     """Put LearnedDropout on the output of every MLP."""
     td.regularize_(model, td.Recipe([td.Rule("mlp_output", td.LearnedDropout, heads=6, weight=0.1)]))
+
+
+def products_after(family: str, verb: Callable[[nn.Module], object]) -> float:
+    """Return how many times the FLOPs of its own step a model's step takes after a verb."""
+    own = built(family, 6)
+    changed = copy.deepcopy(own)
+    verb(changed)
+    # Of one text, since each takes as many.
+    tokens = torch.zeros((1, TOKENS), dtype=torch.long)
+    flops = []
+    for model in (own, changed):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(input_ids=tokens, labels=tokens).loss.backward()
+        flops.append(counter.get_total_flops())
+    return flops[1] / flops[0]
 
 
 def step_of(model: Any, tokens: torch.Tensor) -> Callable[[], None]:

@@ -37,3 +37,11 @@ def test_a_verb_changes_what_it_says(row, monkeypatch):
     torch.manual_seed(0)
     measured = row.measure(QUICK)
     assert "losses of the first step" in measured.gate and measured.action is not None
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in hugging_face.ROWS if "Learned" in row.name], ids=lambda r: r.name
+)
+def test_the_targets_of_learned_masks_are_the_products_that_they_add(row):
+    family = row.name.split("' ")[1].split(",")[0]
+    assert row.target == round(hugging_face.products_after(family, hugging_face.learned_masks), 2)

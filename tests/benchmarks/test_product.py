@@ -1,5 +1,8 @@
 """The row of a single product."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks import product
@@ -13,3 +16,11 @@ def test_both_products_are_checked_before_they_are_timed(monkeypatch):
     monkeypatch.setattr(product.F, "linear", lambda x, weight, bias: x @ weight.t() + 1.1 * bias)
     with pytest.raises(AssertionError, match="differ by"):
         product.product_ratio(Budget(rounds=1, quick=True))
+
+
+def test_the_page_on_speed_says_what_the_record_says():
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "benchmarks" / "record.json").read_text(encoding="utf-8"))
+    (value,) = (row["value"] for row in record["rows"] if row["name"] == product.ROWS[0].name)
+    page = (root / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert f"PyTorch's product takes {value:.3g} times oneDNN's" in page
