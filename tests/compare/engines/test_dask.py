@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -44,35 +45,30 @@ def cluster(tmp_path, environment):
         process.wait()
 
 
-def children(process):
-    """Return the processes that a worker has started."""
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    return listed.stdout.split()
-
-
 @pytest.mark.slow
 def test_the_run_of_a_killed_worker_is_taken_up_by_the_other(cluster, tmp_path, tiny, learned):
     file, workers = cluster
     out = tmp_path / "out"
     arms = [
-        tiny(name, recipe=learned, steps=240, eval_every=10, lr=lr) for name, lr in (("a", 1e-2), ("b", 2e-2))
+        tiny(name, recipe=learned, steps=480, eval_every=10, lr=lr) for name, lr in (("a", 1e-2), ("b", 2e-2))
     ]
     cells = make_cells(arms, [0], out)
-    killed, told, messages = [], set(), []
+    told, messages = set(), []
+
+    def kill_when_both_have_begun():
+        # Whichever run the killed worker has, it is to have something to go on from.
+        while not all(list(cell.folder.glob("checkpoints/step-*[1-9]*")) for cell in cells):
+            time.sleep(0.02)
+        workers["one"].send_signal(signal.SIGKILL)
 
     def on_event(cell, event):
         told.add(cell.name)
         messages.append(event.get("message"))
-        # Whichever run the killed worker has, it is to have something to go on from.
-        begun = all(list(each.folder.glob("checkpoints/step-*[1-9]*")) for each in cells)
-        if not killed and begun and children(workers["one"]):
-            workers["one"].send_signal(signal.SIGKILL)
-            killed.append(cell)
 
+    threading.Thread(target=kill_when_both_have_begun, daemon=True).start()
     with opened_comparison(out, arms, [0], ABOUT):
         engine = choose_engine(f"dask:{file}", out)
         outcomes = run_cells(cells, engine, on_event=on_event, on_outcome=lambda outcome: None)
-    assert killed
     assert workers["one"].wait() == -signal.SIGKILL
     assert [outcome.status for outcome in outcomes] == ["finished", "finished"], outcomes
     assert told == {"a, seed 0", "b, seed 0"}
