@@ -109,3 +109,10 @@ def test_a_fresh_run_gives_what_a_tasks_record_holds(name, arm, tmp_path):
     assert fresh["fingerprint"] == recorded["fingerprint"] and fresh["data"] == recorded["data"]
     # Another processor rounds otherwise, and training carries that on.
     assert fresh["result"]["val_loss"] == pytest.approx(recorded["result"]["val_loss"], rel=0.05)
+
+
+def test_gpt2s_size_was_resumed_exactly():
+    found = json.loads((EXPERIMENTS / "gpt2_124m" / "ten_steps.json").read_text(encoding="utf-8"))
+    assert found["metrics_equal"] is True and found["weights_equal"] is True
+    assert [row["step"] for row in found["metrics"]] == [0, 5, 10]
+    assert f"{found['parameters']['total']:,} parameters" in words(EXPERIMENTS / "gpt2_124m" / "README.md")
