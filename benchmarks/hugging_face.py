@@ -114,6 +114,8 @@ def after_verb(budget: Budget, *, family: str, verb: Callable[[nn.Module], objec
     return replace(measured, action=ours)
 
 
+# 1.00, to the digits of the table.
+EQUAL = 1.005
 SAME_PRODUCTS = "PyTorch's own products, which are about as fast as oneDNN's here: see the row of one."
 ITS_ATTENTION = "the products of the masks' own attention."
 
@@ -136,9 +138,9 @@ ROWS = (
     row("gpt2", "after speed_up_", td.speed_up_, 1.0, SAME_PRODUCTS),
     row("bert", "after speed_up_", td.speed_up_, 1.0, SAME_PRODUCTS),
     row("llama", "after speed_up_", td.speed_up_, 1.0, SAME_PRODUCTS),
-    row("gpt2", "dropout at equal rates by regularize_", own_rates, 1.0),
-    row("bert", "dropout at equal rates by regularize_", own_rates, 1.0),
-    row("llama", "dropout at equal rates by regularize_", attention_rate, 1.0),
+    row("gpt2", "dropout at equal rates by regularize_", own_rates, EQUAL),
+    row("bert", "dropout at equal rates by regularize_", own_rates, EQUAL),
+    row("llama", "dropout at equal rates by regularize_", attention_rate, EQUAL),
     row("gpt2", "LearnedDropout on every MLP", learned_masks, 1.29, ITS_ATTENTION),
     row("bert", "LearnedDropout on every MLP", learned_masks, 1.28, ITS_ATTENTION),
     row("llama", "LearnedDropout on every MLP", learned_masks, 1.29, ITS_ATTENTION),

@@ -147,6 +147,7 @@ def timed_rows(width: int, faster: dict[Path, float], dropouts: dict[Path, float
                 target=target,
                 at_least=False,
                 measure=partial(over_dropout, width=width),
+                obstacle=OBSTACLES[path],
             )
             for path, target in dropouts.items()
         ),
@@ -156,7 +157,7 @@ def timed_rows(width: int, faster: dict[Path, float], dropouts: dict[Path, float
 BYTES: dict[Path, float] = {"pure": 1.0, "native": 0.13}
 ROWS = (
     *timed_rows(144, {"pure": 2.7, "native": 12.0}, {"pure": 1.5, "native": 0.5}),
-    *timed_rows(1024, {"pure": 3.3, "native": 18.0}, {"pure": 2.5, "native": 0.5}),
+    *timed_rows(1024, {"pure": 3.3, "native": 10.0}, {"pure": 2.5, "native": 0.7}),
     *each_path(
         BYTES,
         name="bytes the mask keeps for its backward, an element",

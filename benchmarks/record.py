@@ -83,7 +83,7 @@ def row_data(result: Result) -> dict[str, Any]:
             "gate": found.gate,
             "about": dict(found.about),
         }
-    if result.status == "missed":
+    if result.status == "missed" or (result.status == "met" and row.obstacle):
         parts = (row.obstacle, result.profile and f"Of its time: {result.profile}.")
         data["obstacle"] = " ".join(part for part in parts if part)
     return data

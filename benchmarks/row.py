@@ -53,7 +53,7 @@ class Row:
         at_least: whether the value should be at least the target, or at most.
         unit: "x" for a ratio, "bytes" for bytes per element.
         measure: measures it.
-        obstacle: what to say beside the profile when the target is missed.
+        obstacle: what is in the way of a better ratio, told beside a profile.
     """
 
     name: str

@@ -27,7 +27,7 @@ class Result:
         status: "failed" when the sides did not agree before timing, or broke.
         measurement: None unless it was measured.
         reason: why it was not measured, or what failed.
-        profile: where the time goes, when the target was missed.
+        profile: where the time goes, of a row that misses its target or says what is in its way.
         seconds: wall-clock seconds that it took.
     """
 
@@ -84,7 +84,8 @@ def measure(row: Row, budget: Budget) -> Result:
         with pure_pytorch() if row.path == "pure" else nullcontext():
             measurement = row.measure(budget)
             missed = not row.met(measurement.value)
-            profile = profile_of(measurement.action) if missed and measurement.action else ""
+            explained = missed or row.obstacle
+            profile = profile_of(measurement.action) if explained and measurement.action else ""
     except Exception as error:
         # Whatever it was, the other rows are still worth measuring, and the command ends with an error.
         reason = f"{type(error).__name__}: {str(error).strip()}"

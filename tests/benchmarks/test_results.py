@@ -48,7 +48,7 @@ def test_a_row_in_words(record):
     assert value_text(step) == "2.35 [2.25, 2.45]"
     assert verdict_text(decode) == "misses by 25%"
     assert decode["obstacle"] == "The products. Of its time: aten::mm 60%."
-    assert obstacles(record) == ["decode, pure: The products. Of its time: aten::mm 60%."]
+    assert obstacles(record) == ["step, pure: The products.", f"decode, pure: {decode['obstacle']}"]
     assert verdict_text(gpu) == "not measured: there is no GPU here"
     assert verdict_text(mask) == "failed: AssertionError: they differ"
     assert value_text(mask) == "–"

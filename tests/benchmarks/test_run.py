@@ -66,10 +66,15 @@ def test_gpu_rows_are_not_measured_without_one():
     assert one(row(path="gpu")).reason == "there is no GPU here"
 
 
-def test_a_missed_row_is_profiled():
+@pytest.mark.parametrize(
+    ("value", "obstacle", "profiled"),
+    [(1.0, "", True), (3.0, "", False), (3.0, "The products.", True)],
+)
+def test_a_row_that_misses_or_says_what_is_in_its_way_is_profiled(value, obstacle, profiled):
     x = torch.randn(200, 200)
-    result = one(row(measure=lambda budget: Measurement(value=1.0, gate="", action=lambda: x @ x)))
-    assert "mm" in result.profile and "%" in result.profile
+    measured = Measurement(value=value, gate="", action=lambda: x @ x)
+    result = one(row(measure=lambda budget: measured, obstacle=obstacle))
+    assert ("mm" in result.profile and "%" in result.profile) is profiled
 
 
 def test_rows_are_chosen_by_pattern_and_a_wrong_one_lists_them():
