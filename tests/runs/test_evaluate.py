@@ -155,6 +155,19 @@ def test_a_recipe_without_masks_has_no_fractions(tiny, windows):
     assert collapsed_masks(statistics) == []
 
 
+def test_rates_are_told_without_a_forward(tiny, windows):
+    model, regularization = built(tiny(recipe=[{"select": "mlp_output", "layer": "Dropout", "p": 0.2}]))
+    model.forward = None  # would fail
+    rates = statistics_of(model, regularization, windows, 4)["rate_by_site"]
+    assert rates == {f"blocks.{block}.mlp/mlp_output": 0.2 for block in range(len(model.blocks))}
+
+
+def test_a_penalty_is_measured_of_layers_that_have_a_rate_too(tiny, windows):
+    recipe = [{"select": "mlp_output", "layer": "ConcreteDropout", "weight": 0.1}]
+    statistics = statistics_of(*built(tiny(recipe=recipe)), windows, 4)
+    assert statistics["penalty"] != 0.0 and statistics["keep"] is None and statistics["rate_by_site"]
+
+
 def test_masks_of_all_ones_or_all_zeros_raise_an_alarm():
     by_site = {"blocks.0.mlp": 0.5, "blocks.1.mlp": 0.995, "blocks.2.mlp": 0.001}
     alarms = collapsed_masks({"keep_by_site": by_site, "keep_eval_by_site": {"blocks.0.mlp": 1.0}})

@@ -126,6 +126,24 @@ def mask_statistics(
         two also by site, and the rate of each site that has one; None for the fractions when no layer
         computes masks.
     """
+    penalty, sampled, evaluated = 0.0, regularization.metrics(), {}
+    weighted = any(rule.weight is not None for rule in regularization.recipe.rules)
+    if weighted or regularization.computing_masks():
+        penalty, sampled, evaluated = counted_masks(task, model, regularization, batch, seed)
+    return {
+        "keep": sampled.get("keep"),
+        "keep_eval": evaluated.get("keep"),
+        "penalty": penalty,
+        "keep_by_site": by_site(sampled),
+        "keep_eval_by_site": by_site(evaluated),
+        "rate_by_site": by_site(sampled, "p"),
+    }
+
+
+def counted_masks(
+    task: Task, model: nn.Module, regularization: Regularization, batch: Batch, seed: int
+) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Return the penalty and the metrics of a training forward, and those of an evaluation forward."""
     was_training = model.training
     with torch.no_grad(), fixed_randomness(seed, batch.targets.device):
         model.train()
@@ -139,14 +157,7 @@ def mask_statistics(
         evaluated = regularization.metrics()
     model.train(was_training)
     reshard(model)
-    return {
-        "keep": sampled.get("keep"),
-        "keep_eval": evaluated.get("keep"),
-        "penalty": penalty,
-        "keep_by_site": by_site(sampled),
-        "keep_eval_by_site": by_site(evaluated),
-        "rate_by_site": by_site(sampled, "p"),
-    }
+    return penalty, sampled, evaluated
 
 
 def by_site(metrics: dict[str, float], measure: str = "keep") -> dict[str, float]:

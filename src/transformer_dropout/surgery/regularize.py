@@ -190,7 +190,7 @@ class Regularization:
         Layers that compute masks are counted; for the others ``probability()`` says all. Measuring changes
         nothing: at the end every buffer of the model, running means included, is as it was before.
         """
-        counted = [placed for placed in self.placed if placed.layer.probability() is None]
+        counted = self.computing_masks()
         self._keep_counts = {placed.site.name: KeepCount() for placed in counted}
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
@@ -203,6 +203,10 @@ class Regularization:
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
+
+    def computing_masks(self) -> list[Placed]:
+        """Return the layers without a rate: what they keep shows in a forward only."""
+        return [placed for placed in self.placed if placed.layer.probability() is None]
 
     def metrics(self) -> dict[str, float]:
         """Return what can be logged now: the rate at each site, set or learned, and what was counted.

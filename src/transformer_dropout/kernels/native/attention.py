@@ -99,20 +99,20 @@ def row_products(rows, source, at, step, count, size, factor, sums):
 
 
 @numba.njit(inline="always")
-def times_columns(left, columns, count, out):
-    """Write ``left columns`` for the first rows of ``left``, of which there are a multiple of STEP."""
+def times_columns(left, columns, size, count, out):
+    """Write ``left columns``, over channels, for the first rows of ``left``, a multiple of STEP."""
     width = left.shape[1]
     a, b, o = left.reshape(-1), columns.reshape(-1), out.reshape(-1)
     for row in range(0, count, STEP):
-        wide_tile(a, row * width, width, 1, b, 0, LANES, width, o, row * LANES, LANES, True)
+        wide_tile(a, row * width, width, 1, b, 0, LANES, size, o, row * LANES, LANES, True)
 
 
 @numba.njit(inline="always")
-def transposed_times(left, tiles, count, out):
-    """Write ``left^T tiles`` over the first rows of both."""
+def transposed_times(left, tiles, size, count, out):
+    """Write ``left^T tiles``, a row a channel, over the first rows of both."""
     width = left.shape[1]
     a, b, o = left.reshape(-1), tiles.reshape(-1), out.reshape(-1)
-    for c in range(0, width, STEP):
+    for c in range(0, size, STEP):
         wide_tile(a, c, 1, width, b, 0, LANES, count, o, c * LANES, LANES, True)
 
 
@@ -182,7 +182,7 @@ def forward(places, sizes, numbers, mask, log_sum, sums):
             count = min(LANES, tokens - start)
             seen = -(-(start + count) // STEP) * STEP
             load_columns(query, at[0] + start * step[0], step[0], count, size, factor, q, columns)
-            times_columns(k, columns, seen, weights)
+            times_columns(k, columns, size, seen, weights)
             largest(weights, start, seen, top)
             first_elements(starts, head, start, tokens)
             total[:] = 0
@@ -193,7 +193,7 @@ def forward(places, sizes, numbers, mask, log_sum, sums):
                     total[lane] += line[lane]
                 if threshold > -(2**31):
                     keep(line, starts, j, first, second, threshold)
-            transposed_times(v, weights, seen, mixed)
+            transposed_times(v, weights, size, seen, mixed)
             for lane in range(count):
                 log_sum[head * tokens + start + lane] = top[lane]
                 sums[head * tokens + start + lane] = total[lane]
@@ -253,10 +253,10 @@ def backward(places, sizes, numbers, mask, log_sum):
             for lane in range(count):
                 sums[lane] = log_sum[head * tokens + start + lane]
             first_elements(starts, head, start, tokens)
-            times_columns(k, columns, seen, weights)
-            times_columns(v, g_columns, seen, changes)
+            times_columns(k, columns, size, seen, weights)
+            times_columns(v, g_columns, size, seen, changes)
             weights_and_score_gradients(weights, changes, seen, start, sums, common, starts, mask, ones)
-            transposed_times(k, changes, seen, dq)
+            transposed_times(k, changes, size, seen, dq)
             add_product(changes, q, seen, dk)
             add_product(weights, g, seen, dv)
             store_columns(dq, factors, count, size, dquery, at[5] + start * step[5], step[5])
