@@ -105,6 +105,73 @@ def test_other_models_mlps_by_their_paths():
     assert isinstance(model.feed[1], MixtureOfExperts)
 
 
+def encoder(**words):
+    torch.manual_seed(0)
+    words = {"dropout": 0.0, "batch_first": True} | words
+    layer = nn.TransformerEncoderLayer(16, 2, 24, **words)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=not layer.norm_first)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_pytorchs_own_layers_have_experts_for_their_products(norm_first):
+    model, x = encoder(norm_first=norm_first, activation="gelu"), torch.randn(2, 5, 16)
+    plain, before = copy.deepcopy(model).eval(), list(model.state_dict())
+    plain.use_nested_tensor, expected = False, plain(x)
+    handle = td.mixture_of_experts_(model, experts=1)
+    assert list(handle.placed) == ["layers.0.mlp", "layers.1.mlp"]
+    assert not [name for name in model.state_dict() if "linear" in name]
+    with torch.no_grad():
+        # One expert has a share of 1, so it is the MLP without its biases.
+        for layer, own in zip(model.layers, plain.layers, strict=True):
+            layer.mlp.expand[0], layer.mlp.contract[0] = own.linear1.weight, own.linear2.weight
+            for linear in (own.linear1, own.linear2):
+                linear.bias.zero_()
+    for made in (model.eval(), copy.deepcopy(model)):
+        torch.testing.assert_close(made(x), plain(x))
+        with torch.no_grad():
+            # Where PyTorch would compute both products in one operation, with padding or without.
+            torch.testing.assert_close(made(x), plain(x))
+            padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+            real = made(x, src_key_padding_mask=padding)[~padding]
+            torch.testing.assert_close(real, plain(x, src_key_padding_mask=padding)[~padding])
+    handle.remove()
+    assert list(model.state_dict()) == before
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_of_pytorchs_decoder_layers_too_and_of_one_alone():
+    torch.manual_seed(0)
+    layer = nn.TransformerDecoderLayer(16, 2, 24, dropout=0.5)
+    td.mixture_of_experts_(layer, "mlp", top_k=2)
+    x, memory = torch.randn(4, 3, 16), torch.randn(5, 3, 16)
+    layer(x, memory).sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+    assert not torch.equal(layer(x, memory), layer(x, memory))
+    layer.dropout.p = layer.dropout1.p = layer.dropout2.p = layer.dropout3.p = 0.0
+    layer.self_attn.dropout = layer.multihead_attn.dropout = 0.0
+    assert torch.equal(layer(x, memory), layer(x, memory))
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "path", "given"),
+    [
+        (encoder, "layers.{}.dropout", torch.randn(2, 5, 16)),
+        (decoder, "blocks.{}.mlp.activation", torch.arange(10).view(2, 5)),
+    ],
+)
+def test_hidden_units_of_all_experts_meet_a_layer_once_a_forward(make, path, given, top_k):
+    model, seen = make(), []
+    td.mixture_of_experts_(model, top_k=top_k)
+    reg = td.regularize_(model, td.Recipe([td.Rule("mlp_hidden", td.SparseReLU, weight=1.0)]))
+    for block in range(2):
+        layer = model.get_submodule(f"{path.format(block)}.mlp_hidden_dropout")
+        layer.register_forward_hook(lambda m, x, y: seen.append(y))
+    model(given)
+    assert [len(y) for y in seen] == [10 * top_k] * 2
+    assert reg.penalty().item() == pytest.approx(sum(y.mean().item() for y in seen) / 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

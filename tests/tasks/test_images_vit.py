@@ -2,6 +2,10 @@ import pytest
 import torch
 
 import transformer_dropout as td
+from transformer_dropout.runs.cost import count_cost, count_parameters
+from transformer_dropout.runs.loop import Training
+from transformer_dropout.runs.processes import Processes
+from transformer_dropout.runs.run_config import config_from_data
 from transformer_dropout.runs.task import Task
 from transformer_dropout.sites import find_sites
 from transformer_dropout.tasks.images.data import ImageData
@@ -56,6 +60,30 @@ def test_it_learns_the_digits(train):
     found = train(TASK, SMALL, ImageData(), steps=120, lr=5e-3)
     assert found.before["accuracy"] < 0.4
     assert found.after["accuracy"] > 0.6
+
+
+def test_a_run_trains_experts_and_sparse_units():
+    data = {
+        "task": "images_vit",
+        "model": {"width": 16, "heads": 2, "blocks": 2},
+        "data": {"train_images": 50},
+        "recipe": [{"select": "mlp_hidden", "layer": "SparseReLU", "weight": 0.1}],
+        "training": {"steps": 2, "probe_windows": 8, "experts": {"experts": 3, "top_k": 2, "weight": 0.5}},
+    }
+    config = config_from_data(data, {})
+    splits = TASK.prepare(config.model, config.data, None)
+    trained = Training(config, splits, Processes(rank=0, size=1, device=torch.device("cpu")))
+    assert list(trained.objective.mixtures.placed) == ["blocks.0.mlp", "blocks.1.mlp"]
+    before = {name: p.detach().clone() for name, p in trained.model.named_parameters()}
+    trained.advance()
+    assert not [name for name, p in trained.model.named_parameters() if torch.equal(p, before[name])]
+    row = trained.evaluate(twice=True)
+    assert row["evaluation_bit_equal"] and row["penalty"] > 0
+    assert 0.2 < row["keep_by_site"]["blocks.0.dropout/mlp_hidden"] < 0.8
+    # Two MLPs of 16 x 64 become three experts of half the units and a router; there are no biases.
+    added = count_parameters(trained.model) - count_parameters(VisionTransformer(SMALL, (8, 8), 10))
+    assert added == 2 * (3 * 2 * 16 * 32 + 3 * 16 - (2 * 16 * 64 + 64 + 16))
+    assert count_cost(config, splits).parameters == count_parameters(trained.model)
 
 
 def test_a_patch_that_does_not_fit_is_refused_with_one_that_does():

@@ -217,7 +217,10 @@ def after(path: str, end: str | None, drops: list[str], order: list[str]) -> tup
 def widths(block: nn.Module) -> Iterator[tuple[str, int]]:
     """Yield, by kind of place inside a block, the channels of the tensor there."""
     if isinstance(block, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-        hidden, width = block.linear1.out_features, block.linear2.out_features
+        width = block.self_attn.embed_dim
+        # Experts may have taken the place of the two linear layers.
+        experts: Any = getattr(block, "mlp", None)
+        hidden = block.linear1.out_features if experts is None else experts.expand.shape[1]
     else:
         features = dict(linears(block))
         attentions = attention_paths(block)

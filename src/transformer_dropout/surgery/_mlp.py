@@ -75,7 +75,8 @@ def plain_mlp(model: nn.Module, site: Site) -> PlainMLP | None:
     while path:
         holder = model.get_submodule(path)
         paths = PLAIN.get(f"{type(holder).__module__.partition('.')[0]}.{type(holder).__name__}")
-        if paths is not None:
+        # Experts may have taken the place of the products.
+        if paths is not None and all(hasattr(holder, paths[end].partition(".")[0]) for end in (0, 2)):
             first, second = holder.get_submodule(paths[0]), holder.get_submodule(paths[2])
             inner, outer = sizes(first), sizes(second)
             if inner is None or outer is None or not inner[1] == outer[0] == site.width:

@@ -1,7 +1,8 @@
 """A top-k mixture of experts in place of each MLP: as many parameters act on a token, many more are there."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..schedules import Schedule, as_schedule
+from ._feed_forward import feed_forward_parts, layer_around, put_feed_forward
 
 
 def load_balancing(probabilities: Tensor, chosen: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ class MixtureOfExperts(nn.Module):
         top_k: how many of them act on a token.
 
     Shape:
-        x: (..., width), and the result.
+        x: (..., width), and the result; the hidden units of all experts: (tokens * top_k, hidden).
 
     Papers: Shazeer et al. 2017, "Outrageously large neural networks: the sparsely-gated mixture-of-experts
     layer"; Fedus, Zoph and Shazeer 2022, "Switch transformers", for the weights of the sum.
@@ -55,8 +57,8 @@ class MixtureOfExperts(nn.Module):
         self.router = nn.Linear(width, experts, bias=False)
         self.expand = nn.Parameter(torch.empty(experts, hidden, width))
         self.contract = nn.Parameter(torch.empty(experts, width, hidden))
-        # A module, so that layers at mlp_hidden act on the hidden units of each expert.
-        self.activation = nn.GELU()
+        # A module that runs once a forward, so that layers at mlp_hidden act on the hidden units of all.
+        self.activation: nn.Module = nn.GELU()
         for weight in (self.router.weight, self.expand, self.contract):
             nn.init.normal_(weight, std=0.02)
         self.balance: Tensor | None = None
@@ -67,11 +69,12 @@ class MixtureOfExperts(nn.Module):
         shares, chosen = probabilities.topk(self.top_k, dim=-1)
         if self.training:
             self.balance = load_balancing(probabilities, chosen)
+        meetings = [(chosen == expert).nonzero(as_tuple=True) for expert in range(len(self.expand))]
+        entered = [F.linear(rows[tokens], w) for (tokens, _), w in zip(meetings, self.expand, strict=True)]
+        hidden = self.activation(torch.cat(entered)).split([len(part) for part in entered])
         y = torch.zeros_like(rows)
-        for expert in range(len(self.expand)):
-            tokens, place = (chosen == expert).nonzero(as_tuple=True)
-            hidden = self.activation(F.linear(rows[tokens], self.expand[expert]))
-            out = F.linear(hidden, self.contract[expert])
+        for (tokens, place), own, weight in zip(meetings, hidden, self.contract, strict=True):
+            out = F.linear(own, weight)
             y = y.index_add(0, tokens, out * shares[tokens, place, None].to(out.dtype))
         return y.view(x.shape)
 
@@ -92,7 +95,7 @@ class Mixtures:
         self.model, self.schedule = model, weight
         there = {name: part for name, part in model.named_modules() if isinstance(part, MixtureOfExperts)}
         self.placed: dict[str, MixtureOfExperts] = there
-        self._replaced: dict[str, nn.Module] = {}
+        self._ways_back: list[Callable[[], None]] = []
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
@@ -100,12 +103,16 @@ class Mixtures:
         self.weight = self.schedule(progress)
 
     def place(self, path: str, mixture: MixtureOfExperts) -> None:
-        """Put a mixture in place of the module at a path."""
-        before = self.model.get_submodule(path)
+        """Put a mixture in place of the MLP at a path, or of a layer's part that is called so."""
+        layer = layer_around(self.model, path)
+        before = layer or self.model.get_submodule(path)
         reference = next(before.parameters())
-        mixture.to(reference.device, reference.dtype).train(before.training)
-        self._replaced[path], self.placed[path] = before, mixture
-        self.model.set_submodule(path, mixture)
+        self.placed[path] = mixture.to(reference.device, reference.dtype).train(before.training)
+        if layer is None:
+            self.model.set_submodule(path, mixture)
+            self._ways_back.append(partial(self.model.set_submodule, path, before))
+        else:
+            self._ways_back.append(put_feed_forward(self.model, layer, mixture))
 
     def penalty(self) -> Tensor:
         """Return ``weight * mean over mixtures of the load-balancing loss``; once after a training forward.
@@ -125,10 +132,9 @@ class Mixtures:
         return self.weight * torch.stack(balances).mean()
 
     def remove(self) -> None:
-        """Put the modules that were replaced back."""
-        for path, module in self._replaced.items():
-            self.model.set_submodule(path, module)
-        self._replaced.clear()
+        """Put back what was replaced."""
+        while self._ways_back:
+            self._ways_back.pop()()
 
 
 def mixture_of_experts_(
@@ -145,6 +151,9 @@ def mixture_of_experts_(
     meets as many weights as before, and the router's. All are drawn anew. Call it before `regularize_`, which
     then finds the output of a mixture as it found the MLP's.
 
+    ``nn.TransformerEncoderLayer`` and ``nn.TransformerDecoderLayer`` have their MLP in themselves: it goes by
+    the path of the layer with ``.mlp`` behind it, and a mixture becomes the layer's child of that name.
+
     Args:
         model: with MLPs of two linear layers, from width to hidden units and back.
         select: Unix patterns of their paths.
@@ -160,25 +169,29 @@ def mixture_of_experts_(
     if not 1 <= top_k <= experts:
         raise InputError(f"top_k is {top_k} of {experts} experts; write a number from 1 to {experts}.")
     patterns = [select] if isinstance(select, str) else list(select)
-    paths = [name for name, _ in model.named_modules() if any(fnmatchcase(name, p) for p in patterns)]
+    there = [*(name for name, _ in model.named_modules()), *feed_forward_parts(model)]
+    paths = [name for name in there if any(fnmatchcase(name, p) for p in patterns)]
     if not paths:
         raise InputError(f"The pattern {', '.join(patterns)} matches no module; name the paths of the MLPs.")
     handle = Mixtures(model, as_schedule(weight))
-    shapes = {path: shape_of(path, model.get_submodule(path), top_k) for path in paths}
+    shapes = {path: shape_of(model, path, top_k) for path in paths}
     for path, (width, hidden) in shapes.items():
         handle.place(path, MixtureOfExperts(width, hidden // top_k, experts, top_k))
     return handle
 
 
-def shape_of(path: str, module: nn.Module, top_k: int) -> tuple[int, int]:
+def shape_of(model: nn.Module, path: str, top_k: int) -> tuple[int, int]:
     """Return the width and the hidden units of an MLP.
 
     Raises:
         InputError: when the module at the path is none, or its hidden units are not divided by ``top_k``.
     """
-    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    layer = layer_around(model, path)
+    parts = [model.get_submodule(path)] if layer is None else [layer.linear1, layer.linear2]
+    linears = [part for module in parts for part in module.modules() if isinstance(part, nn.Linear)]
     shapes = [tuple(part.weight.shape) for part in linears]
-    others = {*module.parameters()} - {p for part in linears for p in part.parameters()}
+    others = {p for module in parts for p in module.parameters()}
+    others -= {p for part in linears for p in part.parameters()}
     if len(shapes) != 2 or shapes[0] != shapes[1][::-1] or others:
         raise InputError(
             f"{path} is no MLP of two linear layers from width to hidden units and back; select others."
