@@ -116,7 +116,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, tiny, on_two, kind):
 @pytest.mark.slow
 def test_stopped_runs_of_both_kinds_go_on_and_equal_each_other_bit_for_bit(tmp_path, tiny, learned, on_two):
     # Clipping sums the gradients' norm shard by shard, so without it nothing depends on the kind.
-    config = tiny(recipe=learned, steps=60, eval_every=10, accumulation=2, clip=None)
+    config = tiny(recipe=learned, steps=60, eval_every=10, accumulation=2, clip=None, ema=0.9)
     for kind, lines in (("ddp", 2), ("fsdp", 4)):
         folder, config = tmp_path / kind, replace(config, training=replace(config.training, distributed=kind))
         stop_after(on_two(config, folder), lines)

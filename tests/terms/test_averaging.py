@@ -1,10 +1,15 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import transformer_dropout as td
+from transformer_dropout.kernels.sharded import whole
 
 
 def model():
@@ -107,3 +112,81 @@ def test_a_regularized_model_is_averaged_with_its_learned_masks(tmp_path):
     averaged = ema.model(tokens)
     with ema.averaged_weights():
         torch.testing.assert_close(trained.eval()(tokens), averaged)
+
+
+# --- shards
+
+
+class Tied(nn.Module):
+    """Two blocks, and an output that has the weight of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(4, 6, bias=False), nn.Linear(4, 6, bias=False)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.out.weight = self.into.weight
+
+    def forward(self, x):
+        y = self.into(x)
+        for block in self.blocks:
+            y = y + block(y).tanh()
+        return y + self.out(x)
+
+
+def trained_with_average(share, steps=3):
+    """Train a few steps, evaluate under the average after each, and go on; return what there was to see."""
+    torch.manual_seed(0)
+    model, x = Tied(), torch.randn(8, 4)
+    ema = td.EMA(model, 0.7)
+    share(model)
+    optimizer, evaluated = torch.optim.AdamW(model.parameters(), lr=0.1), []
+    for _ in range(steps):
+        model(x).square().mean().backward()
+        optimizer.step(), optimizer.zero_grad()
+        ema.after_step()
+        # A forward without a backward leaves whole parameters in the root.
+        own = model(x).detach()
+        with torch.no_grad(), ema.averaged_weights():
+            evaluated.append(model(x))
+        assert torch.equal(model(x), own)
+    state = ema.state_dict()
+    weights = {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
+    twice = td.EMA(again := Tied(), 0.7)
+    share(again)
+    twice.load_state_dict(state)
+    with torch.no_grad(), twice.averaged_weights():
+        assert torch.equal(again(x), evaluated[-1])
+    return evaluated, state, weights
+
+
+def blocks_and_root(model):
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+
+
+def two_processes():
+    """The worker of the test below."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = [trained_with_average(share) for share in (blocks_and_root, fully_shard)]
+    with pytest.raises(td.InputError, match="make the EMA before fully_shard"):
+        td.EMA(fully_shard(Tied()))
+    torch.save(found, f"{sys.argv[1]}.{dist.get_rank()}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_weights_that_two_processes_shard_are_averaged_as_those_of_one(tmp_path, environment):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    file = str(tmp_path / "found")
+    done = subprocess.run([*command, __file__, file], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = trained_with_average(lambda model: None)
+    for rank in range(2):
+        for found in torch.load(f"{file}.{rank}"):
+            torch.testing.assert_close(found, expected)
+
+
+if __name__ == "__main__":
+    two_processes()
