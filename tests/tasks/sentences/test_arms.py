@@ -1,14 +1,20 @@
 """Arms: what each one does to a model, and that nothing of the model's own is left beside it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from transformer_dropout.audit.tiny_models import tiny_model
 from transformer_dropout.recipe import Recipe
+from transformer_dropout.runs.record import read_metrics
+from transformer_dropout.runs.run import run
 from transformer_dropout.surgery.regularize import regularize_
 from transformer_dropout.tasks.sentences import arms
 from transformer_dropout.tasks.sentences.arms import default_arms, make_recipes
+from transformer_dropout.yaml_file import read_yaml
 
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 NAMES = ["none", "bert", "adaptive", "layerwise", "learned", "rdrop", "l2sp"]
 TOKENS = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 10]])
 
@@ -58,3 +64,17 @@ def test_few_sentences_get_more_passes_and_a_higher_rate(monkeypatch):
     monkeypatch.setattr(arms, "FEW", 10)
     many = arms.length(96)
     assert (many["steps"], many["lr"]["linear"]["start"]) == (9, 3e-5)
+
+
+@pytest.mark.parametrize("record", ["fine_tuning/all", "fine_tuning/few", "sentences"])
+def test_the_cheapest_row_of_a_record_trains_again_on_a_small_model(record, configs, tmp_path):
+    recorded = load_recipe(EXPERIMENTS / record / "runs" / "none" / "seed-0" / "config.yaml")
+    assert configs["none"].recipe == recorded
+    result = run(configs["none"], tmp_path / "run")["result"]
+    first, *_, last = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert result["step"] == 6 and last["train_loss"] < first["train_loss"]
+
+
+def load_recipe(file):
+    """Return the recipe of a run config, whatever else it says: two of the records are of an earlier form."""
+    return read_yaml(file).data["recipe"]
