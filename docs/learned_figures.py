@@ -105,6 +105,16 @@ def anchored_dropout() -> str:
     )
 
 
+@torch.no_grad()
+def cross_fitted_dropout() -> str:
+    layer = wide_weights(td.CrossFittedDropout(16, 2, anchor_p=0.25))
+    x = inputs().repeat(2, 1, 1)
+    first, second = layer.keep_probability(layer.gate(x))
+    shown = [first, second, layer.eval().keep_probability(layer.gate(x))[0]]
+    name = "tokens down, channels across: M of each gate for one sequence; their mean, in evaluation"
+    return panels([(name, shown)], MASKS)
+
+
 def adversarial_dropout() -> str:
     layer = wide_weights(td.AdversarialDropout(16, 4, anchor_p=0.25), std=0.1)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
@@ -168,6 +178,7 @@ def sparse_relu() -> str:
 LEARNED_FIGURES: dict[str, Callable[[], str]] = {
     "adversarial_dropout": adversarial_dropout,
     "anchored_dropout": anchored_dropout,
+    "cross_fitted_dropout": cross_fitted_dropout,
     "fourier_dropout": fourier_dropout,
     "low_rank_dropout": lambda: masks_of(wide_weights(td.LearnedLowRankDropout(16, 2, shift=1.2), std=0.8)),
     "marginal_dropout": marginal_dropout,

@@ -14,6 +14,7 @@ from .layers import AdversarialDropout as AdversarialDropout
 from .layers import AlphaDropout as AlphaDropout
 from .layers import AnchoredDropout as AnchoredDropout
 from .layers import ConcreteDropout as ConcreteDropout
+from .layers import CrossFittedDropout as CrossFittedDropout
 from .layers import DropHead as DropHead
 from .layers import DropKey as DropKey
 from .layers import Dropout as Dropout
@@ -68,6 +69,7 @@ from .terms.averaging import EMA as EMA
 from .terms.consistency import adversarial_dropout_loss as adversarial_dropout_loss
 from .terms.consistency import anchored_passes as anchored_passes
 from .terms.consistency import tail_passes as tail_passes
+from .terms.held_out import CrossFittedGates as CrossFittedGates
 from .terms.held_out import HeldOutGates as HeldOutGates
 from .terms.held_out import gate_parameters as gate_parameters
 from .terms.held_out import held_out_split as held_out_split

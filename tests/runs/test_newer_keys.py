@@ -33,12 +33,14 @@ KEYS = {
     "R-Drop with noise": {"rdrop": 1.0, "rdrop_view": "token_noise", "token_noise": 0.1},
     "R-Drop with learned masks": {"rdrop": 1.0, "rdrop_view": "learned"},
     "gates on a held-out part": {"held_out": 0.2},
+    "cross-fitted gates": {"cross_fit": True},
     "gates on a held-out part now and then": {"held_out": 0.2, "held_out_every": 3},
     "self-tuned rates": {"self_tuned": SelfTunedConfig(share=0.2, every=3)},
     "experts": {"experts": ExpertsConfig(top_k=2)},
     "R-Drop with adversarial masks": {"rdrop": "0,1", "rdrop_view": "adversarial"},
 }
 ANCHORED = {"select": "mlp_output", "layer": "AnchoredDropout", "heads": 2, "lr_scale": 3.0, "weight": 0.1}
+CROSS_FITTED = {"select": "mlp_output", "layer": "CrossFittedDropout", "heads": 2, "weight": 0.1}
 ADVERSARIAL = {"select": "mlp_output", "layer": "AdversarialDropout", "heads": 2, "weight": 0.1}
 RECIPES = {"learned": [ANCHORED], "adversarial": [ADVERSARIAL]}
 
@@ -67,7 +69,7 @@ def training_of(config):
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 def test_a_killed_run_ends_as_the_one_that_was_not(tmp_path, tiny, learned, keys, monkeypatch):
     monkeypatch.setattr("transformer_dropout.runs.run.SECONDS_BETWEEN_PROGRESS", 0)
-    recipe = RECIPES.get(keys.get("rdrop_view"), learned)
+    recipe = [CROSS_FITTED] if keys.get("cross_fit") else RECIPES.get(keys.get("rdrop_view"), learned)
     config = tiny(recipe=recipe, steps=12, eval_every=4, accumulation=2, **keys)
     whole = run(config, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -190,7 +192,7 @@ def test_the_weights_never_train_on_the_held_out_part_and_the_gates_on_nothing_e
     kept, held = set(examples.splits.train.indices), set(examples.held_out.indices)
     assert kept | held == set(range(len(whole.train))) and not kept & held
     assert len(held) == round(0.25 * len(whole.train))
-    used = {n for batch in range(20) for n in held_of(examples, batch)}
+    used = {n for batch in range(20) for n in drawn(examples, examples.held_out_batch, batch)}
     assert used <= held and len(used) == min(80, len(held))
     names = dict(training.model.named_parameters())
     found = []
@@ -218,12 +220,32 @@ def test_the_weights_never_train_on_the_held_out_part_and_the_gates_on_nothing_e
     assert losses == [4 * [False], 4 * [True], 4 * [False]]
 
 
-def held_of(examples, step):
-    """Return which examples a step's held-out batch holds."""
+def test_the_two_halves_alternate_and_the_gates_meet_the_same_examples(tiny):
+    training = training_of(tiny(recipe=[CROSS_FITTED], cross_fit=True, steps=4))
+    examples, layer = training.examples, training.regularization.placed[0].layer
+    count = len(examples.splits.train)
+    assert count % 2 == 0
+    halves = [set(), set()]
+    for step in range(2 * count // 4):
+        seen = drawn(examples, examples.held_out_batch, step)
+        assert seen == drawn(examples, examples.batch, step)
+        for half in range(2):
+            halves[half] |= set(seen[half::2])
+    assert not halves[0] & halves[1]
+    assert halves[0] | halves[1] == set(range(count))
+    turned = []
+    layer.register_forward_hook(lambda m, given, out: turned.append(m.turned))
+    training.advance()
+    assert turned == [False, True]
+    assert all(p.grad is None for p in training.model.parameters())
+
+
+def drawn(examples, draw, step):
+    """Return which examples a step's batch is made of."""
     seen = []
     original = examples.task.batch
     examples.task.batch = lambda split, indices: seen.extend(indices) or original(split, indices)
-    examples.held_out_batch(step, 0)
+    draw(step, 0)
     del examples.task.batch
     return seen
 
@@ -286,13 +308,14 @@ def test_several_processes_are_refused_where_only_one_can_learn(tiny, learned):
         ({"held_out_every": 2}, "training.held_out_every needs a share: training.held_out: 0.1."),
         ({"held_out": 0.1, "held_out_every": 0}, "training.held_out_every is 0"),
         ({"held_out": 0.1, "self_tuned": SelfTunedConfig()}, "do not go together; take one out."),
+        ({"held_out": 0.1, "cross_fit": True}, "training.held_out and training.cross_fit do not go together"),
+        ({"cross_fit": True, "batch": 5}, "training.batch 5 must be even."),
         ({"rdrop_view": "learned"}, "need a weight: training.rdrop: 1.0."),
         ({"rdrop": 1.0, "rdrop_view": "token_noise"}, "needs a rate: training.token_noise: 0.05."),
         ({"rdrop": 1.0, "rdrop_blocks": 0}, "training.rdrop_blocks is 0, but it is at least 1, or null."),
         ({"rdrop": 1.0, "rdrop_blocks": 1, "compile": True}, "goes with rdrop_view: dropout and compile"),
         ({"ema": 1.0}, "training.ema becomes 1, but it is a share from 0 to below 1."),
         ({"token_noise": -0.1}, "training.token_noise becomes -0.1"),
-        ({"ema": 0.9, "distributed": "fsdp"}, "training.distributed: fsdp shards; write ddp"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(tiny, keys, sentence):

@@ -75,3 +75,58 @@ def test_a_split_holds_out_a_share_and_loses_nothing(count, share, held):
 def test_a_split_that_cannot_be_is_refused(count, share):
     with pytest.raises(td.InputError):
         held_out_split(count, share)
+
+
+# --- two halves
+
+
+def cross_fitted():
+    torch.manual_seed(0)
+    model = Decoder(11, DecoderConfig(width=8, heads=2, blocks=1, context=8))
+    rule = td.Rule("mlp_output", td.CrossFittedDropout, heads=2, anchor_p=0.3, weight=0.1)
+    handle = td.regularize_(model, td.Recipe([rule]))
+    layer = handle.placed[0].layer
+    torch.nn.init.normal_(layer.qkv.weight, std=0.6)
+    return model, layer
+
+
+def test_each_gate_learns_from_the_half_that_the_other_one_masks():
+    model, layer = cross_fitted()
+    gates, (tokens, targets) = td.CrossFittedGates(model), batch(1)
+
+    def loss():
+        # Of the first half alone: sequences 0 and 2.
+        return model(tokens[::2].repeat_interleave(2, 0), targets[::2].repeat_interleave(2, 0))
+
+    masks = []
+    layer.observer = lambda keep_probability, mask: masks.append(keep_probability.detach())
+    gates.backward(loss(), loss)
+    assert not layer.turned
+    # The same sequences stood in both halves, so their masks have changed places.
+    torch.testing.assert_close(masks[0][::2], masks[1][1::2])
+    assert not torch.allclose(masks[0], masks[1])
+    assert all(p.grad is not None for p in model.parameters())
+
+    # Where only the first half has a loss, the first gate masks it and the second one learns.
+    def of_first_half():
+        logits = model(torch.cat([tokens[:1], tokens[1:2]]))
+        return logits[0].log_softmax(-1).gather(-1, targets[0][:, None]).mean()
+
+    model.zero_grad()
+    gates.backward(of_first_half(), of_first_half)
+    of_both = layer.qkv.weight.grad.view(3, 2, 8, 8).abs().amax(dim=(0, 2, 3))
+    assert of_both[0] == 0 and of_both[1] > 0
+
+
+def test_halves_are_turned_back_after_a_fault_and_others_refused():
+    model, layer = cross_fitted()
+
+    def fails():
+        assert layer.turned
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        td.CrossFittedGates(model).backward(model(*batch(1)), fails)
+    assert not layer.turned
+    with pytest.raises(td.InputError, match="no CrossFittedDropout"):
+        td.CrossFittedGates(decoder()[0])

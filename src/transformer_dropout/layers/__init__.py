@@ -10,6 +10,7 @@ from .alpha_dropout import AlphaDropout
 from .anchored_dropout import AnchoredDropout
 from .block_dropout import LearnedBlockDropout
 from .concrete_dropout import ConcreteDropout
+from .cross_fitted_dropout import CrossFittedDropout
 from .drop_head import DropHead
 from .drop_key import DropKey
 from .drop_path import DropPath
@@ -37,6 +38,7 @@ __all__ = [
     "AlphaDropout",
     "AnchoredDropout",
     "ConcreteDropout",
+    "CrossFittedDropout",
     "DropHead",
     "DropKey",
     "DropPath",

@@ -94,7 +94,7 @@ class AnchoredDropout(LearnedDropout):
         self.has_penalty = True
         self.optimizer_options = {"weight_decay": 0.0, "lr_scale": float(lr_scale)}
         with torch.no_grad():
-            self.qkv.weight[2 * width :].zero_()
+            self.qkv.weight.chunk(3)[2].zero_()
 
     def penalty_of(self, keep_probability: Tensor) -> Tensor:
         return bernoulli_divergence(keep_probability, self.anchor_p)

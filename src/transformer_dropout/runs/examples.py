@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from ..terms.held_out import held_out_split
-from .folds import Part, batch_of, folded, part_of
-from .order import batch_indices, epoch_order
+from .folds import Part, batch_of, even_part, folded, part_of
+from .order import Order, alternating_order, batch_indices, epoch_order
 from .processes import Processes
 from .run_config import RunConfig
 from .task import Batch, Splits
@@ -23,7 +23,8 @@ class Examples:
         processes: those that train together, each on a part of a batch.
 
     Attributes:
-        splits: as trained and evaluated: the fold of a cross-validation, without the held-out part.
+        splits: as trained and evaluated: the fold of a cross-validation, without the held-out part, and even
+            in number where gates are cross-fitted.
         held_out: the part of the training split that the weights never train on; None for no such part.
     """
 
@@ -38,8 +39,12 @@ class Examples:
             kept, held = (part.numpy() for part in held_out_split(len(train), share, config.seed))
             self.splits = replace(self.splits, train=part_of(train, kept))
             self.held_out = part_of(train, held)
-        ordered = hasattr(self.task, "order") and not (training.folds or share)
-        self.order = lru_cache(maxsize=4)(self.own_order) if ordered else epoch_order
+        self.order: Order = epoch_order
+        if training.cross_fit:
+            self.splits = replace(self.splits, train=even_part(self.splits.train))
+            self.order = alternating_order
+        elif hasattr(self.task, "order") and not (training.folds or share):
+            self.order = lru_cache(maxsize=4)(self.own_order)
 
     def own_order(self, examples: int, seed: int, epoch: int) -> np.ndarray:
         """Return the order of an epoch as the task wants it."""
@@ -60,7 +65,9 @@ class Examples:
         return augment(self.config.data, batch, torch.Generator().manual_seed(int(seed[0]) % 2**63))
 
     def held_out_batch(self, step: int, part: int) -> Batch:
-        """Return as many examples of the held-out part, as they are."""
+        """Return as many examples of the held-out part; of the same as the weights for cross-fitted gates."""
+        if self.config.training.cross_fit:
+            return self.batch(step, part)
         assert self.held_out is not None
         training = self.config.training
         number = step * training.accumulation + part

@@ -55,6 +55,17 @@ def folded(splits: Splits, folds: int, fold: int) -> Splits:
     return replace(splits, train=parts[0], validation=parts[1], test=None)
 
 
+def even_part(split: Any) -> Part:
+    """Return a split without its last example where their number is odd.
+
+    Raises:
+        InputError: when there are fewer than two.
+    """
+    if len(split) < 2:
+        raise InputError("training.cross_fit needs two training examples or more.")
+    return part_of(split, np.arange(len(split) // 2 * 2))
+
+
 def batch_of(task: Task, split: Any, indices: Sequence[int] | np.ndarray) -> Batch:
     """Return examples of a split, or of a part of one, as one batch."""
     if isinstance(split, Part):

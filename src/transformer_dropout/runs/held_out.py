@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..surgery.regularize import Regularization
-from ..terms.held_out import HeldOutGates
+from ..terms.held_out import CrossFittedGates, HeldOutGates
 from ..terms.self_tuned import SelfTuned
 from .processes import Processes
 from .training_config import TrainingConfig
 
 
 class HeldOut:
-    """Gates that take their gradient, or rates that are tuned, by held-out examples; or neither.
+    """Gates that take their gradient, or rates that are tuned, by examples held out from them; or neither.
 
     Args:
         config: which of them there are.
@@ -29,7 +29,9 @@ class HeldOut:
         self, config: TrainingConfig, model: nn.Module, regularization: Regularization, seed: int
     ) -> None:
         self.every = config.held_out_every
-        self.gates = HeldOutGates(model) if config.held_out else None
+        self.gates: HeldOutGates | None = None
+        if config.held_out or config.cross_fit:
+            self.gates = CrossFittedGates(model) if config.cross_fit else HeldOutGates(model)
         self.tuned: SelfTuned | None = None
         if config.self_tuned is not None:
             self.every, step, delta = (getattr(config.self_tuned, key) for key in ("every", "step", "delta"))
@@ -78,6 +80,6 @@ def refuse_several_processes(config: TrainingConfig, processes: Processes) -> No
     Raises:
         InputError: for gates or rates that learn from held-out examples, with several processes.
     """
-    if processes.size > 1 and (config.held_out or config.self_tuned):
-        key = "held_out" if config.held_out else "self_tuned"
+    if processes.size > 1 and config.trained_apart:
+        key = config.trained_apart[0]
         raise InputError(f"training.{key} trains in one process; start it without torchrun.")

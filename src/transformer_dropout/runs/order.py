@@ -22,6 +22,21 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+@lru_cache(maxsize=4)
+def alternating_order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of one epoch in which examples of two halves alternate; the halves stay over epochs.
+
+    Args:
+        examples: how many there are, an even number.
+        seed, epoch: as of `epoch_order`.
+    """
+    halves = epoch_order(examples, seed, 0).reshape(2, -1)
+    orders = [epoch_order(examples // 2, seed, 2 * epoch + half + 1) for half in range(2)]
+    order = np.stack([half[own] for half, own in zip(halves, orders, strict=True)], axis=1).ravel()
+    order.setflags(write=False)
+    return order
+
+
 Order = Callable[[int, int, int], np.ndarray]
 
 

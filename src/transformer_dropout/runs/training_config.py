@@ -23,6 +23,7 @@ REGULARIZERS = (
     "ema",
     "token_noise",
     "held_out",
+    "cross_fit",
     "self_tuned",
     "experts",
 )
@@ -166,6 +167,8 @@ class TrainingConfig:
         held_out: share of the training split on which the gates of learned masks, and nothing else, take
             their gradient; 0 for none.
         held_out_every: steps between two gradients of those gates.
+        cross_fit: whether each gate of `CrossFittedDropout` learns from the half of the training split that
+            the other one masks.
         self_tuned: None for rates as the recipe says.
         experts: None for MLPs as the model has them.
         beta1, beta2: AdamW's decay rates.
@@ -208,6 +211,7 @@ class TrainingConfig:
     token_noise: ScheduleData = field(default=0.0, metadata=NEWER)
     held_out: float = field(default=0.0, metadata=NEWER)
     held_out_every: int = field(default=1, metadata=NEWER)
+    cross_fit: bool = field(default=False, metadata=NEWER)
     self_tuned: SelfTunedConfig | None = field(default=None, metadata=NEWER)
     experts: ExpertsConfig | None = field(default=None, metadata=NEWER)
     beta1: float = 0.9
@@ -239,10 +243,6 @@ class TrainingConfig:
             check_schedule(getattr(self, name), f"training.{name}")
         for name in ("ema", "token_noise"):
             check_share(getattr(self, name), f"training.{name}")
-        if self.ema and self.distributed == "fsdp":
-            raise InputError(
-                "training.ema copies the whole model, which training.distributed: fsdp shards; write ddp."
-            )
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
                 f"training.label_smoothing is {self.label_smoothing}, but it is a share from 0 to below 1."
@@ -295,10 +295,21 @@ class TrainingConfig:
             raise InputError(f"training.held_out is {self.held_out}, but it is a share from 0 to below 1.")
         if self.held_out_every < 1:
             raise InputError(f"training.held_out_every is {self.held_out_every}, but it must be at least 1.")
-        if self.held_out_every > 1 and not self.held_out:
+        if self.held_out_every > 1 and not (self.held_out or self.cross_fit):
             raise InputError("training.held_out_every needs a share: training.held_out: 0.1.")
-        if self.held_out and self.self_tuned:
-            raise InputError("training.held_out and training.self_tuned do not go together; take one out.")
+        if len(self.trained_apart) > 1:
+            names = " and ".join(f"training.{key}" for key in self.trained_apart)
+            raise InputError(f"{names} do not go together; take one out.")
+        if self.cross_fit and self.batch % 2:
+            raise InputError(
+                "training.cross_fit takes a half of each batch from either half of the training split; "
+                f"training.batch {self.batch} must be even."
+            )
+
+    @property
+    def trained_apart(self) -> list[str]:
+        """The keys that are set by which gates or rates learn apart from the weights."""
+        return [key for key in ("held_out", "cross_fit", "self_tuned") if getattr(self, key)]
 
     def schedule(self, name: str) -> Schedule:
         """Return the schedule of a key that may be a number or one."""

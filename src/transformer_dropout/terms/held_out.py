@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layers import DropoutLayer
+from ..layers.cross_fitted_dropout import CrossFittedDropout
 
 
 def gate_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -96,3 +97,53 @@ class HeldOutGates:
         loss.backward(inputs=self.weights)
         value = held_out_loss() if callable(held_out_loss) else held_out_loss
         value.backward(inputs=self.gates)
+
+
+class CrossFittedGates(HeldOutGates):
+    """Gives each gate of a model's `CrossFittedDropout` its gradient from the half that the other one masks.
+
+    Like `HeldOutGates`, but without examples that the weights never train on: both losses are of the same
+    batches, whose sequences alternate between the two halves of the training examples, as
+    ``batch = rows_of_halves.T.flatten()`` has them of two rows.
+
+    ::
+
+        gates = td.CrossFittedGates(model)
+        for batch in alternating_batches:
+            optimizer.zero_grad()
+            gates.backward(loss(batch), lambda: loss(batch))
+            optimizer.step()
+
+    Args:
+        model: with `CrossFittedDropout`, regularized before.
+
+    Raises:
+        InputError: when the model has no such layer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [part for part in model.modules() if isinstance(part, CrossFittedDropout)]
+        if not self._layers:
+            raise InputError(
+                "The model has no CrossFittedDropout, whose two gates learn from two halves; put one in with "
+                "td.regularize_."
+            )
+        super().__init__(model)
+
+    def backward(self, loss: Tensor, held_out_loss: Callable[[], Tensor]) -> None:
+        """Add the loss's gradient to the weights', and that of the other masks to the gates'.
+
+        Args:
+            loss: of a batch.
+            held_out_loss: computes the loss of the same batch again.
+        """
+        loss.backward(inputs=self.weights)
+        self._turn()
+        try:
+            held_out_loss().backward(inputs=self.gates)
+        finally:
+            self._turn()
+
+    def _turn(self) -> None:
+        for layer in self._layers:
+            layer.turned = not layer.turned
