@@ -5,6 +5,7 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from transformer_dropout.runs.record import read_metrics
@@ -79,3 +80,14 @@ def test_a_model_pre_trained_for_three_steps_is_fine_tuned_on_the_windows_of_the
     assert fresh["data"]["train"] == recorded["data"]["train"]
     first, last = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert last["train_loss"] < first["train_loss"]
+
+
+def test_the_power_of_moderated_tests_is_found_again_with_fewer_draws():
+    simulate = runpy.run_path(str(EXPERIMENTS / "moderation" / "simulate.py"))
+    table, rng = simulate["residuals"]()["layers"], np.random.default_rng(0)
+    found = simulate["count"](table, "own", 6, 3, 200, rng)[:, 2]
+    page = (EXPERIMENTS / "moderation" / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith("| 6 | 3 | 0."))
+    told = [float(cell.split()[0]) for cell in row.strip("|").split("|")[2:]]
+    assert len(told) == len(found) == 4
+    assert found == pytest.approx(told, abs=0.1)

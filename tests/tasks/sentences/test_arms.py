@@ -66,15 +66,12 @@ def test_few_sentences_get_more_passes_and_a_higher_rate(monkeypatch):
     assert (many["steps"], many["lr"]["linear"]["start"]) == (9, 3e-5)
 
 
-@pytest.mark.parametrize("record", ["fine_tuning/all", "fine_tuning/few", "sentences"])
-def test_the_cheapest_row_of_a_record_trains_again_on_a_small_model(record, configs, tmp_path):
-    recorded = load_recipe(EXPERIMENTS / record / "runs" / "none" / "seed-0" / "config.yaml")
-    assert configs["none"].recipe == recorded
-    result = run(configs["none"], tmp_path / "run")["result"]
-    first, *_, last = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert result["step"] == 6 and last["train_loss"] < first["train_loss"]
-
-
-def load_recipe(file):
-    """Return the recipe of a run config, whatever else it says: two of the records are of an earlier form."""
-    return read_yaml(file).data["recipe"]
+def test_the_cheapest_row_of_the_records_trains_again_on_a_small_model(changed, tmp_path):
+    config = changed("none", steps=60, eval_every=60, lr=0.01)
+    for record in ("fine_tuning/all", "fine_tuning/few", "sentences"):
+        # Two of them are in an earlier form, of which recipes are as they were.
+        recorded = read_yaml(EXPERIMENTS / record / "runs" / "none" / "seed-0" / "config.yaml")
+        assert config.recipe == recorded.data["recipe"]
+    run(config, tmp_path / "run")
+    first, last = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert last["train_loss"] < 0.8 * first["train_loss"]
