@@ -128,5 +128,7 @@ def test_halves_are_turned_back_after_a_fault_and_others_refused():
     with pytest.raises(KeyError):
         td.CrossFittedGates(model).backward(model(*batch(1)), fails)
     assert not layer.turned
+    with pytest.raises(td.InputError, match="as a function"):
+        td.CrossFittedGates(model).backward(model(*batch(1)), model(*batch(1)))
     with pytest.raises(td.InputError, match="no CrossFittedDropout"):
         td.CrossFittedGates(decoder()[0])

@@ -130,13 +130,18 @@ class CrossFittedGates(HeldOutGates):
             )
         super().__init__(model)
 
-    def backward(self, loss: Tensor, held_out_loss: Callable[[], Tensor]) -> None:
-        """Add the loss's gradient to the weights', and that of the other masks to the gates'.
+    def backward(self, loss: Tensor, held_out_loss: Tensor | Callable[[], Tensor]) -> None:
+        """Add the loss's gradient to the weights', and that under the other masks to the gates'.
 
         Args:
             loss: of a batch.
-            held_out_loss: computes the loss of the same batch again.
+            held_out_loss: a function that computes the loss of the same batch again.
+
+        Raises:
+            InputError: for a second loss that is computed already, by the masks of the first.
         """
+        if not callable(held_out_loss):
+            raise InputError("Give the second loss as a function, lambda: loss(batch); its masks are others.")
         loss.backward(inputs=self.weights)
         self._turn()
         try:
