@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from drawing import BLUE, INK, ORANGE, page, text
@@ -44,7 +45,7 @@ SETTINGS = tuple(
     for folder, title, dropout in (
         ("default", "decoder from scratch, 20,000 bytes of docstrings", "dropout p=0.1"),
         ("layers", "the same, a layer or schedule each", "dropout p=0.1"),
-        ("small_data/docs", "the same, recipes for small text", "dropout 0.1 + weight decay 1"),
+        ("small_data/docstrings", "the same, recipes for small text", "dropout 0.1 + weight decay 1"),
         ("small_data/shakespeare", "the same, 20,000 bytes of Shakespeare", "dropout 0.1 + weight decay 1"),
         ("images", "perceptron, 300 digits", "dropout input 0.2 + hidden 0.5"),
         ("images_vit", "vision transformer, 300 digits", "dropout p=0.1"),
@@ -183,12 +184,30 @@ def kept_over_time() -> str:
     return "\n".join(lines)
 
 
+def against(folder: str, reference: str) -> str:
+    """Return every arm's differences to one arm of a record, at the end and at the best evaluation."""
+    comparison = load_comparison(RECORDS / folder)
+    last = differences(comparison, reference)
+    best = differences(comparison, reference, comparison.best_values)
+    lines = [
+        f"| arm | last step | against {reference} | best evaluation | against {reference} |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for arm in comparison.arms:
+        means = (mean(comparison.values(arm).values()), mean(comparison.best_values(arm).values()))
+        shown_there = [shown(comparison, found[arm]) if arm in found else "" for found in (last, best)]
+        cells = (f"{means[0]:.3f}", shown_there[0], f"{means[1]:.3f}", shown_there[1])
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def filled(words: str) -> str:
     """Return the page with the tables between its marks."""
     tables = {
         "settings": settings_table,
         "speed_of_learning": speed_of_learning,
         "kept_over_time": kept_over_time,
+        "depth": partial(against, "depth", "0.1 everywhere"),
     }
     return MARKS.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n\n{found[3]}", words)
 

@@ -152,6 +152,20 @@ def test_of_pytorchs_decoder_layers_too_and_of_one_alone():
     assert torch.equal(layer(x, memory), layer(x, memory))
 
 
+def test_a_layer_with_a_feed_forward_part_of_its_own_is_left_alone():
+    class Gated(nn.TransformerEncoderLayer):
+        def _ff_block(self, x):
+            return self.linear2(self.linear1(x) * self.linear1(x).sigmoid())
+
+    with pytest.raises(td.InputError, match="matches no module"):
+        td.mixture_of_experts_(nn.Sequential(Gated(16, 2, 24)))
+    # A second time there is a mixture, and none of it is replaced.
+    model = encoder()
+    td.mixture_of_experts_(model)
+    with pytest.raises(td.InputError, match="no MLP of two linear layers"):
+        td.mixture_of_experts_(model)
+
+
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize(
     ("make", "path", "given"),

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 # The name of the part, as the one of a child.
 NAME = "mlp"
 PRODUCTS = ("linear1", "linear2")
+LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 def has_feed_forward(module: nn.Module) -> bool:
-    """Return whether a module is a layer of PyTorch's own with its two products in it."""
-    layers = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
-    return isinstance(module, layers) and all(hasattr(module, name) for name in PRODUCTS)
+    """Return whether a module is a layer of PyTorch's own that computes its two products as PyTorch does."""
+    if not isinstance(module, LAYERS):
+        return False
+    own = "_ff_block" in vars(module) or type(module)._ff_block not in [kind._ff_block for kind in LAYERS]
+    return not own and all(hasattr(module, name) for name in PRODUCTS)
 
 
 def feed_forward_parts(model: nn.Module) -> Iterator[str]:
