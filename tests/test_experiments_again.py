@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from transformer_dropout.runs.record import read_metrics
 from transformer_dropout.runs.run import run
@@ -91,3 +93,41 @@ def test_the_power_of_moderated_tests_is_found_again_with_fewer_draws():
     told = [float(cell.split()[0]) for cell in row.strip("|").split("|")[2:]]
     assert len(told) == len(found) == 4
     assert found == pytest.approx(told, abs=0.1)
+
+
+def test_redundancy_is_measured_on_a_model_of_two_steps(tmp_path, tiny):
+    measure = runpy.run_path(str(EXPERIMENTS / "redundancy" / "measure.py"))
+    run(tiny(steps=2), tmp_path / "runs" / "tiny" / "seed-0")
+    measure["main"](str(tmp_path), str(tmp_path))
+    found = read_json(tmp_path / "measured.json")["tiny"]["0"]
+    assert found.keys() == {"loss", *measure["MEASURES"]}
+    recorded = read_json(tmp_path / "runs" / "tiny" / "seed-0" / "run.json")["result"]["val_loss"]
+    assert found["loss"] == pytest.approx(recorded, abs=1e-5)
+    assert 0 < found["correlation"] < 1
+    assert all(abs(found[name]) > 1e-6 for name in measure["MEASURES"])
+
+
+def test_units_that_are_copies_are_wholly_correlated_and_those_removed_are_the_same_each_time():
+    measure = runpy.run_path(str(EXPERIMENTS / "redundancy" / "measure.py"))
+
+    class Copies(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.units = nn.Identity()
+
+        def forward(self, x):
+            return self.units(x)
+
+    model, x = Copies(), torch.randn(5, 40, 1)
+    texts = [(torch.cat([x, 2 * x, -x, torch.ones_like(x)], -1), None)]
+    assert measure["correlation"](model, [model.units], texts) == pytest.approx(1)
+    apart = [(torch.randn(50, 400, 3), None)]
+    assert measure["correlation"](model, [model.units], apart) < 0.02
+    with measure["changed"]([model.units], measure["without_units"](0, share=0.25)):
+        first, second = model(apart[0][0].repeat(1, 1, 4)), model(torch.ones(2, 12))
+    gone = (first == 0).all(dim=(0, 1))
+    assert gone.sum() == 3 and torch.equal(second == 0, gone.expand(2, 12))
+    with measure["changed"]([model.units], measure["with_noise"](0)):
+        noise = model(apart[0][0]) - apart[0][0]
+    assert noise.std().item() == pytest.approx(0.1, rel=0.05)
+    assert torch.equal(model(x), x)
