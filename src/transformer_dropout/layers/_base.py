@@ -157,8 +157,11 @@ class RateLayer(DropoutLayer):
 
     def set_rate(self, p: float) -> None:
         """Set the probability of dropping for the forwards to come."""
-        self.p = check_probability(p)
-        self.rate.fill_(self.p)
+        p = check_probability(p)
+        # A run sets every rate before every step, and most of them stay.
+        if p != self.p:
+            self.p = p
+            self.rate.fill_(p)
 
     def probability(self) -> float:
         return self.p
