@@ -137,6 +137,48 @@ class Wrapper(nn.Module):
         return self.model(batch["ids"])
 
 
+class InOne(nn.Module):
+    """All of a model in one forward, without a block of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.attend, self.head = nn.Embedding(WORDS, WIDTH), Attention(), nn.Linear(WIDTH, WORDS)
+        self.up, self.down, self.p = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH), 0.2
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = F.dropout(self.token(ids), self.p, self.training)
+        x = x + F.dropout(self.attend(x), self.p, self.training)
+        x = x + F.dropout(self.down(self.up(x).relu()), self.p, self.training)
+        return self.head(x)
+
+
+class Around(nn.Module):
+    """A model as the only part of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = InOne()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.core(ids)
+
+
+class Convolving(nn.Module):
+    """Residual convolutions and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, WIDTH, 4, 4), nn.Linear(WIDTH, 5)
+        self.blocks = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(2))
+        self.drop = nn.Dropout2d(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + self.drop(block(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
 MODELS = {
     "dropout last": (GPT, IDS),
     "one dropout": (lambda: GPT(shared=True), IDS),
@@ -146,6 +188,9 @@ MODELS = {
     "recurrent": (Recurrent, IDS),
     "siamese": (Siamese, (IDS, IDS.flip(1))),
     "wrapper": (Wrapper, {"batch": {"ids": IDS}}),
+    "in one": (InOne, IDS),
+    "around one": (Around, IDS),
+    "convolving": (Convolving, torch.randn(2, 3, 16, 16)),
 }
 
 
@@ -178,8 +223,19 @@ def test_with_a_layer_everywhere_no_rate_of_its_own_is_left(name):
     assert rates == {0.37}
 
 
-def test_a_mixer_is_not_causal():
-    assert not any(site.causal for site in td.find_sites(Mixer(), MODELS["mixer"][1]))
+@pytest.mark.parametrize("name", ["mixer", "convolving"])
+def test_the_tokens_of_an_image_are_in_no_order(name):
+    make, image = MODELS[name]
+    assert not any(site.causal for site in td.find_sites(make(), image))
+
+
+def test_a_model_in_another_has_the_same_places():
+    alone, around = (
+        [(site.path.removeprefix("core."), site.kind) for site in td.find_sites(make(), IDS)]
+        for make in (InOne, Around)
+    )
+    assert alone == around
+    assert ("head", "classifier") in alone
 
 
 def test_what_drops_between_recurrent_layers_is_not_the_outputs():

@@ -279,6 +279,32 @@ def test_with_inputs_the_functions_are_silenced():
     assert torch.equal(model(*inputs), model(*inputs))
 
 
+class OneRate(nn.TransformerEncoderLayer):
+    """A layer as a whole model, whose embedding, a bare table, is dropped at the rate of all the rest."""
+
+    def __init__(self):
+        super().__init__(8, 2, 16, dropout=0.0, batch_first=True)
+        self.table, self.p = nn.Parameter(torch.randn(9, 8)), 0.3
+
+    def forward(self, ids):
+        x = F.dropout(self.table[ids], self.p, self.training)
+        x = self.norm1(x + F.dropout(self.self_attn(x, x, x)[0], self.p, self.training))
+        return self.norm2(x + F.dropout(self.linear2(self.linear1(x).relu()), self.p, self.training))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_dropout_that_shares_its_rate_with_a_place_is_told_of(wrapped):
+    model, inputs = nn.Sequential(OneRate()) if wrapped else OneRate(), (torch.arange(8).view(2, 4),)
+    where, rate = ("0", "0.p") if wrapped else ("the model itself", "p")
+    with pytest.warns(UserWarning, match=f"A dropout in {where} reads {rate} too, .* from 0.3 to 0, and no"):
+        handle = td.set_rates(model, {"attention_output": 0.1}, inputs=inputs)
+    assert handle.beside == (f"{where}  other  {rate}, which the recipe has set to 0",)
+    handle.remove()
+    # A place whose rate is another's leaves it alone.
+    handle = td.set_rates(model, {"attention_weights": 0.1}, inputs=inputs)
+    assert sum(line.endswith("  0.3") for line in handle.beside) == 3
+
+
 @pytest.mark.parametrize("verb", [td.find_sites, td.check_sites])
 def test_a_compiled_model_is_said_to_be_compiled(verb):
     with pytest.raises(td.InputError, match=r"is compiled, .* call td\."):

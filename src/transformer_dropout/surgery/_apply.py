@@ -172,6 +172,11 @@ class Surgery:
                 else partial(setattr, reader, "forward", before)
             )
 
+    def moved_rates(self) -> dict[str, float]:
+        """Return the rates of the model's own that are not what they were, with what that was."""
+        before = {rate: float(value or 0.0) for rate, value in self._rates_before.items()}
+        return {rate: was for rate, was in before.items() if (read_rate(self.model, rate) or 0.0) != was}
+
     def rate_before(self, path: str) -> float:
         """Return what a rate of the model's own was before it was silenced; 0 when it was not."""
         return float(self._rates_before.get(path) or 0.0)

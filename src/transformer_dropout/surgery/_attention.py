@@ -39,7 +39,8 @@ def attention_weights(
         layer: acts on the weights, or on the scores where it says ``acts_on = "scores"``.
         query, key: with as many key heads as query heads.
         scaling: factor of the scores.
-        hidden: true where a query may not look.
+        hidden: true where a query may not look; one that may look nowhere gets nothing, as the fused kernel has
+            it.
         bias: added to the scores: position biases and masks of minus infinity.
         softcap: ``softcap * tanh(scores / softcap)``, as Gemma 2 has it.
         sinks: one more logit per head, as gpt-oss has it, or per query, (batch, heads, queries, 1), that
@@ -63,9 +64,12 @@ def attention_weights(
         sink = sinks if sinks.ndim == 4 else sinks.reshape(1, -1, 1, 1)
         sink = sink.expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat([scores, sink.to(scores.dtype)], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    precision = torch.promote_types(query.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=precision).to(query.dtype)
     if sinks is not None:
         weights = weights[..., :-1]
+    if hidden is not None:
+        weights = weights.masked_fill(hidden, 0.0)
     return weights if on_scores else layer(weights)
 
 
@@ -163,8 +167,9 @@ def interface_with_layer(
     hidden = bias = None
     if attention_mask is None:
         # Eager attention is told by its mask alone.
-        causal = original is not None and others.get("is_causal", getattr(module, "is_causal", True))
-        if causal and query.shape[2] > 1:
+        told = others.get("is_causal")
+        causal = getattr(module, "is_causal", True) if told is None else told
+        if original is not None and causal and query.shape[2] > 1:
             hidden = future(query.shape[2], key.shape[2], query.device)
     elif attention_mask.dtype == torch.bool:
         hidden = ~attention_mask[..., : key.shape[2]]
@@ -173,6 +178,9 @@ def interface_with_layer(
     position_bias = others.get("position_bias")
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
+        if hidden is not None:
+            # With a bias the models write out how little is seen, and a query that sees nothing gets the mean.
+            bias, hidden = bias.masked_fill(hidden, torch.finfo(query.dtype).min), None
     weights = attention_weights(
         layer,
         query,

@@ -1,7 +1,7 @@
 """What a model itself still draws beside a recipe, and the proof of the places that a recipe uses."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,12 @@ from .check import checks_of
 
 
 def beside(
-    model: nn.Module, sites: Iterable[Site], ruled: set[str], *, named: bool = False
+    model: nn.Module,
+    sites: Iterable[Site],
+    ruled: set[str],
+    moved: Mapping[str, float],
+    *,
+    named: bool = False,
 ) -> tuple[str, ...]:
     """Return a line for each place where the model itself still drops; warn of what no layer can silence.
 
@@ -21,14 +26,26 @@ def beside(
         model: the regularized model.
         sites: its places.
         ruled: the names of those at which a layer acts.
+        moved: the rates of the model's own that the recipe has changed, with what they were.
         named: whether the user named the places, rather than `find_sites`.
     """
     lines, unreached = [], []
     for site in sites:
         if site.name in ruled:
             continue
-        if site.access == "none":
-            unreached.append(site.path or "the model itself")
+        where = site.path or "the model itself"
+        if site.access == "none" and site.rate in moved:
+            rate = own_rate(model, site) or 0.0
+            lines.append(f"{where}  {site.kind}  {site.rate}, which the recipe has set to {rate:.4g}")
+            warnings.warn(
+                f"A dropout in {where} reads {site.rate} too, which the recipe has set from "
+                f"{moved[site.rate]:.4g} to {rate:.4g}, and no layer can act there; give it a rate of its own "
+                "in the code for it to stay as it was.",
+                UserWarning,
+                stacklevel=3,
+            )
+        elif site.access == "none" and site.rate is None:
+            unreached.append(where)
             lines.append(f"{site.path}  {site.kind}")
         elif rate := own_rate(model, site):
             lines.append(f"{site.path}  {site.kind}  {rate:.4g}")

@@ -1,30 +1,22 @@
 """`check_sites`: every place proves that it is what it is called."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..layers import RateLayer
 from ..notebook import html_table
 from ..sites import KINDS, Site, find_sites
 from ..sites._own_inputs import usable_inputs
-from ..sites.observation.inputs import call
-from ..sites.observation.lineage import tensors_in
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
-from ..sites.reading.rates import rates_of
-from ._apply import Surgery
 from ._influence import mixers
 from ._outputs import distance, other_tokens, same
+from ._probe import NEARLY_ALL, drops_nothing, layers_at, nothing_else_drops, results, weights_begun
 from ._together import is_as_wide, proven_together
 from ._unreached import unreached
 
-# Where the model's own code drops, a rate of 1 would divide by what is kept.
-NEARLY_ALL = 0.9
 # What rounding leaves, and what of an effect: a batch norm makes more of it.
 TOLERANCE, SHARE = 1e-5, 1e-3
 
@@ -49,18 +41,6 @@ class SiteCheck:
         return self.problem is None
 
 
-class Probe(RateLayer):
-    """Keeps everything at a rate of 0 and nothing at 1, without drawing; takes note of what it sees."""
-
-    def __init__(self, p: float = 0.0) -> None:
-        super().__init__(p)
-        self.seen: list[tuple[int, ...]] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(tuple(x.shape))
-        return x * (1 - self.p) if self.training and self.p else x
-
-
 class SiteChecks(list[SiteCheck]):
     """A list of checks; a notebook shows it as a table."""
 
@@ -72,9 +52,10 @@ class SiteChecks(list[SiteCheck]):
 def check_sites(model: nn.Module, inputs: Any = None, *, sites: Iterable[Site] | None = None) -> SiteChecks:
     """Measure whether each place of a model is what it is called; the model is then as it was.
 
-    At each place a layer that drops nothing is compared with one that drops all: the output must differ
-    in training and not at all in evaluation, the tensor must be as wide as is said, and taking the layer out
-    must give every bit back. At all places of a kind together: without the attentions' outputs no token may
+    At each place a layer that drops nothing is compared with none, and with one that drops all: with the
+    first the output may differ by rounding, which double precision tells from a fault; with the other it must
+    differ in training and not at all in evaluation, the tensor must be as wide as is said, and taking the
+    layer out must give every bit back. At all places of a kind together: without the attentions' outputs no token may
     influence another in any block, but for other ways that are then named, and the attention weights must
     mean nothing; nor may the hidden units without the MLPs' outputs; without the embedding, or what the
     output layer is given, what the model returns may not depend on the tokens.
@@ -135,72 +116,6 @@ def attends_in(block: str, site: Site) -> bool:
     return site.kind == "attention_output" and site.path.startswith(f"{block}.")
 
 
-@contextmanager
-def nothing_else_drops(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
-    """Hold every rate of the model's own at 0, those that stand in its code too."""
-    before = [(held, name, held[name]) for _, held, name in rates_of(model)]
-    surgery = Surgery(model)
-    try:
-        for site in sites:
-            surgery.silence(site)
-            if site.access == "rate":
-                surgery.write_rate(site, 0.0)
-        for held, name, _ in before:
-            held[name] = 0.0
-        yield
-    finally:
-        surgery.undo()
-        for held, name, value in before:
-            held[name] = value
-
-
-@contextmanager
-def weights_begun(model: nn.Module) -> Iterator[None]:
-    """Draw anew the weights that are next to zero: behind them nothing shows, as in a new LoRA."""
-    drawn = []
-    with torch.no_grad():
-        # A frozen norm holds its weights as buffers.
-        for parameter in [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.ndim == 1)]:
-            size = parameter.abs().max() if parameter.numel() and parameter.is_floating_point() else 1.0
-            if size < 1e-4:
-                drawn.append((parameter, parameter.clone()))
-                generator = torch.Generator().manual_seed(len(drawn))
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in drawn:
-                parameter.copy_(value)
-
-
-@contextmanager
-def layers_at(model: nn.Module, sites: Sequence[Site], p: float) -> Iterator[list[Probe]]:
-    """Put a layer at each of some places, for the length of a ``with`` block."""
-    surgery, probes = Surgery(model), []
-    try:
-        for site in sites:
-            if site.access == "rate":
-                surgery.write_rate(site, min(p, NEARLY_ALL))
-            else:
-                probe = Probe(p)
-                surgery.place(site, probe)
-                probes.append(probe)
-        yield probes
-    finally:
-        surgery.undo()
-
-
-def results(model: nn.Module, inputs: Any, *, training: bool) -> list[Tensor]:
-    """Return the numbers that a model returns, under a fixed seed."""
-    # A batch norm in training, and whatever else is remembered, begins anew each time.
-    with unchanged(model), torch.no_grad():
-        model.train(training)
-        torch.manual_seed(0)
-        output = call(model, inputs)
-    return [value.clone() for value in tensors_in(output) if value.is_floating_point()]
-
-
 def problem_at(
     model: nn.Module, inputs: Any, site: Site, before: tuple[list[Tensor], list[Tensor]]
 ) -> str | None:
@@ -226,7 +141,7 @@ def problem_at(
         everything, still = train(model, inputs), quiet(model, inputs)
     if not ran:
         return f"{place} did not run with these inputs."
-    if not same(nothing, before[0], 1e-4):
+    if not drops_nothing(model, inputs, site, before[0], nothing):
         return f"A layer that drops nothing at {place} changes the output in training."
     if same(everything, nothing):
         return f"Dropping everything at {place} changes nothing in training."

@@ -325,9 +325,9 @@ def regularize_(
             inputs = None if mlp is None else mlp.width
             handle.place(site, rule, build_layer(site, rule, sources.get(shared), inputs))
         handle.keep_silenced_rates(sites)
-        ruled = {placed.site.name for placed in handle.placed}
-        handle.beside = beside(model, sites, ruled, named=named)
         handle.set_progress(0.0)
+        ruled = {placed.site.name for placed in handle.placed}
+        handle.beside = beside(model, sites, ruled, handle._surgery.moved_rates(), named=named)
     except Exception:
         # A recipe that fails halfway leaves the model as it was.
         handle.remove()

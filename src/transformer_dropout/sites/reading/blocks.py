@@ -121,9 +121,13 @@ def lone(around: list[ModuleCall], branch: Branch) -> ModuleCall | None:
 
 
 def complete(call: ModuleCall, branches: list[Branch]) -> bool:
-    """Return whether a lone module holds an attention's branch, another one, and not several of each."""
+    """Return whether a lone module holds an attention's branch, another one, and not several of each.
+
+    What is given ids and returns logits holds more than a block.
+    """
     inside = [branch for branch in branches if call.holds(branch.add)]
-    return 1 < len(inside) < 4 and any(not branch.attentions for branch in inside)
+    streams = not call.shapes[0] or call.shapes[0][:1] == call.shapes[1][:1]
+    return streams and 1 < len(inside) < 4 and any(not branch.attentions for branch in inside)
 
 
 def is_parallel(run: RunGraph, branch: Branch) -> bool:

@@ -291,10 +291,9 @@ class BlockReader:
         added = any(node.name in SUMS and self.run.activations(node) for node in uses)
         return added and not self.run.is_activation(draw.acts)
 
-    def known_rates(self) -> set[str]:
-        """Return the rates of the model's own that some place sets."""
-        sites = [site for _, site in self.found]
-        return {rate for site in sites for rate in (site.rate, *site.silences) if rate is not None}
+    def kinds_at(self, rate: str | None) -> set[Kind]:
+        """Return the kinds of the places that set a rate of the model's own."""
+        return {site.kind for _, site in self.found if rate and rate in (site.rate, *site.silences)}
 
     def add_own(self, draw: Draw, kind: Kind, around: ModuleCall | None = None, **where: Any) -> None:
         """Take note of the place of a random operation that is at the end of no branch."""
@@ -303,10 +302,13 @@ class BlockReader:
         own = around is None and self.places.serves_alike(draw)
         if draw.rate is not None and not inner and not own and self.run.is_activation(draw.node):
             place = self.places.at(tail_of(self.run, draw.acts, EVERYTHING), within=around)
-        if place is None and not own and draw.rate in self.known_rates():
+        kinds = self.kinds_at(draw.rate)
+        if place is None and not own and kinds:
             # One number is set at one place, or a layer there and the number would both drop.
             self.places.taken.add(draw.node)
-            return
+            if kind in kinds:
+                return
+            place = self.places.unreached(draw)
         place = place or self.places.own(draw)
         self.add("other" if place.access == "none" else kind, place, **where)
 

@@ -1,7 +1,7 @@
 """From the end of a branch to the module at which a layer can act there."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -173,8 +173,13 @@ class Passages:
         # Of what is made of weights alone, as positions are, only the rate can be set.
         if alone and not draw.whole and self.run.is_activation(draw.node):
             return self._at_dropout(draw, rates)
-        access: Access = "none" if draw.rate is None else "rate"
-        return Passage(node=draw.node, path=draw.module or draw.path, access=access, width=None, rates=rates)
+        unreached = self.unreached(draw)
+        return unreached if draw.rate is None else replace(unreached, access="rate")
+
+    def unreached(self, draw: Draw) -> Passage:
+        """Return the place of a random operation at which no layer can act, though its rate may be known."""
+        rates = () if draw.rate is None else (draw.rate,)
+        return Passage(node=draw.node, path=draw.module or draw.path, access="none", width=None, rates=rates)
 
     def drops(self, attention: AttentionNodes) -> list[Draw]:
         """Return the random operations on the weights of an attention that no place has yet."""

@@ -183,9 +183,10 @@ class SiteReader(BlockReader):
             where = {"causal": False, "block": max(place - 1, 0), "n_blocks": max(len(chain) - 1, 1)}
             self.add(kind, self.places.before(run.calls[node.call], given), **where)
 
-    def in_block(self, node: int) -> bool:
-        """Return whether a node ran inside a block."""
-        calls = (number for stack in self.stacks for block in stack.blocks for number in block.calls)
+    def in_block(self, node: int, *, again: bool = False) -> bool:
+        """Return whether a node ran inside a block, or inside one that ran again."""
+        blocks = (block for stack in self.stacks for block in stack.blocks)
+        calls = (number for block in blocks for number in block.calls if not again or len(block.calls) > 1)
         return any(self.run.calls[number].holds(node) for number in calls)
 
     def read_rest(self) -> None:
@@ -201,9 +202,9 @@ class SiteReader(BlockReader):
         known = {(d.path, d.module, d.rate, d.name) for d in self.draws if d.node in self.places.taken}
         rest: list[tuple[Draw, Kind]] = []
         for draw in self.draws:
-            again = (draw.path, draw.module, draw.rate, draw.name) in known and self.in_block(draw.node)
+            alike = (draw.path, draw.module, draw.rate, draw.name) in known
             # A block that runs again draws at the same places.
-            if draw.node in self.places.taken or again:
+            if draw.node in self.places.taken or (alike and self.in_block(draw.node, again=True)):
                 continue
             if draw.rate is not None and "layer" in draw.rate.rpartition(".")[2]:
                 self.silence_blocks(draw.rate)
@@ -274,8 +275,10 @@ class SiteReader(BlockReader):
                         seen = self.told_later(branch)
                     if seen is not None:
                         return not seen
-        # Where nothing attends, tokens are mixed by other means; the first block may be given an image.
+        # Where nothing attends, tokens are mixed by other means; those of an image are in no order.
         others = [branch for block in stack.blocks[:2] for branch in block.branches]
+        if any(len(self.run.nodes[branch.skip].shape) > 3 for branch in others):
+            return False
         return True not in [sees_later(self.run, branch.skip, branch.end) for branch in others]
 
     def told_later(self, branch: Branch) -> bool | None:

@@ -1,0 +1,132 @@
+"""A model held still while its places are measured: probes drop nothing or all, and nothing else drops."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ..layers import RateLayer
+from ..sites import Site
+from ..sites.observation.inputs import call
+from ..sites.observation.lineage import tensors_in
+from ..sites.observation.restore import unchanged
+from ..sites.reading.rates import rates_of
+from ._apply import Surgery
+from ._outputs import same
+
+# Where the model's own code drops, a rate of 1 would divide by what is kept.
+NEARLY_ALL = 0.9
+# How far numbers may lie apart that rounding alone tells apart, in single and in double precision.
+ROUNDING, ROUNDING_IN_DOUBLE = 1e-4, 1e-6
+
+
+class Probe(RateLayer):
+    """Keeps everything at a rate of 0 and nothing at 1, without drawing; takes note of what it sees."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__(p)
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(tuple(x.shape))
+        return x * (1 - self.p) if self.training and self.p else x
+
+
+@contextmanager
+def nothing_else_drops(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
+    """Hold every rate of the model's own at 0, those that stand in its code too."""
+    before = [(held, name, held[name]) for _, held, name in rates_of(model)]
+    surgery = Surgery(model)
+    try:
+        for site in sites:
+            surgery.silence(site)
+            if site.access == "rate":
+                surgery.write_rate(site, 0.0)
+        for held, name, _ in before:
+            held[name] = 0.0
+        yield
+    finally:
+        surgery.undo()
+        for held, name, value in before:
+            held[name] = value
+
+
+@contextmanager
+def weights_begun(model: nn.Module) -> Iterator[None]:
+    """Draw anew the weights that are next to zero: behind them nothing shows, as in a new LoRA."""
+    drawn = []
+    with torch.no_grad():
+        # A frozen norm holds its weights as buffers.
+        for parameter in [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.ndim == 1)]:
+            size = parameter.abs().max() if parameter.numel() and parameter.is_floating_point() else 1.0
+            if size < 1e-4:
+                drawn.append((parameter, parameter.clone()))
+                generator = torch.Generator().manual_seed(len(drawn))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in drawn:
+                parameter.copy_(value)
+
+
+@contextmanager
+def layers_at(model: nn.Module, sites: Sequence[Site], p: float) -> Iterator[list[Probe]]:
+    """Put a layer at each of some places, for the length of a ``with`` block."""
+    surgery, probes = Surgery(model), []
+    try:
+        for site in sites:
+            if site.access == "rate":
+                surgery.write_rate(site, min(p, NEARLY_ALL))
+            else:
+                probe = Probe(p)
+                surgery.place(site, probe)
+                probes.append(probe)
+        yield probes
+    finally:
+        surgery.undo()
+
+
+def results(model: nn.Module, inputs: Any, *, training: bool) -> list[Tensor]:
+    """Return the numbers that a model returns, under a fixed seed."""
+    # A batch norm in training, and whatever else is remembered, begins anew each time.
+    with unchanged(model), torch.no_grad():
+        model.train(training)
+        torch.manual_seed(0)
+        output = call(model, inputs)
+    return [value.clone() for value in tensors_in(output) if value.is_floating_point()]
+
+
+def drops_nothing(
+    model: nn.Module, inputs: Any, site: Site, before: list[Tensor], nothing: list[Tensor]
+) -> bool:
+    """Return whether a layer that keeps everything at a place leaves what the model returns as it was.
+
+    What is computed in another order is rounded otherwise, and a norm of numbers that are nearly alike, or a
+    choice of the largest, makes much of that. So what differs is measured again in double precision, where
+    rounding is a billion times smaller, and a fault is as large as before.
+
+    Args:
+        model: the model.
+        inputs: what it is called with.
+        site: the place.
+        before: what the model returns without a layer, in training.
+        nothing: what it returns with the layer.
+    """
+    if same(nothing, before, ROUNDING):
+        return True
+    try:
+        double = deepcopy(model).double()
+        inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+        before = results(double, inputs, training=True)
+        with layers_at(double, [site], 0.0):
+            nothing = results(double, inputs, training=True)
+    except (RuntimeError, TypeError, ValueError):
+        # Some code knows single precision alone.
+        return False
+    return same(nothing, before, ROUNDING_IN_DOUBLE)
