@@ -179,6 +179,54 @@ class Convolving(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Running(nn.Module):
+    """Attention without a softmax, as running sums of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).chunk(3, -1)
+        query, key = F.elu(query) + 1, F.elu(key) + 1
+        known = torch.einsum("btd,bte->btde", key, value).cumsum(1)
+        mixed = torch.einsum("btd,btde->bte", query, known)
+        return self.out(mixed / (query * key.cumsum(1)).sum(-1, keepdim=True))
+
+
+class BlockOfSums(Block):
+    attention = Running
+
+
+class Masked(nn.Module):
+    """Torch's encoder with a mask, which in evaluation takes another way around its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, 0.2, batch_first=True, norm_first=True)
+        self.token, self.head = nn.Embedding(WORDS, 32), nn.Linear(32, WORDS)
+        self.trunk = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
+        return self.head(self.trunk(self.token(ids), mask=mask, is_causal=True))
+
+
+class Bare(nn.Module):
+    """Weights alone, and one rate for all that drops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.p = nn.Parameter(torch.randn(WORDS, WIDTH)), 0.2
+        self.qkv, self.out = (nn.Parameter(torch.randn(n * WIDTH, WIDTH)) for n in (3, 1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = F.dropout(self.token[ids], self.p, self.training)
+        query, key, value = F.linear(x, self.qkv).chunk(3, -1)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return F.linear(x + F.dropout(F.linear(mixed, self.out), self.p, self.training), self.token)
+
+
 MODELS = {
     "dropout last": (GPT, IDS),
     "one dropout": (lambda: GPT(shared=True), IDS),
@@ -190,6 +238,8 @@ MODELS = {
     "wrapper": (Wrapper, {"batch": {"ids": IDS}}),
     "in one": (InOne, IDS),
     "around one": (Around, IDS),
+    "running sums": (lambda: GPT(BlockOfSums), IDS),
+    "masked": (Masked, IDS),
     "convolving": (Convolving, torch.randn(2, 3, 16, 16)),
 }
 
@@ -243,4 +293,20 @@ def test_what_drops_between_recurrent_layers_is_not_the_outputs():
         ("memory", "input", "drop.p"),
         ("memory", "mlp_hidden", "memory.dropout"),
         ("head", "classifier", "drop.p"),
+    ]
+
+
+def test_attention_without_a_softmax_is_attention():
+    sites = td.find_sites(GPT(BlockOfSums), IDS)
+    assert [site.kind for site in sites if ".attend" in site.path] == ["attention_output"] * 2
+
+
+def test_where_no_layer_can_act_a_place_is_refused_and_nothing_changes():
+    model = Bare()
+    with pytest.raises(td.InputError, match="still depends on the tokens"):
+        td.set_rates(model, {"embedding": 0.1}, inputs=IDS)
+    assert model.p == 0.2
+    assert [(site.kind, site.access) for site in td.find_sites(model, IDS)] == [
+        ("embedding", "rate"),
+        ("other", "none"),
     ]

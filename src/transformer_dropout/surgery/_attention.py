@@ -39,8 +39,7 @@ def attention_weights(
         layer: acts on the weights, or on the scores where it says ``acts_on = "scores"``.
         query, key: with as many key heads as query heads.
         scaling: factor of the scores.
-        hidden: true where a query may not look; one that may look nowhere gets nothing, as the fused kernel has
-            it.
+        hidden: true where a query may not look; one that may look nowhere is given nothing, as by torch.
         bias: added to the scores: position biases and masks of minus infinity.
         softcap: ``softcap * tanh(scores / softcap)``, as Gemma 2 has it.
         sinks: one more logit per head, as gpt-oss has it, or per query, (batch, heads, queries, 1), that
@@ -179,7 +178,7 @@ def interface_with_layer(
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
         if hidden is not None:
-            # With a bias the models write out how little is seen, and a query that sees nothing gets the mean.
+            # Beside a bias the models hide by a large number, and a query that sees nothing gets the mean.
             bias, hidden = bias.masked_fill(hidden, torch.finfo(query.dtype).min), None
     weights = attention_weights(
         layer,

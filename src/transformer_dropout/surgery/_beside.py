@@ -39,8 +39,8 @@ def beside(
             lines.append(f"{where}  {site.kind}  {site.rate}, which the recipe has set to {rate:.4g}")
             warnings.warn(
                 f"A dropout in {where} reads {site.rate} too, which the recipe has set from "
-                f"{moved[site.rate]:.4g} to {rate:.4g}, and no layer can act there; give it a rate of its own "
-                "in the code for it to stay as it was.",
+                f"{moved[site.rate]:.4g} to {rate:.4g}, and no layer can act there; give it a rate of its "
+                "own in the code for it to stay as it was.",
                 UserWarning,
                 stacklevel=3,
             )

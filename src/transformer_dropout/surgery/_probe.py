@@ -102,31 +102,35 @@ def results(model: nn.Module, inputs: Any, *, training: bool) -> list[Tensor]:
     return [value.clone() for value in tensors_in(output) if value.is_floating_point()]
 
 
-def drops_nothing(
-    model: nn.Module, inputs: Any, site: Site, before: list[Tensor], nothing: list[Tensor]
+def unmoved(
+    model: nn.Module, inputs: Any, site: Site, p: float, before: list[Tensor], after: list[Tensor]
 ) -> bool:
-    """Return whether a layer that keeps everything at a place leaves what the model returns as it was.
+    """Return whether a layer at a place leaves what a model returns as it was, but for rounding.
 
-    What is computed in another order is rounded otherwise, and a norm of numbers that are nearly alike, or a
-    choice of the largest, makes much of that. So what differs is measured again in double precision, where
-    rounding is a billion times smaller, and a fault is as large as before.
+    That is in training for a layer that keeps everything, and in evaluation for one that drops everything.
+    What is computed in another order, as torch's own layers are in evaluation once one has a hook, is rounded
+    otherwise, and a norm of numbers that are nearly alike, or a choice of the largest, makes much of that. So
+    what differs is measured again in double precision, where rounding is a billion times smaller and a fault
+    is as large as before.
 
     Args:
         model: the model.
         inputs: what it is called with.
         site: the place.
-        before: what the model returns without a layer, in training.
-        nothing: what it returns with the layer.
+        p: the layer's probability of dropping, 0 in training and 1 in evaluation.
+        before: what the model returns without a layer.
+        after: what it returns with the layer.
     """
-    if same(nothing, before, ROUNDING):
+    training = p == 0.0
+    if same(after, before, ROUNDING if training else None):
         return True
     try:
         double = deepcopy(model).double()
         inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
-        before = results(double, inputs, training=True)
-        with layers_at(double, [site], 0.0):
-            nothing = results(double, inputs, training=True)
+        before = results(double, inputs, training=training)
+        with layers_at(double, [site], p):
+            after = results(double, inputs, training=training)
     except (RuntimeError, TypeError, ValueError):
         # Some code knows single precision alone.
         return False
-    return same(nothing, before, ROUNDING_IN_DOUBLE)
+    return same(after, before, ROUNDING_IN_DOUBLE)

@@ -13,7 +13,7 @@ from ..sites._own_inputs import usable_inputs
 from ..sites.observation.restore import refuse_what_cannot_be_watched, unchanged
 from ._influence import mixers
 from ._outputs import distance, other_tokens, same
-from ._probe import NEARLY_ALL, drops_nothing, layers_at, nothing_else_drops, results, weights_begun
+from ._probe import NEARLY_ALL, layers_at, nothing_else_drops, results, unmoved, weights_begun
 from ._together import is_as_wide, proven_together
 from ._unreached import unreached
 
@@ -52,13 +52,13 @@ class SiteChecks(list[SiteCheck]):
 def check_sites(model: nn.Module, inputs: Any = None, *, sites: Iterable[Site] | None = None) -> SiteChecks:
     """Measure whether each place of a model is what it is called; the model is then as it was.
 
-    At each place a layer that drops nothing is compared with none, and with one that drops all: with the
-    first the output may differ by rounding, which double precision tells from a fault; with the other it must
-    differ in training and not at all in evaluation, the tensor must be as wide as is said, and taking the
-    layer out must give every bit back. At all places of a kind together: without the attentions' outputs no token may
-    influence another in any block, but for other ways that are then named, and the attention weights must
-    mean nothing; nor may the hidden units without the MLPs' outputs; without the embedding, or what the
-    output layer is given, what the model returns may not depend on the tokens.
+    At each place a layer that drops nothing is compared with none, and with one that drops all: the one must
+    change nothing, the other the output in training and not in evaluation, the tensor must be as wide as is
+    said, and taking the layer out must give every bit back. What may be rounding is measured again in double
+    precision. At all places of a kind together: without the attentions' outputs no token may influence
+    another in any block, but for other ways that are then named, and the attention weights must mean nothing;
+    nor may the hidden units without the MLPs' outputs; without the embedding, or what the output layer is
+    given, what the model returns may not depend on the tokens.
 
     Args:
         model: any module that is not compiled.
@@ -141,11 +141,11 @@ def problem_at(
         everything, still = train(model, inputs), quiet(model, inputs)
     if not ran:
         return f"{place} did not run with these inputs."
-    if not drops_nothing(model, inputs, site, before[0], nothing):
+    if not unmoved(model, inputs, site, 0.0, before[0], nothing):
         return f"A layer that drops nothing at {place} changes the output in training."
     if same(everything, nothing):
         return f"Dropping everything at {place} changes nothing in training."
-    if not same(still, before[1]):
+    if not unmoved(model, inputs, site, 1.0, before[1], still):
         return f"A layer at {place} changes the output in evaluation."
     if seen is not None and not is_as_wide(site, seen):
         return f"{place} is said to be {site.width} wide, but the tensor there is {seen[-1]} wide."

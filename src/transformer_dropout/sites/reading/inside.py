@@ -23,7 +23,7 @@ from .branches import (
     tail_of,
 )
 from .causality import mixes, mixes_tokens
-from .graph import RECURRENT, SUMS, ModuleCall, Node, RunGraph, bits, is_packed_linear
+from .graph import PRODUCTS, RECURRENT, SUMS, ModuleCall, Node, RunGraph, bits, is_packed_linear
 from .passages import Passage, Passages, rates_of
 from .random import Draw
 
@@ -177,6 +177,8 @@ class BlockReader:
             return "attention_output", tail
         # What drops a whole branch is its output, a convolution's too.
         drops = any(d.acts in tail.values and not d.whole for d in self.draws)
+        if drops and self.weighs_tokens(branch):
+            return "attention_output", tail
         return ("mlp_output" if drops or self.is_mlp(branch) else None), tail
 
     def read_ends(self) -> None:
@@ -248,6 +250,13 @@ class BlockReader:
         }
         named = any(is_called_mlp(self.run.calls[number]) for number in around - outer)
         return named or not mixes(self.run, branch.skip, branch.end)
+
+    def weighs_tokens(self, branch: Branch) -> bool:
+        """Return whether a branch mixes tokens by a product of two activations, as linear attention does."""
+        run = self.run
+        products = (run.nodes[node] for node in bits(branch.inside) if run.nodes[node].name in PRODUCTS)
+        both = any(sum(branch.inside >> s & 1 for s in run.activations(node)) > 1 for node in products)
+        return both and mixes(run, branch.skip, branch.end)
 
     def read_rest_of(self, around: ModuleCall, block: BlockCalls, where: dict[str, Any]) -> None:
         """Name the places of what drops inside a block and at the end of no branch."""

@@ -132,7 +132,9 @@ class Passages:
     def before(self, call: ModuleCall, tail: Tail, once: int = 1) -> Passage | None:
         """Return where a layer can act on what a module is given: the model's own dropout, else its input."""
         own = self._acting_on(tail)
-        hooked = call.takes_tensor and call.inputs[:1] != (None,)
+        # A whole model that multiplies by weights of its own is given something else.
+        whole = call.index == 0 and call.inputs[:1] != tuple(tail.values[-1:])
+        hooked = call.takes_tensor and call.inputs[:1] != (None,) and not whole
         for alike in (False, True):
             place = self._at_own(tail, own, once, alike)
             if place is None and hooked and self._serves_once(call.path, once, alike):

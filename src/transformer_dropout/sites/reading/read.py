@@ -242,8 +242,10 @@ class SiteReader(BlockReader):
         return not any(self.run.depends(add, draw.acts) for add in bits(self.stacked))
 
     def lone_around(self, draw: Draw) -> Branch | None:
-        """Return the branch around what is dropped that belongs to no block; None where there is none."""
-        lone = (b for b in self.branches if not (1 << b.add | b.inside) & self.stacked)
+        """Return the branch around what is dropped that belongs to no module; None where there is none."""
+        blocks = (block for stack in self.stacks for block in stack.blocks if block.path is None)
+        loose = [branch for block in blocks for branch in block.branches]
+        lone = (b for b in self.branches if b in loose or not (1 << b.add | b.inside) & self.stacked)
         return next((b for b in lone if self.stacks and b.inside >> draw.acts & 1), None)
 
     def kind_without_blocks(self, draw: Draw) -> Kind:
