@@ -163,19 +163,23 @@ def test_a_page_reloads_itself_only_while_its_comparison_goes_on(folder):
     assert "http-equiv" not in write_report(path).read_text()
 
 
-def test_figures_are_kept_for_a_minute_while_runs_go_on(folder, monkeypatch):
+def test_figures_are_kept_for_minutes_while_runs_go_on(folder, monkeypatch):
     path = folder.write(seeds=(1, 2))
     folder.change("twin", 2, status="running", result=None)
     live = LiveReport(path)
     with FileLock(path / ".comparison.lock"):
         live.write()
+        assert live.figures == []
+        live.write(figures=True)
         drawn = live.figures
+        assert drawn
         folder.change("none", 1, status="failed")
         assert "6 of 8 runs are finished" in live.write().read_text()
         assert live.figures is drawn
-        live.drawn_at -= 61
+        live.drawn_at -= 151
         live.write()
         assert live.figures is not drawn
+        assert "<svg" in write_report(path).read_text()
     live.write()
 
 

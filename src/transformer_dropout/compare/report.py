@@ -1,7 +1,6 @@
 """Writes what a comparison found: a page to look at, a Markdown table, and every number as JSON."""
 
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ from .verdicts import Judgement, failure, judge
 FORMAT = 1
 # How often an open page looks for what is new while runs go on.
 RELOAD_SECONDS = 10
-SECONDS_BETWEEN_FIGURES = 60
+SECONDS_BETWEEN_FIGURES = 150
 NORMAL_95 = 1.96
 
 
@@ -84,7 +83,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         InputError: the folder holds no comparison, runs that do not compare, or cannot be written to.
     """
-    return LiveReport(folder).write()
+    return LiveReport(folder).write(figures=True)
 
 
 class LiveReport:
@@ -96,13 +95,18 @@ class LiveReport:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.figures = folder, list[Figure]()
-        self.drawn_at = -math.inf
+        self.drawn_at = time.monotonic()
 
-    def write(self) -> Path:
-        """Write all files as ``write_report`` does; figures are drawn anew at most once a minute."""
+    def write(self, *, figures: bool = False) -> Path:
+        """Write all files as ``write_report`` does.
+
+        Args:
+            figures: draw them anew, which else happens every few minutes, and when no run goes on.
+        """
         comparison = load_comparison(self.folder)
         judgement = judge(comparison)
-        if not comparison.going_on or time.monotonic() - self.drawn_at > SECONDS_BETWEEN_FIGURES:
+        due = time.monotonic() - self.drawn_at > SECONDS_BETWEEN_FIGURES
+        if figures or due or not comparison.going_on:
             self.figures, self.drawn_at = draw(comparison, judgement), time.monotonic()
         numbers = json.dumps(summary(comparison, judgement), indent=1, allow_nan=False)
         texts = {"table.md": markdown(comparison, judgement), "summary.json": numbers + "\n"}
