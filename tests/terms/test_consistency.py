@@ -53,6 +53,15 @@ def test_the_first_view_is_plain_dropout_and_the_second_the_learned_mask():
     td.rdrop_loss(first, second, tokens()[:, 1:], 1.0).backward()
 
 
+def test_keyword_arguments_give_the_views_of_one_tensor():
+    model, _ = decoder(ANCHORED)
+    ids, views = tokens()[:, :-1], []
+    for inputs in (ids, {"tokens": ids}):
+        torch.manual_seed(0)
+        views.append(torch.stack(td.anchored_passes(model, inputs)))
+    assert views[0].equal(views[1])
+
+
 def test_the_layers_are_learned_again_after_a_fault():
     model, handle = decoder(ANCHORED)
     with pytest.raises(IndexError):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..layers.anchored_dropout import AnchoredDropout
 from .layerwise import find_blocks
-from .losses import logits_of
+from .losses import batched, logits_of
 
 
 def adversarial_dropout_loss(
@@ -100,10 +100,9 @@ def anchored_passes(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> tup
     Raises:
         InputError: when the model has no anchored layer.
     """
-    arguments, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
     with at_anchor(model):
-        plain = logits_of(model(*arguments, **keywords))
-    return plain, logits_of(model(*arguments, **keywords))
+        plain = logits_of(model, inputs)
+    return plain, logits_of(model, inputs)
 
 
 def tail_passes(
@@ -129,11 +128,9 @@ def tail_passes(
 
     Paper: Liang et al. 2021, "R-Drop: regularized dropout for neural networks", for the loss.
     """
-    arguments, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
-    tensors = [v for v in (*arguments, *keywords.values()) if isinstance(v, Tensor) and v.ndim]
-    batch = tensors[0].shape[0]
+    batch = len(batched(inputs)[0])
     with doubled_tail(model, last, batch, blocks=blocks):
-        return halves(logits_of(model(*arguments, **keywords)), batch)
+        return halves(logits_of(model, inputs), batch)
 
 
 @contextmanager

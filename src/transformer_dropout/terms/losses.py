@@ -74,11 +74,9 @@ def two_passes(
     Raises:
         InputError: when ``doubled`` and the inputs' first dimensions differ.
     """
-    arguments, keywords = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
     if not doubled:
-        return logits_of(model(*arguments, **keywords)), logits_of(model(*arguments, **keywords))
-    tensors = [v for v in (*arguments, *keywords.values()) if isinstance(v, Tensor) and v.ndim]
-    sizes = {tensor.shape[0] for tensor in tensors}
+        return logits_of(model, inputs), logits_of(model, inputs)
+    sizes = {tensor.shape[0] for tensor in batched(inputs)}
     if len(sizes) != 1:
         raise InputError(
             f"The inputs have {sorted(sizes)} as first dimensions, so it is not clear what the batch is; use "
@@ -88,11 +86,19 @@ def two_passes(
     def twice(value: Any) -> Any:
         return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value
 
-    output = model(*map(twice, arguments), **{name: twice(value) for name, value in keywords.items()})
-    first, second = logits_of(output).chunk(2)
+    mapped = isinstance(inputs, Mapping)
+    given = {name: twice(value) for name, value in inputs.items()} if mapped else twice(inputs)
+    first, second = logits_of(model, given).chunk(2)
     return first, second
 
 
-def logits_of(output: Any) -> Tensor:
-    """Return a model's output, or its ``.logits``."""
+def logits_of(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Tensor:
+    """Return what a model gives for one tensor, or keyword arguments, or the ``.logits`` of that."""
+    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     return output if isinstance(output, Tensor) else output.logits
+
+
+def batched(inputs: Tensor | Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors among the inputs that have a dimension for the batch."""
+    given = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
+    return [value for value in given if isinstance(value, Tensor) and value.ndim]
