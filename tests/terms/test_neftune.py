@@ -49,10 +49,17 @@ def test_a_full_mask_changes_nothing_and_alpha_zero_neither():
     assert td.neftune_noise(x, 0.0).equal(x)
 
 
+def test_a_text_of_one_token_counts_one():
+    torch.manual_seed(0)
+    noise = td.neftune_noise(torch.zeros(1, 3, 400), 5.0, torch.tensor([[1, 0, 0]]))
+    assert 0.98 * 0.25 < noise.abs().max() <= 0.25
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 3)], ids=["unmasked", "masked"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_noise_keeps_the_dtype_and_the_gradient(dtype):
+def test_noise_keeps_the_dtype_and_the_gradient(dtype, mask):
     x = torch.randn(2, 3, 4, dtype=dtype, requires_grad=True)
-    y = td.neftune_noise(x, 5.0, torch.ones(2, 3))
+    y = td.neftune_noise(x, 5.0, mask)
     assert y.dtype == dtype
     y.sum().backward()
     assert x.grad.eq(1).all()

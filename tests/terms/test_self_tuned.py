@@ -39,6 +39,22 @@ def test_it_starts_at_the_rates_of_the_recipe_and_moves_those_of_a_kind_together
     assert handle.placed[0].layer.p == pytest.approx(tuned.rates[handle.placed[0].site.kind])
 
 
+def test_a_measurement_tries_both_sides_of_each_rate_at_one_distance():
+    model, handle = decoder()
+    model.unused = nn.Parameter(torch.zeros(1))  # has no gradient, which is one of 0
+    tuned = td.SelfTuned(handle)
+    loss, start, tried = loss_of(model), tuned.logits(), []
+
+    def training_loss():
+        rates = {placed.site.kind: placed.layer.p for placed in handle.placed}
+        tried.append(torch.tensor([rates[kind] for kind in tuned.rates], dtype=torch.float64).logit() - start)
+        return loss()
+
+    tuned.measure(training_loss, loss_of(model, 1))
+    torch.testing.assert_close(tried[0], -tried[1])
+    torch.testing.assert_close(tried[0].abs(), torch.full_like(start, tuned.delta))
+
+
 def test_a_measurement_leaves_gradients_modes_and_random_numbers_alone():
     model, handle = decoder()
     tuned = td.SelfTuned(handle)
