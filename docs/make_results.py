@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from runpy import run_path
 
 from drawing import BLUE, INK, ORANGE, page, text
 
@@ -201,6 +202,11 @@ def against(folder: str, reference: str) -> str:
     return "\n".join(lines)
 
 
+def redundancy() -> str:
+    """Return what was measured of the units of trained models."""
+    return run_path(str(RECORDS / "redundancy" / "measure.py"))["table"]().strip()
+
+
 def filled(words: str) -> str:
     """Return the page with the tables between its marks."""
     tables = {
@@ -208,6 +214,7 @@ def filled(words: str) -> str:
         "speed_of_learning": speed_of_learning,
         "kept_over_time": kept_over_time,
         "depth": partial(against, "depth", "0.1 everywhere"),
+        "redundancy": redundancy,
     }
     return MARKS.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n\n{found[3]}", words)
 

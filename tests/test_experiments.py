@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from transformer_dropout.compare.records import load_comparison
 from transformer_dropout.compare.statistics import difference_text, differences_to
 from transformer_dropout.runs.record import read_metrics
 from transformer_dropout.runs.run import run
@@ -75,6 +76,37 @@ def test_what_attention_dropout_left_on_costs_is_that_of_the_record():
     assert len(shown) == 3 and all(len(three) == 3 for three in costs.values())
     text = words(EXPERIMENTS / "published" / "README.md")
     assert all(cost in text for cost in (shown[0].replace("at", "nats at"), *shown[1:]))
+
+
+def test_the_redundancy_told_is_that_of_the_record():
+    page = EXPERIMENTS / "redundancy" / "README.md"
+    table = runpy.run_path(str(page.parent / "measure.py"))["table"]()
+    assert f"<!-- measure.py -->\n{table}<!-- end -->" in page.read_text(encoding="utf-8")
+    told = page.read_text(encoding="utf-8").split("<!-- end -->")[1]
+    figures = re.findall(r"\d\.\d{3}", told)
+    assert len(figures) > 8 and [figure for figure in figures if figure not in table] == []
+
+
+# A record's folder, and the heading of its figures in the README there or above.
+LOSSES = {"depth": None}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_losses_told_of_a_record_are_those_of_its_runs(name):
+    folder = EXPERIMENTS / name
+    page = next(place for place in (folder, folder.parent) if (place / "README.md").is_file()) / "README.md"
+    text, comparison = words(page), load_comparison(folder)
+    if LOSSES[name] is not None:
+        text = text.split(LOSSES[name])[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    shown = {row[0]: row[1:] for row in rows if row[0] in comparison.arms}
+    assert shown.keys() == set(comparison.arms)
+    for arm, cells in shown.items():
+        losses = (comparison.values(arm, "train_loss"), comparison.values(arm), comparison.best_values(arm))
+        assert cells == [f"{sum(found.values()) / len(found):.3f}" for found in losses], arm
+    told = re.findall(r"\[-?\d\.\d+, -?\d\.\d+\]", text)
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert told and [interval for interval in told if interval not in table] == []
 
 
 TASKS = ("images", "images_vit", "regression", "causal_lm", "sentences")

@@ -104,7 +104,7 @@ class CrossFittedGates(HeldOutGates):
 
     Like `HeldOutGates`, but without examples that the weights never train on: both losses are of the same
     batches, whose sequences alternate between the two halves of the training examples, as
-    ``batch = rows_of_halves.T.flatten()`` has them of two rows.
+    ``torch.stack([first, second], 1).flatten()`` orders indices of both.
 
     ::
 
