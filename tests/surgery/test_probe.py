@@ -7,7 +7,8 @@ from torch import nn
 import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 from transformer_dropout.surgery import _attention
-from transformer_dropout.surgery._probe import ROUNDING, layers_at, nothing_else_drops, results
+from transformer_dropout.surgery._probe import ROUNDING, Probe, layers_at, nothing_else_drops, results
+from transformer_dropout.surgery._together import Lever
 
 
 class Waves(nn.Module):
@@ -84,3 +85,24 @@ def test_a_query_that_may_look_nowhere_is_given_what_the_model_gives_it():
     handle = td.set_rates(model, {"attention_weights": 0.0})
     torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
     handle.remove()
+
+
+def test_a_layer_that_acts_in_evaluation_is_told(monkeypatch):
+    """Torch's layers round otherwise in evaluation where one has a hook; that hides no fault."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model, inputs = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(2, 6, 32)
+    asked = [site for site in td.find_sites(model, inputs) if site.kind == "mlp_output"]
+    assert [check.problem for check in td.check_sites(model, inputs, sites=asked) if check.problem] == []
+
+    def always(probe, x):
+        probe.seen.append(tuple(x.shape))
+        return x * (1 - probe.p)
+
+    def whatever_the_mode(lever, x):
+        lever.seen.append(tuple(x.shape))
+        return x if lever.number is None else x * lever.number
+
+    monkeypatch.setattr(Probe, "forward", always)
+    monkeypatch.setattr(Lever, "forward", whatever_the_mode)
+    problems = [check.problem or "" for check in td.check_sites(model, inputs, sites=asked)]
+    assert all("changes the output in evaluation" in problem for problem in problems)
