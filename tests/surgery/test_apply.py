@@ -186,3 +186,14 @@ def test_further_rates_at_a_place_are_silenced_and_its_own_only_where_a_layer_ac
         assert (first.p, second.p) == rates
         surgery.undo()
         assert (first.p, second.p) == (0.1, 0.1)
+
+
+def test_a_hook_that_was_there_before_sees_what_the_layer_gives():
+    model, seen = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), []
+    model[0].register_forward_hook(lambda module, given, output: seen.append(output))
+    site = td.Site(path="0", kind="mlp_output", access="output", width=4)
+    handle = td.regularize_(model, td.Recipe([td.Rule("mlp_output", td.Dropout, p=1.0)]), sites=[site])
+    model.train()(torch.ones(2, 4))
+    assert not seen[0].any()
+    handle.remove()
+    assert len(model[0]._forward_hooks) == 1

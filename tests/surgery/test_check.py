@@ -98,6 +98,7 @@ ONCE_WRONG = {
     "an infinite number among the arguments": ("phimoe",),
     "the model's own noise beside a rate": (pytest.param("groupvit", marks=pytest.mark.slow),),
     "attention that is a constant on a CPU": ("mra",),
+    "a block whose result is captured by a hook": ("rf_detr",),
     "positions that are dropped before the blocks and used inside": ("parakeet_tdt",),
 }
 

@@ -60,6 +60,7 @@ class Surgery:
         self._remembering: dict[str, int] = {}
         self._rates_before: dict[str, float | None] = {}
         self._reads: dict[str, list[Read]] = {}
+        self._hooked: set[nn.Module] = set()
 
     def undo(self) -> None:
         """Put everything back as it was."""
@@ -195,7 +196,7 @@ class Surgery:
 
     def _hook_output(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
-        self._keep(NoticedHook(parent, parent.register_forward_hook(partial(on_output, child_name(site)))))
+        self._hook_after(parent, partial(on_output, child_name(site)))
 
     def _hook_input(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
@@ -214,8 +215,7 @@ class Surgery:
 
     def _hook_block(self, site: Site, layer: DropoutLayer) -> None:
         parent = self.add_child(site.path, child_name(site), layer)
-        hook = partial(on_branch, child_name(site), site.streams)
-        self._keep(NoticedHook(parent, parent.register_forward_hook(hook, with_kwargs=True)))
+        self._hook_after(parent, partial(on_branch, child_name(site), site.streams), with_kwargs=True)
 
     def _follow_gate(self, site: Site, layer: DropoutLayer) -> None:
         parent: Any = self.add_child(site.path, child_name(site), layer)
@@ -235,7 +235,13 @@ class Surgery:
     def show_output(self, path: str, name: str, child: nn.Module) -> None:
         """Let a new child see what the module at a path returns, and leave that as it is."""
         parent = self.add_child(path, name, child)
-        self._keep(NoticedHook(parent, parent.register_forward_hook(partial(beside_output, name))))
+        self._hook_after(parent, partial(beside_output, name))
+
+    def _hook_after(self, module: nn.Module, hook: Callable[..., Any], **options: bool) -> None:
+        """Hook what a module returns; others' hooks, as of hidden states, see what the layer gives."""
+        handle = module.register_forward_hook(hook, prepend=module not in self._hooked, **options)
+        self._hooked.add(module)
+        self._keep(NoticedHook(module, handle))
 
     def _keep(self, hook: Any) -> None:
         self._ways_back.append(hook.remove)

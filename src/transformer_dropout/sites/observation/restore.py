@@ -15,14 +15,21 @@ from .host_random import host_random_unchanged
 def unchanged(model: nn.Module, *, random_state: bool = True) -> Iterator[None]:
     """Put back, at the end, all that forwards change in a model.
 
-    That is each module's mode, plain attributes and parts, the values of its buffers (running means), and
-    the global random states: torch's of the CPU and of the model's devices, Python's and NumPy's.
+    That is each module's mode, plain attributes, hooks and parts, the values of its buffers (running means),
+    and the global random states: torch's of the CPU and of the model's devices, Python's and NumPy's.
 
     Args:
         model: any module.
         random_state: whether the random states are put back too.
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
+    # Models of transformers capture what their layers return by hooks that the first forward installs.
+    hooks = [
+        (value, dict(value))
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if "hooks" in name and isinstance(value, dict)
+    ]
     buffers = {module: dict(module._buffers) for module in model.modules()}
     parts = {module: dict(module._modules) for module in model.modules()}
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -41,6 +48,10 @@ def unchanged(model: nn.Module, *, random_state: bool = True) -> Iterator[None]:
                     # Some choose the attention that they run in their first forward.
                     module._modules.clear()
                     module._modules.update(parts[module])
+            for registered, known in hooks:
+                if list(registered) != list(known):
+                    registered.clear()
+                    registered.update(known)
             with torch.no_grad():
                 for buffer, value in values:
                     buffer.copy_(value)
