@@ -7,7 +7,14 @@ from torch import nn
 import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
 from transformer_dropout.surgery import _attention
-from transformer_dropout.surgery._probe import ROUNDING, Probe, layers_at, nothing_else_drops, results
+from transformer_dropout.surgery._probe import (
+    ROUNDING,
+    Probe,
+    in_double,
+    layers_at,
+    nothing_else_drops,
+    results,
+)
 from transformer_dropout.surgery._together import Lever
 
 
@@ -106,3 +113,10 @@ def test_a_layer_that_acts_in_evaluation_is_told(monkeypatch):
     monkeypatch.setattr(Lever, "forward", whatever_the_mode)
     problems = [check.problem or "" for check in td.check_sites(model, inputs, sites=asked)]
     assert all("changes the output in evaluation" in problem for problem in problems)
+
+
+def test_of_nested_inputs_the_numbers_are_doubled_and_the_tokens_stay():
+    ids, image = torch.arange(4), torch.ones(2)
+    doubled = in_double(({"ids": ids, "image": [image]}, None, 3))
+    assert doubled == ({"ids": ids, "image": doubled[0]["image"]}, None, 3)
+    assert doubled[0]["image"][0].dtype == torch.float64

@@ -1,13 +1,12 @@
 """A model held still while its places are measured: probes drop nothing or all, and nothing else drops."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from ..layers import RateLayer
 from ..sites import Site
@@ -126,7 +125,7 @@ def unmoved(
         return True
     try:
         double = deepcopy(model).double()
-        inputs = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+        inputs = in_double(inputs)
         before = results(double, inputs, training=training)
         with layers_at(double, [site], p):
             after = results(double, inputs, training=training)
@@ -134,3 +133,12 @@ def unmoved(
         # Some code knows single precision alone.
         return False
     return same(after, before, ROUNDING_IN_DOUBLE)
+
+
+def in_double(inputs: Any) -> Any:
+    """Return what a model is called with, in double precision."""
+    if isinstance(inputs, Tensor):
+        return inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, Mapping):
+        return {name: in_double(value) for name, value in inputs.items()}
+    return type(inputs)(map(in_double, inputs)) if isinstance(inputs, tuple | list) else inputs
