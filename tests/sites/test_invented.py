@@ -227,6 +227,21 @@ class Bare(nn.Module):
         return F.linear(x + F.dropout(F.linear(mixed, self.out), self.p, self.training), self.token)
 
 
+class Twice(Convolving):
+    """The mean of two heads, which drop what was dropped before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.other = nn.Dropout(0.2), nn.Dropout(0.3), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + self.drop(block(x).relu())
+        x = self.second(self.first(x.mean((2, 3))))
+        return (self.head(x) + self.other(x)) / 2
+
+
 MODELS = {
     "dropout last": (GPT, IDS),
     "one dropout": (lambda: GPT(shared=True), IDS),
@@ -241,6 +256,7 @@ MODELS = {
     "running sums": (lambda: GPT(BlockOfSums), IDS),
     "masked": (Masked, IDS),
     "convolving": (Convolving, torch.randn(2, 3, 16, 16)),
+    "twice": (Twice, torch.randn(4, 3, 16, 16)),
 }
 
 

@@ -60,7 +60,8 @@ class SiteReader(BlockReader):
         order = {"embedding": -1, "classifier": 1}
         known: dict[str, Site] = {}
         for _, site in sorted(self.found, key=lambda item: (order.get(item[1].kind, 0) == 1, item[0])):
-            known.setdefault(site.name, site)
+            # What is dropped twice has one place, which both rates belong to.
+            known[site.name] = with_rates_of(known.get(site.name, site), site)
         return list(known.values())
 
     def read_stack(self, stack: BlockSequence) -> None:
@@ -308,6 +309,15 @@ class SiteReader(BlockReader):
         """Return whether the first dimension of what enters a stack counts the samples."""
         module = self.run.model.get_submodule(stack.blocks[0].path or "")
         return not isinstance(module, TORCH_LAYERS) or bool(module.self_attn.batch_first)
+
+
+def with_rates_of(site: Site, other: Site) -> Site:
+    """Return a site at which the model's own rates at another one of the same name are silent, too."""
+    if site.access == "rate" or other.access == "rate":
+        return site
+    rates = [rate for rate in (site.rate, *site.silences, other.rate, *other.silences) if rate]
+    rates = list(dict.fromkeys(rates))
+    return replace(site, rate=next(iter(rates), None), silences=tuple(rates[1:]))
 
 
 def forward_names(module: nn.Module) -> list[str]:
