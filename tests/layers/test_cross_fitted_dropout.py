@@ -68,17 +68,9 @@ def test_only_the_gate_at_work_has_a_gradient():
     assert of_both[0] > 0 and of_both[1] == 0
 
 
-def test_tokens_one_by_one_with_a_cache_are_masked_as_all_at_once():
-    class Cache:
-        def __init__(self):
-            self.kept = []
-
-        def extend(self, key, value):
-            self.kept.append((key, value))
-            return tuple(torch.cat(all_so_far, dim=-2) for all_so_far in zip(*self.kept, strict=True))
-
-    built, x, cache = layer().eval(), torch.randn(2, 5, WIDTH), Cache()
-    parts = [built(x[:, token : token + 1], past=cache) for token in range(5)]
+def test_tokens_one_by_one_with_a_cache_are_masked_as_all_at_once(past):
+    built, x = layer().eval(), torch.randn(2, 5, WIDTH)
+    parts = [built(x[:, token : token + 1], past=past) for token in range(5)]
     torch.testing.assert_close(torch.cat(parts, dim=1), built(x))
 
 

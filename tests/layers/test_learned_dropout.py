@@ -436,3 +436,31 @@ def test_a_training_forward_keeps_the_mask_and_what_attention_keeps_anyway(path)
 
     share = (kept_bytes(built) - kept_bytes(lambda x: built.gate(x))) / x.numel()
     assert share == (0.125 if path is nullcontext and numba_installed() else 1)
+
+
+def test_tokens_that_come_later_see_those_before(past):
+    built, x = layer().eval(), example()
+    parts = [built(part, past=past) for part in x.split([3, 1, 4], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), built(x))
+    assert not torch.equal(torch.cat([built(part) for part in x.split([3, 1, 4], dim=1)], dim=1), built(x))
+
+
+class OwnGate(LearnedDropout):
+    """A gate that a decoder cannot know."""
+
+
+def test_a_decoder_is_given_the_mask_of_the_class_itself_alone():
+    built = layer()
+    gate = built.token_gate()
+    assert (gate.layer, gate.qkv, gate.shift, gate.heads) == (built, built.qkv, built.shift, HEADS)
+    assert OwnGate(WIDTH, HEADS).token_gate() is None
+    assert layer(eval_mask="mean").token_gate() is layer(causal=False).token_gate() is None
+
+
+def test_one_head_may_look_at_all_channels():
+    assert LearnedDropout(WIDTH, 1)(example()).shape == (4, TOKENS, WIDTH)
+
+
+def test_a_refused_choice_is_named():
+    with pytest.raises(InputError, match="eval_mask"):
+        LearnedDropout(WIDTH, HEADS, eval_mask="meen")

@@ -69,6 +69,15 @@ def test_a_model_reads_noise_in_training_only_and_its_own_tokens_when_it_is_remo
     assert torch.equal(model.read, ids) and not model.embedding._forward_pre_hooks
 
 
+def test_an_embedding_that_is_called_by_keyword_reads_noise():
+    model, ids = nn.Embedding(VOCABULARY, 4), tokens()
+    read = []
+    td.token_noise_(model, 0.3)
+    model.register_forward_hook(lambda m, given, named, output: read.append(named["input"]), with_kwargs=True)
+    model(input=ids)
+    assert (read[0] != ids).float().mean().item() == pytest.approx(0.3 * 22 / 23, abs=0.03)
+
+
 def test_a_schedule_moves_it():
     model, ids = Reading(), tokens()
     handle = td.token_noise_(model, td.Linear(0.0, 1.0))
