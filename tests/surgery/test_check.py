@@ -23,6 +23,11 @@ def test_every_place_of_a_model_is_what_it_is_called(bert):
     assert [check.problem for check in checks if not check.right] == []
 
 
+def test_the_inputs_that_are_given_are_run(unguessable):
+    checks = td.check_sites(*unguessable)
+    assert len(checks) == 4 and all(check.right for check in checks), checks
+
+
 def changed(model, kind, **facts):
     """Return the first site of a kind, with other facts."""
     return dataclasses.replace(next(s for s in td.find_sites(model) if s.kind == kind), **facts)
