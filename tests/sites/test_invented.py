@@ -198,6 +198,19 @@ class BlockOfSums(Block):
     attention = Running
 
 
+class Answering(Attention):
+    """Attention that adds its queries to what it mixes, before the projection of both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        weights = (query @ key.transpose(-2, -1)).softmax(-1)
+        return self.out((weights @ value + F.layer_norm(query, query.shape[-1:])).transpose(1, 2).flatten(2))
+
+
+class BlockOfAnswers(Block):
+    attention = Answering
+
+
 class Masked(nn.Module):
     """Torch's encoder with a mask, which in evaluation takes another way around its modules."""
 
@@ -254,6 +267,7 @@ MODELS = {
     "in one": (InOne, IDS),
     "around one": (Around, IDS),
     "running sums": (lambda: GPT(BlockOfSums), IDS),
+    "answering": (lambda: GPT(BlockOfAnswers), IDS),
     "masked": (Masked, IDS),
     "convolving": (Convolving, torch.randn(2, 3, 16, 16)),
     "twice": (Twice, torch.randn(4, 3, 16, 16)),
@@ -312,8 +326,9 @@ def test_what_drops_between_recurrent_layers_is_not_the_outputs():
     ]
 
 
-def test_attention_without_a_softmax_is_attention():
-    sites = td.find_sites(GPT(BlockOfSums), IDS)
+@pytest.mark.parametrize("block", [BlockOfSums, BlockOfAnswers])
+def test_attention_in_an_unusual_way_is_attention(block):
+    sites = td.find_sites(GPT(block), IDS)
     assert [site.kind for site in sites if ".attend" in site.path] == ["attention_output"] * 2
 
 

@@ -135,11 +135,25 @@ def outdoes(run: RunGraph, branch: Branch, inner: list[Branch]) -> bool:
     for known in inner:
         held |= known.inside
     if branch.attentions:
+        own = branch.inside & ~held
+        if inner and linears_in(run, own) > 1 and all(adds_queries(run, known) for known in inner):
+            return True
         # A block around others is no attention of theirs.
         details = all(linears_in(run, known.inside) < 2 for known in inner)
         return details and any(not held >> attention.product & 1 for attention in branch.attentions)
     inside, own = linears_in(run, branch.inside & held), linears_in(run, branch.inside & ~held)
     return bool(inner) and own > max(inside, 1)
+
+
+def adds_queries(run: RunGraph, branch: Branch) -> bool:
+    """Return whether a sum adds queries to what they were answered, before the projection of both."""
+    for attention in branch.attentions:
+        operands = run.activations(run.nodes[attention.product])
+        others = [s for s in operands if s != branch.skip and not run.depends(s, branch.skip)]
+        ends = tail_of(run, branch.end, branch.inside, 1 << attention.product).values
+        if others and ends[0] == attention.product:
+            return True
+    return False
 
 
 def linears_in(run: RunGraph, nodes: int) -> int:
