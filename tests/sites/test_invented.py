@@ -202,9 +202,10 @@ class Answering(Attention):
     """Attention that adds its queries to what it mixes, before the projection of both."""
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        parts = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = (F.layer_norm(part, part.shape[-1:]) for part in parts)
         weights = (query @ key.transpose(-2, -1)).softmax(-1)
-        return self.out((weights @ value + F.layer_norm(query, query.shape[-1:])).transpose(1, 2).flatten(2))
+        return self.out((weights @ value + query).transpose(1, 2).flatten(2))
 
 
 class BlockOfAnswers(Block):
