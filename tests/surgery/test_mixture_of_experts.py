@@ -86,6 +86,14 @@ def test_it_trains_with_regularizers_and_goes_out_again():
     assert list(model.state_dict()) == list(plain.state_dict())
 
 
+def test_experts_have_the_numbers_of_the_mlp_that_they_replace():
+    model = decoder().double().eval()
+    handle = td.mixture_of_experts_(model)
+    placed = handle.placed["blocks.0.mlp"]
+    assert placed.expand.dtype == torch.float64 and not placed.training
+    assert model(torch.zeros(1, 3, dtype=torch.long)).dtype == torch.float64
+
+
 def test_other_models_mlps_by_their_paths():
     class Net(nn.Module):
         def __init__(self):
