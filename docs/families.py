@@ -7,7 +7,9 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,10 @@ OWN_RATE = 0.3
 SECONDS = 120
 INTRODUCTION = """# Models
 
-Each row is measured on a tiny random model (transformers {transformers}, torch {torch}) whose own rates
-are all {own}: every model type of transformers that builds small from its config, torch's own layers,
-models as people write them, and, where they are installed, architectures of timm and x-transformers.
+Each row is measured on a tiny random model whose own rates are all {own}, with
+{versions}: every model type of transformers
+that builds small from its config, torch's own layers, models as people write them, and, where they are
+installed, architectures of timm and x-transformers.
 Make the page anew with
 
     python docs/families.py > docs/families.md
@@ -192,8 +195,11 @@ def page(measurements: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(line['cells'])} |" for line in rows]
     text = INTRODUCTION.format(
-        transformers=version("transformers"),
-        torch=torch.__version__.partition("+")[0],
+        versions=", ".join(
+            f"{name} {version(name).partition('+')[0]}"
+            for name in ("torch", "transformers", "timm", "x-transformers")
+            if find_spec(name.replace("-", "_")) is not None
+        ),
         own=OWN_RATE,
         summary=summary,
     ) + "\n".join(lines)
@@ -216,7 +222,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     signal.signal(signal.SIGPROF, too_slow)
-    sys.stdout.write(page(all_measured(given.names, given.keep)))
+    with redirect_stdout(sys.stderr):  # what a stranger's code prints is not of the page
+        measurements = all_measured(given.names, given.keep)
+    sys.stdout.write(page(measurements))
 
 
 if __name__ == "__main__":
