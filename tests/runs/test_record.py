@@ -8,11 +8,13 @@ import torch
 from transformer_dropout.runs.cost import count_cost
 from transformer_dropout.runs.record import (
     Records,
+    computed_by,
     float32_linears,
     machine,
     new_record,
     read_metrics,
     read_run,
+    versions,
 )
 from transformer_dropout.runs.run import prepare
 
@@ -90,3 +92,18 @@ def test_a_record_that_cannot_be_read_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     assert read_run(tmp_path) is None
+
+
+def test_what_decides_the_digits_is_named(tiny):
+    assert set(machine()) == {"platform", "cpu", "cores", "threads", "device"}
+    assert set(versions()) == {"python", "torch", "transformer_dropout"}
+    assert set(computed_by(tiny())) == {
+        *("processor", "instructions", "threads", "device", "float32_linears"),
+        *("native", "torch", "numpy", "transformer_dropout"),
+    }
+
+
+def test_rows_around_a_damaged_one_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"step": \xff}\n{"step": 2}\n')
+    assert [row["step"] for row in read_metrics(path)] == [0, 2]
