@@ -1,6 +1,7 @@
 """All rows, in the order of the table."""
 
 from . import (
+    audit_cost,
     beside_others,
     block_mlp,
     decoding,
@@ -30,6 +31,7 @@ ROOMS = (
     row_skipping,
     block_mlp,
     native_loops,
+    audit_cost,
     gpu,
 )
 
