@@ -80,6 +80,19 @@ def test_blocks_that_the_model_leaves_out_itself_are_taken_over(family, fields):
     assert decoder.layerdrop == before
 
 
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+def test_the_rate_of_leaving_blocks_out_may_stand_in_a_config(family):
+    model = tiny_model(family, layerdrop=0.5).train()
+    model.config.apply_spec_augment = False
+    inputs = tiny_inputs(model)
+    kinds = {site.kind for site in td.find_sites(model, inputs)} - {"other"}
+    handle = td.set_rates(model, dict.fromkeys(kinds, 0.0), inputs=inputs)
+    first = model(**inputs)[0]
+    assert all(torch.equal(model(**inputs)[0], first) for _ in range(8))
+    handle.remove()
+    assert model.config.layerdrop == 0.5
+
+
 def deberta_v3(tmp_path):
     """The layout of the published DeBERTa v3, and the convolution of the large v2."""
     fields = {

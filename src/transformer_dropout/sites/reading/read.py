@@ -208,7 +208,7 @@ class SiteReader(BlockReader):
             if draw.node in self.places.taken or (alike and self.in_block(draw.node, again=True)):
                 continue
             if draw.rate is not None and "layer" in draw.rate.rpartition(".")[2]:
-                self.silence_blocks(draw.rate)
+                self.silence_blocks(draw.rate, draw.path)
                 continue
             rest.append((draw, self.kind_outside(draw)))
         self.places.kinds |= {draw.acts: kind for draw, kind in rest if not self.in_block(draw.node)}
@@ -258,9 +258,11 @@ class SiteReader(BlockReader):
         attended = any(run.depends(attention.product, draw.acts) for attention in self.attentions)
         return "mlp_hidden" if attended or sum(run.is_linear(n) for n in after) > 1 else "classifier"
 
-    def silence_blocks(self, rate: str) -> None:
-        """Let the blocks below a module know of its rate of leaving whole blocks out."""
-        owner = rate.rpartition(".")[0]
+    def silence_blocks(self, rate: str, owner: str) -> None:
+        """Let the blocks below the module that draws know of the rate of leaving whole blocks out.
+
+        The rate may stand in a config that many modules share.
+        """
         for place, (node, site) in enumerate(self.found):
             if site.kind == "block" and (not owner or site.path.startswith(f"{owner}.")):
                 rates = [known for known in (rate, site.rate, *site.silences) if known]
