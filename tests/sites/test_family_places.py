@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import AlbertConfig, AlbertModel
 from transformers.models.auto import modeling_auto
 
 import transformer_dropout as td
@@ -91,6 +92,17 @@ def test_the_rate_of_leaving_blocks_out_may_stand_in_a_config(family):
     assert all(torch.equal(model(**inputs)[0], first) for _ in range(8))
     handle.remove()
     assert model.config.layerdrop == 0.5
+
+
+def test_the_embedding_of_a_block_that_runs_again_is_dropped_once():
+    config = AlbertConfig(
+        vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=32,
+    )  # fmt: skip
+    model, inputs = AlbertModel(config), {"input_ids": torch.arange(14).view(2, 7)}
+    td.set_rates(model, {"embedding": 0.5}, inputs=inputs)
+    events = [event for event in td.audit(model, inputs).events if event.training]
+    assert [(event.kind, event.resolved) for event in events] == [("embedding", 0.5)]
 
 
 def deberta_v3(tmp_path):

@@ -1,5 +1,6 @@
 """Models that no layer can be put into as they are, each with what to type instead."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 from ..errors import InputError
 from ..kernels.sharded import shards_parameters
 from ..kernels.torch_internals import is_compiled
+from ..recipe import Rule
+from ..sites import Site, own_rate
 
 if TYPE_CHECKING:
     from .regularize import Regularization
@@ -79,3 +82,35 @@ def refuse_second(model: nn.Module) -> None:
         f"for {', '.join(names[:3])}{more}, or td.handle_of(model).remove(), before a second. To change "
         "rates alone, write td.handle_of(model).update({...})."
     )
+
+
+def refuse_shared_rates(
+    model: nn.Module, sites: Iterable[Site], assignments: Iterable[tuple[Site, Rule]]
+) -> None:
+    """Raise InputError where a place that drops by a number is to keep one that other places must lose.
+
+    A layer at such a place is that number: where it is also the rate of others they would drop by it beside
+    their layers, and where only they have rules it would be silenced with them.
+    """
+    rules = {site.name: rule for site, rule in assignments}
+    sharing: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.rate is not None and site.access != "none":
+            sharing.setdefault(site.rate, []).append(site)
+    for rate, places in sharing.items():
+        ruled = [site for site in places if site.name in rules]
+        others = [site for site in places if site.access != "rate"]
+        for site in places if ruled and others else ():
+            if site.access == "rate" and rate_to_come(model, site, rules.get(site.name)) > 0:
+                raise InputError(
+                    f"{rate} is the rate of {site.path} ({site.kind}) and of {others[0].path} "
+                    f"({others[0].kind}) too, so they cannot have rates of their own; give one of them a "
+                    f"dropout of its own in the code, or {site.kind} the rate 0."
+                )
+
+
+def rate_to_come(model: nn.Module, site: Site, rule: Rule | None) -> float:
+    """Return the largest rate at a place: a rule's, or without one the model's own."""
+    if rule is None:
+        return own_rate(model, site) or 0.0
+    return 1.0 if rule.p is None else max(rule.p.bounds()) * rule.factor(site)

@@ -21,7 +21,7 @@ from ._first_forward import FirstForward
 from ._keep_count import KeepCount
 from ._mlp import plain_mlp
 from ._placement import assign, build_layer, refuse_second_regularization
-from ._refusals import HANDLE, refuse_second, refuse_wrapped
+from ._refusals import HANDLE, refuse_second, refuse_shared_rates, refuse_wrapped
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,7 @@ def regularize_(
     sites = find_sites(model, inputs) if sites is None else list(sites)
     assignments = assign(sites, recipe)
     refuse_second_regularization(model, sites)
+    refuse_shared_rates(model, sites, assignments)
     if inputs is not None:
         prove(model, inputs, [site for site, _ in assignments], sites)
     handle = Regularization(model, recipe)

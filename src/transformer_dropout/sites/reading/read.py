@@ -115,6 +115,9 @@ class SiteReader(BlockReader):
                 given = self.run.activations(self.run.nodes[draw.acts])
                 same = [value for value in same if value >= min(given, default=0)]
         found = self.places.at(Tail(values=same), outermost=True)
+        if found is None and len(first.calls) > 1:
+            # Before a block that runs again it would act again.
+            found = self.places.at(tail, outermost=True)
         call = self.run.calls[first.calls[0]] if first.calls else None
         hooked = call is not None and place == 0 and call.shapes[0]
         if found is None and call is not None and hooked and not isinstance(call.module, nn.Sequential):
