@@ -85,7 +85,8 @@ def row_data(result: Result) -> dict[str, Any]:
         }
     if result.status == "missed" or (result.status == "met" and row.obstacle):
         parts = (row.obstacle, result.profile and f"Of its time: {result.profile}.")
-        data["obstacle"] = " ".join(part for part in parts if part)
+        told = " ".join(part for part in parts if part)
+        data |= {"obstacle": told} if told else {}
     return data
 
 
