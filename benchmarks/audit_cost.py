@@ -12,6 +12,7 @@ import tempfile
 import time
 from functools import cache
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -56,7 +57,7 @@ def taken(rounds: int, quick: bool) -> list[dict[str, dict[str, float]]]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    small = {"n_layer": 2, "n_embd": 48, "n_head": 4, "vocab_size": 99} if quick else {}
+    small: dict[str, Any] = {"n_layer": 2, "n_embd": 48, "n_head": 4, "vocab_size": 99} if quick else {}
     with tempfile.TemporaryDirectory() as folder:
         GPT2LMHeadModel(GPT2Config(**small)).save_pretrained(folder)
         return [{side: one(folder, side) for side in SIDES} for _ in range(rounds)]
