@@ -298,7 +298,8 @@ def regularize_(
 
     Raises:
         InputError: for a rule that matches nothing or comes too late, a layer that cannot act at its
-            site, a site that is not what it is called, a model that is already regularized or compiled.
+            site, a site that is not what it is called, attention weights whose rate other places share, a
+            model that is already regularized or compiled.
     """
     if not isinstance(model, nn.Module) or not isinstance(recipe, Recipe):
         raise InputError(

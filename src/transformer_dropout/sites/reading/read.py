@@ -268,9 +268,7 @@ class SiteReader(BlockReader):
         """
         for place, (node, site) in enumerate(self.found):
             if site.kind == "block" and (not owner or site.path.startswith(f"{owner}.")):
-                rates = [known for known in (rate, site.rate, *site.silences) if known]
-                rates = list(dict.fromkeys(rates))
-                self.found[place] = node, replace(site, rate=rates[0], silences=tuple(rates[1:]))
+                self.found[place] = node, silencing(site, rate, site.rate, *site.silences)
 
     def is_causal(self, stack: BlockSequence) -> bool:
         """Return whether in a stack a token sees only what came before it; True where that cannot be seen."""
@@ -320,9 +318,13 @@ def with_rates_of(site: Site, other: Site) -> Site:
     """Return a site at which the model's own rates at another one of the same name are silent, too."""
     if site.access == "rate" or other.access == "rate":
         return site
-    rates = [rate for rate in (site.rate, *site.silences, other.rate, *other.silences) if rate]
-    rates = list(dict.fromkeys(rates))
-    return replace(site, rate=next(iter(rates), None), silences=tuple(rates[1:]))
+    return silencing(site, site.rate, *site.silences, other.rate, *other.silences)
+
+
+def silencing(site: Site, *rates: str | None) -> Site:
+    """Return a site at which some rates of the model's own are silent, the first of them set."""
+    known = list(dict.fromkeys(rate for rate in rates if rate))
+    return replace(site, rate=known[0] if known else None, silences=tuple(known[1:]))
 
 
 def forward_names(module: nn.Module) -> list[str]:
