@@ -70,11 +70,11 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
     """
     task, training = config.find_task(), config.training
     model, objective, batch, regularization = build_for_counting(config, splits)
-    plain, its_batch = model, batch
+    forward, both = count_flops(task.loss, model, batch)
+    plain, plain_both = model, both
     if config.recipe:
         plain, _, its_batch, _ = build_for_counting(without_recipe(config), splits)
-    forward, both = count_flops(task.loss, model, batch)
-    plain_both = count_flops(task.loss, plain, its_batch)[1]
+        plain_both = count_flops(task.loss, plain, its_batch)[1]
     total = count_parameters(model)
     examples = min(2, training.batch)
     memory = needed_bytes(training, objective, model, batch)
