@@ -5,7 +5,7 @@ from collections.abc import Callable
 from copy import copy
 from functools import partial
 from typing import Any
-from weakref import finalize
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -195,9 +195,11 @@ def interface_with_layer(
 
 
 class Route:
-    """Keeps `interface_with_layer` in a table of attentions for as long as a module asks for it there.
+    """Keeps `interface_with_layer` in a table of attentions until the last module that calls it there ends.
 
-    A copy of the module, deep or pickled, has a route of its own; with the last one the function goes.
+    A copy of the module, deep or pickled, has a route of its own. Modules that nobody has any more are not
+    counted, but their garbage collection leaves the table alone: it may run while a model is compiled, whose
+    guards hold the table's length.
 
     Args:
         home: the Python module that holds the table.
@@ -206,24 +208,24 @@ class Route:
 
     def __init__(self, home: str, name: str) -> None:
         self.home, self.name = home, name
-        table = sys.modules[home].ALL_ATTENTION_FUNCTIONS
+        table = self.table()
         if PREFIX + name not in table:
-            original = None if name == "eager" else table[name]
-            table[PREFIX + name] = partial(interface_with_layer, original)
-        counted = vars(table[PREFIX + name])
-        counted["routes"] = counted.get("routes", 0) + 1
-        self.end = finalize(self, leave_table, table, name)
+            table[PREFIX + name] = partial(interface_with_layer, None if name == "eager" else table[name])
+        vars(table[PREFIX + name]).setdefault("routes", WeakSet()).add(self)
 
     def __reduce__(self) -> tuple[type["Route"], tuple[str, str]]:
         return Route, (self.home, self.name)
 
+    def table(self) -> Any:
+        """Return the table of attentions."""
+        return sys.modules[self.home].ALL_ATTENTION_FUNCTIONS
 
-def leave_table(table: Any, name: str) -> None:
-    """Take one route out of a table of attentions, and with the last one its function."""
-    counted = vars(table[PREFIX + name])
-    counted["routes"] -= 1
-    if not counted["routes"]:
-        del table[PREFIX + name]
+    def end(self) -> None:
+        """Leave the table of attentions, with the function if no module calls it there any more."""
+        routes = vars(self.table()[PREFIX + self.name])["routes"]
+        routes.discard(self)
+        if not routes:
+            del self.table()[PREFIX + self.name]
 
 
 def home_of(attention: nn.Module, name: str) -> Any:
