@@ -175,6 +175,8 @@ def mistakes_in(module: str, record: dict[str, Any], words: argparse.Namespace) 
         if function is not None:
             numbers[function] += 1
             found[f"{function} {numbers[function]}"] = function, mutation
+    if not found:
+        sys.exit(f"mutmut makes no mistake in {module}.")
     wanted = [mistake["name"] for mistake in record["unnoticed"]] or sorted(found)
     if not found.keys() >= set(wanted):
         sys.exit(f"The record of {module} numbers mistakes in another way; measure it anew, without --again.")
@@ -238,21 +240,49 @@ def judged(module: str, mistake: Mistake, outcome: str) -> dict[str, str]:
 
 
 def write_rows() -> None:
-    """Put the rows of all records into the page's table, which ends the page."""
-    head = PAGE.read_text(encoding="utf-8").rpartition("|---|\n")
-    rows = [row(file) for file in sorted(HERE.glob("*.json"))]
-    PAGE.write_text("".join([*head[:2], *(f"{each}\n" for each in rows)]), encoding="utf-8")
+    """Put what all records say into the page's tables: a line for each room, and a row for each module."""
+    files = sorted(HERE.glob("*.json"))
+    page = PAGE.read_text(encoding="utf-8")
+    for head, lines in (("| room |", totals(files)), ("| module |", [row(file) for file in files])):
+        before, _, after = page.partition(f"\n{head}")
+        names, dashes, *rest = after.splitlines(keepends=True)
+        while rest and rest[0].startswith("|"):
+            del rest[0]
+        table = [names, dashes, *(f"{line}\n" for line in lines)]
+        page = "".join([before, f"\n{head}", *table, *rest])
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def totals(files: list[Path]) -> list[str]:
+    """Return a line for each room of the package, over all its records."""
+    rooms: dict[str, Counter[str]] = {}
+    for file in files:
+        rooms.setdefault(file.name.split(".")[0], Counter()).update(modules=1, **counts(file))
+    lines = []
+    for room, sums in rooms.items():
+        changing, noticed = sums["tried"] - sums["equivalent"], sums["noticed"]
+        lines.append(f"| {room} | {sums['modules']} | {changing} | {noticed} | {noticed / changing:.1%} |")
+    return lines
 
 
 def row(file: Path) -> str:
     """Return the page's row for a record."""
+    of = counts(file)
+    share = of["noticed"] / (of["tried"] - of["equivalent"])
+    return f"| `{file.stem.replace('.', '/')}` | {' | '.join(map(str, of.values()))} | {share:.0%} |"
+
+
+def counts(file: Path) -> dict[str, int]:
+    """Return how many mistakes there are, and were tried, noticed, judged equivalent and left in a record."""
     record = json.loads(file.read_text(encoding="utf-8"))
-    noticed = record["tried"] - len(record["unnoticed"])
     equivalent = sum("equivalent" in mistake for mistake in record["unnoticed"])
-    share = noticed / (record["tried"] - equivalent)
-    left = len(record["unnoticed"]) - equivalent
-    counts = (record["mistakes"], record["tried"], noticed, equivalent, left)
-    return f"| `{file.stem.replace('.', '/')}` | {' | '.join(map(str, counts))} | {share:.0%} |"
+    return {
+        "mistakes": record["mistakes"],
+        "tried": record["tried"],
+        "noticed": record["tried"] - len(record["unnoticed"]),
+        "equivalent": equivalent,
+        "left": len(record["unnoticed"]) - equivalent,
+    }
 
 
 if __name__ == "__main__":

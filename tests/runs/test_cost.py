@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from transformer_dropout.errors import InputError
-from transformer_dropout.runs.cost import META, count_cost, count_flops, count_parameters, sketch_of_splits
+from transformer_dropout.runs.cost import (
+    META,
+    count_cost,
+    count_flops,
+    count_parameters,
+    needed_bytes,
+    sketch_of_splits,
+)
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.run import prepare
-from transformer_dropout.runs.training_config import SelfTunedConfig
+from transformer_dropout.runs.training_config import SelfTunedConfig, TrainingConfig
 from transformer_dropout.tasks.language import Language
 from transformer_dropout.tasks.language.data import Windows
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
@@ -136,3 +143,16 @@ def test_counting_leaves_no_gradient_behind(tiny):
     model, _ = build_model(config, splits)
     count_flops(task.loss, model, task.batch(splits.train, [0, 1]))
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("training", "bytes_a_parameter", "forwards"),
+    [({"batch": 64}, 16, 32), ({"batch": 1}, 16, 1), ({"batch": 64, "ema": 0.9}, 20, 32)],
+)
+def test_memory_is_that_of_the_weights_and_of_a_forward_of_the_whole_batch(
+    monkeypatch, training, bytes_a_parameter, forwards
+):
+    monkeypatch.setattr("transformer_dropout.runs.cost.saved_bytes", lambda *of_two_examples: 100)
+    model = torch.nn.Linear(3, 2)
+    needed = needed_bytes(TrainingConfig(**training), None, model, None)
+    assert needed == 8 * bytes_a_parameter + 100 * forwards

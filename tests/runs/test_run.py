@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -352,3 +353,19 @@ def test_a_run_is_not_continued_on_other_data(tmp_path, tiny):
     with pytest.raises(InputError, match=r"began with other data \(train differs\); put it back"):
         run(config, tmp_path / "run", resume=True)
     assert snapshot(tmp_path / "run" / "checkpoints") == before
+
+
+def test_whoever_is_told_the_numbers_hears_from_which_step_on(tmp_path, tiny, monkeypatch):
+    opened, told = [], []
+
+    def reporting(config, folder, step):
+        opened.append((folder, step))
+        return nullcontext(lambda metrics, step: told.append(step))
+
+    monkeypatch.setattr("transformer_dropout.runs.run.reporting", reporting)
+    config = tiny(steps=4, eval_every=2)
+    run(config, tmp_path / "run")
+    unfinished(tmp_path / "run")
+    run(config, tmp_path / "run", resume=True)
+    assert opened == [(tmp_path / "run", 0), (tmp_path / "run", 4)]
+    assert told == [0, 2, 4]

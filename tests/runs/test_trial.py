@@ -12,6 +12,7 @@ from transformer_dropout.runs.listener import Listener
 from transformer_dropout.runs.record import read_metrics, read_run
 from transformer_dropout.runs.run import Interrupted
 from transformer_dropout.runs.trial import direction
+from transformer_dropout.runs.trial_config import TrialConfig
 
 RULE = {"select": "mlp_output", "layer": "Dropout", "p": 0.1}
 
@@ -217,3 +218,12 @@ def test_the_end_knows_how_long_it_took_and_of_what_is_finite(tmp_path):
     result = read_run(tmp_path)["result"]
     assert 0 < result.pop("wall_seconds") < 60
     assert result == {"step": 1, "val_loss": 1.0, "evaluation_bit_equal": None, "restored_step": None}
+
+
+def test_a_config_makes_a_trial_in_its_folder(tmp_path):
+    config = TrialConfig(name="a", seed=3, recipe=[RULE], settings={"x": 1}, steps=5, metric="val_f1")
+    trial = td.Trial.of(config, tmp_path / "run", listener := Listener())
+    assert trial.folder == tmp_path / "run" and trial.listener is listener
+    assert (trial.seed, trial.settings, trial.steps) == (3, {"x": 1}, 5)
+    record = read_run(tmp_path / "run")
+    assert (record["config"], record["fingerprint"]) == (config.to_data(), config.fingerprint())

@@ -21,6 +21,7 @@ from transformer_dropout.surgery._apply import (
     put_back,
     reader_of,
 )
+from transformer_dropout.surgery._own_rates import Read
 
 X, REST = torch.arange(6.0).view(1, 2, 3), torch.ones(2)
 
@@ -35,6 +36,13 @@ class Doubled(nn.Module):
     def forward(self, x):
         self.seen.append(x)
         return 2 * x if self.shape is None else 2 * x.view(self.shape)
+
+
+class DoubledLayer(td.layers.DropoutLayer):
+    """A layer that doubles."""
+
+    def forward(self, x):
+        return 2 * x
 
 
 class Block(nn.Module):
@@ -197,3 +205,111 @@ def test_a_hook_that_was_there_before_sees_what_the_layer_gives():
     assert not seen[0].any()
     handle.remove()
     assert len(model[0]._forward_hooks) == 1
+
+
+def test_a_hooked_block_drops_what_it_adds_whatever_the_names_of_its_arguments():
+    torch.manual_seed(0)
+    site = td.Site(path="block", kind="block", access="block", width=3)
+    recipe = td.Recipe([td.Rule("block", td.LayerDrop, p=1.0)])
+    model = nn.ModuleDict({"block": Block(nn.Identity())})
+    model.forward = lambda x: model.block(mask=REST, hidden=x)
+    handle = td.regularize_(model, recipe, sites=[site])
+    assert model.train()(X).equal(X)
+    assert model.eval()(X).equal(X + 1)
+    handle.remove()
+    assert model.train()(X).equal(X + 1)
+
+
+class Stack(nn.Module):
+    """A stack whose blocks know of padding and cache, inside a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, inputs_embeds, attention_mask=None):
+        return self.second(self.first(inputs_embeds))
+
+
+class Asking(nn.Module):
+    """A layer that looks at other tokens, and keeps what it was told of them."""
+
+    def forward(self, x, padding_mask=None, past=None):
+        self.told = padding_mask, past
+        return x
+
+
+def test_layers_of_a_stack_are_told_of_one_sequence_and_have_places_of_their_own():
+    model = nn.ModuleDict({"stack": Stack(), "beside": Stack()})
+    model.forward = lambda x, mask: model.stack(x, attention_mask=mask)
+    surgery, layers = Surgery(model), [Asking() for _ in range(4)]
+    for layer, owner in zip(layers, ("stack", "beside", "stack", None), strict=True):
+        surgery.inform(td.Site(path="a", kind="mlp_output", access="output", owner=owner, n_blocks=5), layer)
+    assert list(surgery._sequences) == ["stack", "beside"]
+    first, _, second, unknowing = layers
+    mask = torch.ones(1, 2)
+    model(X, mask)
+    for layer in (first, second):
+        layer(X)
+        assert layer.told[0] is mask and layer.told[1] is None
+    surgery._sequences["stack"].cache = SimpleNamespace()
+    with torch.no_grad():
+        first(X), second(X), unknowing(X)
+    assert [layer.told[1].index for layer in (first, second)] == [5, 6]
+    assert unknowing.told == (None, None)
+    surgery.undo()
+    first(X)
+    assert first.told == (None, None)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_runs_at_a_place_is_the_layer_or_the_rate_or_what_is_hooked():
+    encoder, layer = model(), td.Dropout(0.5)
+    surgery = Surgery(encoder)
+    held = "layers.0.self_attn"
+    rate = rate_site(held, f"{held}.dropout")
+    surgery.place(rate, layer)
+    read = surgery.runs_at(rate, layer)
+    assert isinstance(read, Read)
+    assert (read.owner, read.name, read.reader) == (encoder.layers[0].self_attn, "dropout", read.owner)
+    module = td.Site(path="layers.0.dropout1", kind="attention_output", access="module")
+    surgery.place(module, layer)
+    assert surgery.runs_at(module, layer) is layer is encoder.layers[0].dropout1
+    hooked = td.Site(path="layers.0.linear1", kind="mlp_hidden", access="output")
+    assert surgery.runs_at(hooked, layer) is encoder.layers[0].linear1
+    surgery.undo()
+
+
+def test_a_rate_follows_its_progress_and_what_has_moved_is_known():
+    encoder = model()
+    surgery, attention = Surgery(encoder), encoder.layers[0].self_attn
+    rate = rate_site("layers.0.self_attn", "layers.0.self_attn.dropout")
+    surgery.place(rate, td.Dropout(0.5))
+    assert surgery.moved_rates() == {}
+    surgery.write_rate(rate, 0.4)
+    assert attention.dropout == 0.4 and attention.dropout_rate.item() == pytest.approx(0.4)
+    assert surgery.moved_rates() == {"layers.0.self_attn.dropout": 0.1}
+    assert list(attention.state_dict()) == list(model().layers[0].self_attn.state_dict())
+    surgery.undo()
+    assert attention.dropout == 0.1 and not hasattr(attention, "dropout_rate")
+    assert "forward" not in vars(attention)
+
+
+def test_a_module_that_several_parts_share_is_replaced_in_all_of_them():
+    shared = nn.Dropout(0.5)
+    model = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(nn.Linear(2, 2).double(), shared)})
+    surgery, layer = Surgery(model.eval()), td.Dropout(0.5)
+    surgery.place(td.Site(path="a.0", kind="mlp_output", access="module"), layer)
+    assert model.a[0] is model.b[1] is layer and not layer.training and layer.rate.dtype == torch.float64
+    surgery.undo()
+    assert model.a[0] is model.b[1] is shared
+
+
+def test_a_layer_acts_on_the_input_of_a_module_and_beside_another():
+    model, seen = nn.Sequential(nn.Identity(), nn.Identity()), Doubled()
+    surgery = Surgery(model)
+    surgery.place(td.Site(path="1", kind="classifier", access="input"), DoubledLayer())
+    surgery.show_output("0", "source", seen)
+    assert model(X).equal(2 * X) and seen.seen[-1].equal(X)
+    surgery.undo()
+    assert model(X).equal(X) and len(seen.seen) == 1

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import transformer_dropout as td
 from transformer_dropout.errors import InputError
+from transformer_dropout.surgery._first_forward import FirstForward, note
 
 HERE = {"kind": "mlp_output", "access": "output", "width": 8}
 RECIPE = td.Recipe([td.Rule("mlp_output", td.Dropout, p=0.5)])
@@ -117,3 +119,65 @@ def test_a_model_that_is_compiled_as_a_whole_says_it_when_the_progress_moves():
 def test_no_rates_at_all_are_no_rates():
     with pytest.raises(InputError, match="No place is named"):
         td.set_rates(Detour(), {})
+
+
+def watched(*paths):
+    """A watch on places of a model, and its entries."""
+    model = Detour()
+    first = FirstForward(model, [(td.Site(path=path, **HERE), model.get_submodule(path)) for path in paths])
+    return model, first, first.reached
+
+
+def test_what_has_ended_says_nothing_more():
+    model, first, _ = watched("down", "other")
+    first.end()
+    first.tell()
+    model(torch.ones(1, 8))
+    assert first.told is True and not first.has_begun and hooks(model) == 0
+
+
+def test_a_place_takes_note_of_training_of_sleep_and_of_graphs(monkeypatch):
+    model, first, (place,) = watched("down")
+    note(place, model.down.eval(), ())
+    assert (place.asleep, place.acted, place.compiled, first.has_begun) == (True, False, False, False)
+    note(place, model.down.train(), ())
+    assert (place.acted, place.compiled, first.has_begun) == (True, False, True)
+    _, _, (place,) = watched("down")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    note(place, model.down.eval(), ())
+    assert (place.asleep, place.acted, place.compiled) == (False, False, False)
+    note(place, model.down.train(), ())
+    assert (place.asleep, place.acted, place.compiled) == (False, True, True)
+
+
+def test_a_hook_that_a_graph_depends_on_stays_when_it_has_told():
+    model, first, (down, other) = watched("down", "other")
+    down.acted = down.compiled = other.acted = True
+    first.tell()
+    assert len(model.down._forward_pre_hooks) == 1 and not model.other._forward_pre_hooks
+    first.end()
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize(("count", "named"), [(3, "a, b, c"), (5, "a, b, c and 2 more")])
+def test_a_few_places_are_named_and_the_others_counted(count, named):
+    _, first, places = watched(*["down"] * 6)
+    for place, name in zip(places, "abcdef", strict=True):
+        place.name, place.acted = name, name > "abcdef"[count - 1]
+    sentence = f"nothing at {named}: in the first training forward that did not run, or was in evaluation."
+    with pytest.warns(UserWarning) as told:
+        first.tell()
+    assert [str(each.message) for each in told] == [f"The recipe did {sentence}"]
+
+
+def test_rates_that_nothing_reads_are_nothing_too():
+    reads = [SimpleNamespace(ran=False), SimpleNamespace(ran=True)]
+    first = FirstForward(Detour(), [])
+    first.reads = [("a rate", reads[0])]
+    assert not first.has_begun
+    with pytest.raises(InputError, match=r"acts on nothing: .* a rate did not run, or was in"):
+        first.tell()
+    first.told, first.reads = False, [("a rate", reads[0]), ("another", reads[1])]
+    assert first.has_begun
+    with pytest.warns(UserWarning, match="did nothing at a rate: in"):
+        first.tell()

@@ -5,11 +5,14 @@ import io
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import tiny_model
+from transformer_dropout.kernels.linear import is_fast_forward, linear
 from transformer_dropout.layers import LearnedBlockDropout, block_dropout
+from transformer_dropout.surgery._mlp import is_detour, product_of, sizes
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
 from transformer_dropout.tasks.language.generate import generate
 
@@ -248,3 +251,44 @@ def test_one_token_under_autocast_is_computed_as_masked(monkeypatch):
     assert skipped.dtype == masked.dtype == torch.bfloat16
     torch.testing.assert_close(skipped, masked, rtol=2e-2, atol=2e-2)
     assert all(share < 1 for share in shares(handle))
+
+
+def test_a_product_is_multiplied_as_its_layer_is():
+    layer = nn.Linear(4, 6)
+    plain = product_of(layer)
+    assert plain.weight is layer.weight and plain.bias is layer.bias and plain.multiply is F.linear
+    td.speed_up_(nn.Sequential(layer))
+    assert product_of(layer).multiply is linear
+    assert sizes(layer) == (4, 6)
+    layer.forward = lambda x: x
+    assert sizes(layer) is None and sizes(nn.GELU()) is None
+
+
+@pytest.mark.parametrize("first", ["faster", "regularized"])
+@pytest.mark.parametrize("last", ["faster", "regularized"])
+def test_either_change_ends_before_the_other(first, last):
+    model = decoder()
+    plain = model(tokens())
+    handles = {}
+    for name in (first, "regularized" if first == "faster" else "faster"):
+        handles[name] = td.speed_up_(model) if name == "faster" else regularized(model)
+    changed = vars(model.blocks[0].mlp.projection)["forward"]
+    assert is_detour(changed)
+    handles.pop("regularized" if last == "faster" else "faster").remove()
+    left = [vars(module).get("forward") for module in model.modules() if isinstance(module, nn.Linear)]
+    if last == "faster":
+        assert all(is_fast_forward(forward) for forward in left)
+    else:
+        assert not any(is_fast_forward(forward) for forward in left)
+        assert product_of(model.blocks[0].mlp.expand).multiply is F.linear
+    handles.popitem()[1].remove()
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(model(tokens()), plain)
+
+
+def test_a_forward_of_the_users_own_comes_back():
+    model = decoder()
+    activation = model.blocks[0].mlp.activation
+    own = activation.forward = lambda x: x.relu()
+    regularized(model).remove()
+    assert vars(activation)["forward"] is own

@@ -1,0 +1,50 @@
+"""``python -m transformer_dropout.runs`` and ``.trials``: the folder of a run, started or continued."""
+
+import runpy
+
+import pytest
+
+from transformer_dropout.runs import trials, worker
+from transformer_dropout.runs.listener import Listener
+from transformer_dropout.runs.record import read_run
+from transformer_dropout.runs.trial_config import TrialConfig, load_trial_config
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Run a module as Python does with ``-m``, but for its work; return what it hands over."""
+    given = []
+    monkeypatch.setattr(worker, "work", lambda *words: given.append(words))
+
+    def begun(module):
+        given.clear()
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        (words,) = given
+        return words
+
+    return begun
+
+
+def test_a_run_is_started_and_continued(begun, tmp_path, tiny):
+    module, run_folder = begun("transformer_dropout.runs")
+    assert module == "transformer_dropout.runs"
+    config = tiny(steps=2, eval_every=1)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    told = []
+    for _ in range(2):
+        run_folder(tmp_path, Listener(message=told.append))
+    assert read_run(tmp_path)["fingerprint"] == config.fingerprint()
+    assert [sentence for sentence in told if "finished; nothing to do" in sentence] == told[-1:]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_a_trial_is_started_and_continued(begun, tmp_path, monkeypatch):
+    module, run_folder = begun("transformer_dropout.runs.trials")
+    assert module == "transformer_dropout.runs.trials"
+    seen, listener = [], Listener()
+    monkeypatch.setattr(trials, "run_trial", lambda *given: seen.append(given))
+    config = TrialConfig(name="mine", command="true {seed}")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    trials.run_folder(tmp_path, listener)
+    assert seen == [(load_trial_config(tmp_path / "config.yaml"), tmp_path, listener)]
+    assert run_folder.__name__ == "run_folder"
