@@ -1,5 +1,6 @@
 """What a model still draws beside a recipe, as lines of the report and as warnings."""
 
+import inspect
 import warnings
 
 import pytest
@@ -107,3 +108,23 @@ def test_a_place_that_is_not_what_it_is_called_ends_the_placement(monkeypatch, p
     assert given == [("model", "inputs", ["chosen"], ["known"])]
     monkeypatch.setattr(_beside, "checks_of", lambda *words: [])
     prove("model", "inputs", [], [])
+
+
+def placing(*given):
+    """Stand where `regularize_` stands."""
+    return beside(*given)
+
+
+@pytest.mark.parametrize(
+    ("model", "where", "moved"),
+    [
+        (Model(), site("drop", access="none", kind="other"), {}),
+        (Model(), site("", access="none", kind="other", rate="rate"), {"rate": 0.1}),
+        (functional(1), site("f0", found="code"), {}),
+    ],
+)
+def test_a_warning_points_at_the_line_of_the_user(model, where, moved):
+    with pytest.warns(UserWarning) as told:
+        line = inspect.currentframe().f_lineno + 1
+        placing(model, [where], set(), moved)
+    assert [warning.lineno for warning in told] == [line]

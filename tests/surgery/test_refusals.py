@@ -53,7 +53,7 @@ def lazy():
         (lazy, r"^1\.2 in the model has no sizes yet"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Lazy modules")
 def test_what_would_not_see_a_new_layer_is_refused_by_its_path(make, sentence):
     with pytest.raises(InputError, match=sentence):
         refuse_wrapped(make())
