@@ -1,5 +1,6 @@
 """Figures as SVG text: names beside them, the ink of the page, and the same text every time."""
 
+import re
 from itertools import pairwise
 
 import matplotlib as mpl
@@ -46,7 +47,7 @@ def test_a_legend_shows_lines_or_markers():
         lines = made.get_lines()
         assert [line.get_color() for line in lines] == [INK, COLOURS[0]]
         assert [line.get_marker() for line in lines] == (["*", "o"] if marker else ["", ""])
-        assert [line.get_linestyle() for line in lines] == (["None"] * 2 if marker else ["-", "-"])
+        assert [line.get_linestyle() for line in lines] == (["None"] * 2 if marker else ["--", "--"])
 
 
 def drawn(title="A <title>"):
@@ -74,8 +75,10 @@ def test_figures_are_the_same_every_time_and_clip_under_names_of_their_own():
     assert all(a != b for a, b in pairwise(clips)) and all(clips)
 
 
-def test_long_titles_are_wrapped():
-    assert drawn("word " * 40).count("font-weight: bold") + drawn("word " * 40).count("bold ") >= 2
+def test_long_titles_are_wrapped_and_stand_out():
+    lines = re.findall(r'style="([^"]*)"[^>]*>(word[^<]*)</text>', drawn("word " * 40))
+    assert [len(words) for _, words in lines] == [94, 94, 9]
+    assert all("bold" in style or "700" in style for style, _ in lines)
 
 
 def test_the_ink_is_the_pages_and_is_put_back():

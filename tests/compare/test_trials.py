@@ -104,8 +104,8 @@ def paired(*cells):
     return [read_run(each.folder)["checks"]["paired_start"] for each in cells]
 
 
-def start(loss, step=0, **more):
-    return {"step": step, "val_loss": loss, **more}
+def start(measured, step=0, **more):
+    return {"step": step, "val_loss": measured, **more}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import pytest
 
 from transformer_dropout.runs import trials, worker
 from transformer_dropout.runs.listener import Listener
-from transformer_dropout.runs.record import read_run
 from transformer_dropout.runs.trial_config import TrialConfig, load_trial_config
 
 
@@ -25,16 +24,17 @@ def begun(monkeypatch):
     return begun
 
 
-def test_a_run_is_started_and_continued(begun, tmp_path, tiny):
+def test_a_run_is_started_and_continued(begun, tmp_path, tiny, monkeypatch):
+    seen, listener = [], Listener()
+    monkeypatch.setattr(
+        "transformer_dropout.runs.run.run", lambda *given, **words: seen.append((given, words))
+    )
     module, run_folder = begun("transformer_dropout.runs")
     assert module == "transformer_dropout.runs"
     config = tiny(steps=2, eval_every=1)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    told = []
-    for _ in range(2):
-        run_folder(tmp_path, Listener(message=told.append))
-    assert read_run(tmp_path)["fingerprint"] == config.fingerprint()
-    assert [sentence for sentence in told if "finished; nothing to do" in sentence] == told[-1:]
+    run_folder(tmp_path, listener)
+    assert seen == [((config, tmp_path), {"resume": True, "listener": listener})]
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

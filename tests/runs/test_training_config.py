@@ -55,7 +55,7 @@ def test_what_is_in_its_range_is_taken(keys):
         ({"probe_windows": 0}, "at least 1"),
         *(({key: 0}, "at least 1, or null") for key in ("eval_windows", "decay_steps")),
         *(({key: -1e-9}, "at least 0 all the time") for key in ("lr", *SCHEDULES, "ema", "token_noise")),
-        ({"lr": math.inf}, "finite"),
+        ({"lr": math.inf}, "inf"),
         ({"ema": 1.0}, "a share from 0 to below 1"),
         ({"token_noise": "1,0"}, "a share from 0 to below 1"),
         ({"label_smoothing": 1.0}, "a share from 0 to below 1"),

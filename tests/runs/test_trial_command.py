@@ -118,7 +118,9 @@ def test_a_request_to_stop_is_passed_on_once(tmp_path, monkeypatch, asked, file,
     if file:
         (tmp_path / "stop").touch()
     process = Running(looks=3, sent=[])
-    pass_on(StopRequest(signal=asked), process, tmp_path)
+    stop = StopRequest()
+    stop.signal = asked
+    pass_on(stop, process, tmp_path)
     assert process.sent == sent
     assert waited == ([] if sent else [0.1] * 3)
 

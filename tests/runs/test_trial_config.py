@@ -77,7 +77,7 @@ def test_a_file_of_arms_is_a_list_of_them(tmp_path):
         ("[]", "holds no list of arms"),
         ("name: a", "holds no list of arms"),
         ("- name: a\n- b", r"arms\.yaml: arm 2 is no mapping with a name: 'b'"),
-        ("- name: a\n- name: b\n  recipee: []", r"arms\.yaml:3: unknown key 'recipee'.*'recipe'"),
+        ("- name: a\n- name: b\n  recipee: []", r"arms\.yaml:3:3: unknown key 'recipee'.*'recipe'"),
     ],
 )
 def test_a_file_of_anything_else_is_refused(tmp_path, text, words):

@@ -175,7 +175,11 @@ def place_of(function: Any) -> str:
     Raises:
         InputError: when it does not stand at the top of a file.
     """
-    source = inspect.getsourcefile(inspect.unwrap(function)) if callable(function) else None
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(function))
+    except (TypeError, OSError):
+        # Of what is built in, of a partial, and of what is no function there is no file.
+        source = None
     name = getattr(function, "__qualname__", "")
     if source is None or not Path(source).is_file() or not name.isidentifier():
         raise InputError(
