@@ -204,6 +204,28 @@ def against(folder: str, reference: str) -> str:
     return "\n".join(lines)
 
 
+def tuned(folder: str, reference: str) -> str:
+    """Return what each tuned method gives on fresh seeds: on test, and on validation, which chose for it."""
+    comparison = load_comparison(RECORDS / folder)
+    kinds = ("test_loss", "val_loss")
+    values = {kind: partial(comparison.values, key=kind) for kind in kinds}
+    found = {kind: differences(comparison, reference, values[kind]) for kind in kinds}
+    bare = cost(comparison, reference)
+    lines = [
+        f"| method | test | against {reference} | validation | against {reference} | training FLOPs |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for arm in sorted(comparison.arms, key=lambda arm: mean(values["test_loss"](arm).values())):
+        cells = []
+        for kind in kinds:
+            cells.append(f"{mean(values[kind](arm).values()):.3f}")
+            cells.append(shown(comparison, found[kind][arm]) if arm in found[kind] else "")
+        own = cost(comparison, arm)
+        cells.append(f"{own / bare:.2f}" if own and bare else "")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def redundancy() -> str:
     """Return what was measured of the units of trained models."""
     return run_path(str(RECORDS / "redundancy" / "measure.py"))["table"]().strip()

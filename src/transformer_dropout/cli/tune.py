@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .compare import (
@@ -81,7 +82,7 @@ def tune(
     """
     from ..compare.comparison import check_names
     from ..compare.engines import Resources, choose_engine
-    from ..compare.tuning.study import Budget
+    from ..compare.tuning.study import Budget, at_once
 
     options = {"task": task, "data": data, "model": model, "lora": lora}
     compared, _ = chosen_arms(
@@ -90,13 +91,14 @@ def tune(
     check_names(compared)
     searched = only(searched_methods(space, compared), methods)
     engine = choose_engine(on, out, Resources(jobs=jobs, gpus=gpus))
-    budget = Budget(trials=trials, folds=folds, together=jobs or 2, prune=prune)
+    together = at_once(engine, len(searched), folds)
+    budget = Budget(trials=trials, folds=folds, together=together, prune=prune)
     show_search(searched, out, engine, budget)
 
 
 def show_search(searched: "list[Method]", out: Path, engine: Any, budget: "Budget") -> None:
-    """Search with a bar for each method, then print what was found."""
-    from ..compare.tuning.results import found_by, write_chosen
+    """Search with a bar for each method, or a line for each trial, then print what was found."""
+    from ..compare.tuning.results import found_by_all, write_chosen
     from ..compare.tuning.study import open_study
     from ..compare.tuning.study import tune as search
 
@@ -108,17 +110,24 @@ def show_search(searched: "list[Method]", out: Path, engine: Any, budget: "Budge
         }
 
         def told(method: "Method", trial: Any) -> None:
-            note = "" if trial.value is None else f"last {trial.value:.4f}"
-            progress.update(tasks[method.arm.name], completed=trial.number + 1, note=note)
+            ended = trial.state.name.lower() if trial.value is None else f"{trial.value:.4f}"
+            progress.update(tasks[method.arm.name], completed=trial.number + 1, note=f"last {ended}")
+            if not console.is_terminal:
+                text = f"{method.arm.name}, trial {trial.number + 1} of {budget.trials}: {ended}"
+                console.print(text, soft_wrap=True, highlight=False, markup=False)
 
         try:
             search(searched, out, engine, budget, on_event=lambda cell, event: None, on_trial=told)
         except KeyboardInterrupt:
             console.print("Stopped; the same command continues.")
             sys.exit(130)
-    found = [found_by(method, open_study(out, method.arm.slug(), budget)) for method in searched]
+    found, without = found_by_all(searched, lambda name: open_study(out, name, budget))
     write_chosen(found, out)
     show(console, found, out, budget)
+    for sentence in without:
+        console.print(f"[red]failed:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
+    if without:
+        sys.exit(1)
 
 
 def searched_methods(space: Path | None, arms: list[Any]) -> "list[Method]":
@@ -159,7 +168,7 @@ def bars(console: Console) -> Progress:
 def show(console: Console, found: list[Any], out: Path, budget: "Budget") -> None:
     """Print what was found, write the page, and say what to type next."""
     from ..compare.tuning.page import budget_table, explanation, tuning_table, write_page
-    from ..compare.tuning.study import metric_name
+    from ..compare.tuning.value import metric_name
 
     chosen = sorted((out / "chosen").glob("*.yaml"))
     next_step = shlex.join(["dropout", "compare", *map(str, chosen), "--seeds", "5", "--out", f"{out}/fresh"])

@@ -8,13 +8,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
 from ..runs.files import write_atomically
 from ..runs.record import read_run
-from .cells import Cell, Outcome
+from .cells import TRAINING, Cell, Outcome
+from .forked_runs import ForkedRun, ForkServer
 from .gpus import taken_gpus
 from .progress import ProgressFile
 
@@ -37,6 +39,7 @@ class CellRunner:
             gives each its own makes waiting needless.
         folder: where processes work, if it is there; relative paths of a config begin in it.
         on_progress: called with the content of a progress file whenever that is written.
+        forks: what starts run configs without importing everything again; None to start each anew.
     """
 
     def __init__(
@@ -47,11 +50,12 @@ class CellRunner:
         shares_gpus: bool = True,
         folder: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
+        forks: ForkServer | None = None,
     ) -> None:
         self.threads, self.gpus, self.shares_gpus = threads, gpus, shares_gpus
-        self.folder, self.on_progress = folder, on_progress
+        self.folder, self.on_progress, self.forks = folder, on_progress, forks
         self.stopping: int | None = None
-        self._running: set[subprocess.Popen] = set()
+        self._running: set[subprocess.Popen | ForkedRun] = set()
         self._guard = threading.Lock()
 
     def stop(self, number: int) -> None:
@@ -106,22 +110,9 @@ class CellRunner:
             return self._run_process(cell, environment) if self.stopping is None else 0
 
     def _run_process(self, cell: Cell, environment: dict[str, str]) -> int:
-        command = [sys.executable, "-m", cell.module, str(cell.folder)]
-        command += ["--threads", str(self.threads), "--end-with-parent"]
         progress = ProgressFile(cell.folder, self.on_progress)
         with (cell.folder / "log.txt").open("w", encoding="utf-8") as log:
-            # Its own session: Ctrl-C reaches it once, through `stop`.
-            process = subprocess.Popen(
-                command,
-                # Held open and never written to: it closes when this process ends.
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(self.threads)} | environment,
-                cwd=self.folder if self.folder is not None and self.folder.is_dir() else None,
-                start_new_session=True,
-            )
+            process = self._started(cell, environment, log)
             with self._guard:
                 self._running.add(process)
             if self.stopping is not None:
@@ -136,6 +127,29 @@ class CellRunner:
                 self._running.discard(process)
         progress.write()
         return process.returncode
+
+    def _started(self, cell: Cell, environment: dict[str, str], log: IO[str]) -> subprocess.Popen | ForkedRun:
+        """Start a run: its own session, so that Ctrl-C reaches it once, through `stop`.
+
+        Its standard input is held open and never written to: it closes when this process ends.
+        """
+        arguments = [str(cell.folder), "--threads", str(self.threads), "--end-with-parent"]
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)} | environment
+        folder = self.folder if self.folder is not None and self.folder.is_dir() else Path.cwd()
+        if self.forks is not None and cell.module == TRAINING:
+            forked = self.forks.start(arguments, log, environment, folder)
+            if forked is not None:
+                return forked
+        return subprocess.Popen(
+            [sys.executable, "-m", cell.module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+        )
 
 
 def why(log: Path, code: int) -> str:

@@ -98,8 +98,8 @@ def test_small_files_travel_back_where_the_folder_is_not_seen(one_worker, tmp_pa
     with opened_comparison(out, arms, [0], ABOUT):
         engine = choose_engine(f"dask:{one_worker}", out)
         # The asking machine reads the id, the worker's sees nothing.
-        answers = iter([dask.comparison_id(out)])
-        monkeypatch.setattr(dask, "comparison_id", lambda folder: next(answers, ""))
+        answers = iter([dask.folder_id(out)])
+        monkeypatch.setattr(dask, "folder_id", lambda folder: next(answers, ""))
         outcomes = run_cells(
             cells, engine, on_event=lambda *event: events.append(event), on_outcome=lambda outcome: None
         )

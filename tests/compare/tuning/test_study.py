@@ -8,8 +8,10 @@ import yaml
 
 from transformer_dropout.compare.engines import Resources, choose_engine
 from transformer_dropout.compare.tuning import study
+from transformer_dropout.compare.tuning.results import found_by_all
 from transformer_dropout.compare.tuning.space import Method, Range
-from transformer_dropout.compare.tuning.study import Budget, open_study, spread, tune
+from transformer_dropout.compare.tuning.study import Budget, at_once, open_study, spread, tune
+from transformer_dropout.errors import InputError
 from transformer_dropout.runs.record import read_run
 from transformer_dropout.runs.run import STOP_FILE
 from transformer_dropout.runs.trial_config import TrialConfig
@@ -34,9 +36,13 @@ def train(trial):
 
 
 def search(method, out, budget):
+    return search_all([method], out, budget)
+
+
+def search_all(methods, out, budget):
     ended = []
     tune(
-        [method],
+        methods,
         out,
         choose_engine("local:1", out, Resources()),
         budget,
@@ -134,3 +140,76 @@ def test_the_command_ends_in_a_page_and_configs_that_compare_takes(tmp_path, tin
     chosen = yaml.safe_load((tmp_path / "out" / "chosen" / "arm.yaml").read_text())
     assert chosen["recipe"][0]["p"] == best["settings"]["recipe.*.p"]
     assert "<svg" in (tmp_path / "out" / "tuning.html").read_text()
+
+
+def test_methods_that_take_turns_keep_the_engine_busy_and_no_more(tmp_path):
+    engine = choose_engine("local:8", tmp_path, Resources())
+    assert [at_once(engine, methods, 1) for methods in (1, 3, 8, 20)] == [8, 3, 1, 1]
+    assert at_once(engine, 1, folds=4) == 2 and at_once(choose_engine("local:1", tmp_path), 1, 1) == 1
+
+
+@pytest.mark.slow
+def test_of_a_trial_that_ended_the_record_stays_and_the_weights_go(tmp_path, tiny):
+    method = Method(arm=tiny("a", recipe=[RULE], steps=4), settings={"recipe.0.p": Range(low=0.0, high=0.5)})
+    out = tmp_path / "out"
+    search(method, out, Budget(trials=1, together=1))
+    kept = {path.name for path in (out / "trials" / "a" / "0000" / "fold-0").iterdir()}
+    assert {"run.json", "metrics.jsonl", "config.yaml"} <= kept
+    assert not {"checkpoints", "model"} & kept
+    assert search(method, out, Budget(trials=1, together=1)) == []
+
+
+@pytest.mark.slow
+def test_a_method_without_a_value_does_not_hide_what_the_others_found(tmp_path, tiny, monkeypatch, capsys):
+    from transformer_dropout.cli.tune import tune as command
+
+    settings = {"training.lr": Range(low=1e-3, high=1e-2)}
+    arms = [tiny("learns", steps=4), tiny("diverges", steps=4)]
+    out, budget = tmp_path / "out", Budget(trials=2, together=1)
+    beyond = {"training.lr": Range(low=1e30, high=1e31)}
+    methods = [Method(arm=arm, settings=own) for arm, own in zip(arms, (settings, beyond), strict=True)]
+    search_all(methods, out, budget)
+    found, without = found_by_all(methods, lambda name: open_study(out, name, budget))
+    assert [one.method.arm.name for one in found] == ["learns"] and found[0].best.value > 0
+    assert len(without) == 1 and "No trial of 'diverges' ended with a value" in without[0]
+    with pytest.raises(InputError, match="'diverges' ended with a value: .*not finite"):
+        found_by_all(methods[1:], lambda name: open_study(out, name, budget))
+    files, space = [], tmp_path / "space.yaml"
+    for arm in arms:
+        files.append(tmp_path / f"{arm.name}.yaml")
+        files[-1].write_text(arm.to_yaml())
+    space.write_text(
+        "methods: {learns: {training.lr: {low: 0.001, high: 0.01}}, diverges: {training.lr: {low: 1.0e+30, "
+        "high: 1.0e+31}}}"
+    )
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        command(files, space=space, trials=2, jobs=1, out=out)
+    printed = capsys.readouterr().out
+    assert ended.value.code == 1 and "failed: No trial of 'diverges'" in printed
+    assert "On fresh seeds" in printed and (out / "tuning.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_is_asked_round_after_round(tmp_path, tiny, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    from transformer_dropout.compare.engines import dask
+
+    method = Method(arm=tiny("a", steps=4), settings={"training.lr": Range(low=1e-3, high=1e-2)})
+    out, ended = tmp_path / "out", []
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        engine = choose_engine(f"dask:{cluster.scheduler_address}", out)
+        tune(
+            [method],
+            out,
+            engine,
+            Budget(trials=3, together=1),
+            on_event=lambda cell, event: None,
+            on_trial=lambda method, trial: ended.append(trial),
+        )
+        assert [trial.state.name for trial in ended] == ["COMPLETE"] * 3
+        # Whether a worker sees the folder is told by the search's id.
+        assert dask.folder_id(out) and not dask.folder_id(tmp_path)

@@ -15,7 +15,7 @@ from ..cell_process import CellRunner
 from ..cells import Cell, Outcome
 from ..progress import PROGRESS_FILE, write_progress
 from . import Resources
-from .folders import SMALL_FILES, comparison_id, own_folder
+from .folders import SMALL_FILES, folder_id, own_folder
 
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 20
@@ -35,30 +35,37 @@ class Dask:
     """
 
     def __init__(self, address: str, folder: Path, resources: Resources) -> None:
+        self.address, self.folder, self.resources = address, folder.resolve(), resources
+        self.jobs, self.stopping = None, False
+        self.client = self.connected()
+
+    def connected(self) -> Any:
+        """Return a client of the cluster."""
         try:
             from distributed import Client
         except ImportError:
             raise InputError("--on dask: needs Dask; run: pip install 'transformer-dropout[dask]'") from None
-        place = {"scheduler_file" if address.endswith(".json") else "address": address}
+        place = {"scheduler_file" if self.address.endswith(".json") else "address": self.address}
         try:
-            self.client = Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
+            return Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"--on dask:{address}: no Dask scheduler answers there ({first_line(error)}); start "
+                f"--on dask:{self.address}: no Dask scheduler answers there ({first_line(error)}); start "
                 "one with: dask scheduler"
             ) from None
-        self.folder, self.resources = folder.resolve(), resources
-        self.stopping = False
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
         """Run every cell and yield how each ended, the first to end first."""
+        if self.client.status != "running":
+            # An earlier call closed it.
+            self.client = self.connected()
         with self.client as client:
             topic = f"{TOPIC}-{uuid4()}"
             client.subscribe_topic(topic, self._write_progress)
             work = WorkerCell(
                 topic=topic,
                 root=self.folder,
-                id=comparison_id(self.folder),
+                id=folder_id(self.folder),
                 directory=Path.cwd(),
                 resources=self.resources,
             )
@@ -111,7 +118,7 @@ class WorkerCell:
     Attributes:
         topic: where progress goes when the folder is not shared.
         root: the comparison's folder on the machine that asked.
-        id: what its ``comparison.json`` is told by.
+        id: what that folder is told by.
         directory: where relative paths of a config begin there.
         resources: what a run gets.
     """
@@ -128,7 +135,7 @@ class WorkerCell:
 
         worker = get_worker()
         place = cell.folder.relative_to(self.root)
-        shared = comparison_id(self.root) == self.id
+        shared = folder_id(self.root) == self.id
         here = cell if shared else replace(cell, folder=own_folder(self.id) / place)
 
         def tell(text: str) -> None:

@@ -7,6 +7,7 @@ from joblib import Parallel, delayed
 
 from ..cell_process import CellRunner
 from ..cells import Cell, Outcome
+from ..forked_runs import ForkServer, can_fork
 from ..gpus import visible_gpus
 from . import Resources
 
@@ -21,7 +22,8 @@ class Local:
 
     def __init__(self, jobs: int | None, resources: Resources) -> None:
         self.jobs = jobs or default_jobs(resources.gpus)
-        self.runner = CellRunner(threads=resources.threads, gpus=resources.gpus)
+        forks = ForkServer(resources.threads) if can_fork(resources.gpus) else None
+        self.runner = CellRunner(threads=resources.threads, gpus=resources.gpus, forks=forks)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
         """Run every cell and yield how each ended, the first to end first."""

@@ -33,20 +33,27 @@ class Ray:
             raise InputError(
                 "--on ray needs Ray, which is no part of this package; run: pip install ray"
             ) from None
-        if not ray.is_initialized():
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"--on ray:{address}: no Ray cluster answers there ({first_line(error)}); start "
-                    "one with: ray start --head"
-                ) from None
-        self.ray, self.resources, self.stopping = ray, resources, False
+        self.ray, self.address, self.resources = ray, address, resources
+        self.jobs, self.stopping = resources.jobs, False
+        self.connect()
+
+    def connect(self) -> None:
+        """Join the cluster, unless this process belongs to one."""
+        if self.ray.is_initialized():
+            return
+        try:
+            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"--on ray:{self.address}: no Ray cluster answers there ({first_line(error)}); start "
+                "one with: ray start --head"
+            ) from None
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
         """Run every cell and yield how each ended, the first to end first."""
+        self.connect()
         work = self.ray.remote(num_cpus=self.resources.threads, num_gpus=self.gpus)(run_cell)
-        at_once = self.resources.jobs or math.inf
+        at_once = self.jobs or math.inf
         waiting, running = list(cells), {}
         while (waiting or running) and not self.stopping:
             while waiting and len(running) < at_once:

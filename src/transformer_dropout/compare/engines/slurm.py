@@ -49,7 +49,7 @@ class Slurm:
         self.text = text
         self.partition, *options = text.split(",")
         self.folder, self.resources = folder.resolve(), resources
-        self.stopping = False
+        self.jobs, self.stopping = resources.jobs, False
         self.options, self.cluster = dict(map(option, options)), cluster
         # What does not work is told before there is a folder.
         with TemporaryDirectory() as place:

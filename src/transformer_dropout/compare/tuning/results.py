@@ -1,6 +1,6 @@
 """What a search shows: the curve over a setting, the best that so many trials can be expected to find."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,27 @@ def found_by(method: Method, study: Any) -> Found:
         )
     counts = {state: sum(trial.state.name == state for trial in trials) for state in ("PRUNED", "FAIL")}
     return Found(method=method, tried=tried, pruned=counts["PRUNED"], failed=counts["FAIL"])
+
+
+def found_by_all(methods: Sequence[Method], study_of: Callable[[str], Any]) -> tuple[list[Found], list[str]]:
+    """Return what the studies hold, and a sentence for each method of which no trial has a value.
+
+    Args:
+        methods: what was searched.
+        study_of: gives the study of a method's folder name.
+
+    Raises:
+        InputError: when no method has a value.
+    """
+    found, without = [], []
+    for method in methods:
+        try:
+            found.append(found_by(method, study_of(method.arm.slug())))
+        except InputError as error:
+            without.append(str(error))
+    if not found:
+        raise InputError(without[0])
+    return found, without
 
 
 def expected_best(values: Sequence[float], k: int) -> float:

@@ -1,6 +1,8 @@
 """The search itself: Optuna's studies in one journal, which several processes may join."""
 
+import math
 import os
+import shutil
 import socket
 import time
 import warnings
@@ -9,29 +11,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from filelock import FileLock
 
 from ...errors import InputError
-from ...runs.record import read_metrics, read_run
+from ...runs.files import write_json
+from ...runs.record import read_run
 from ...runs.run import STOP_FILE
 from ...runs.run_config import RunConfig
 from ..cells import TRAINING, Cell, Outcome
 from ..comparison import check_arms, prepare_configs, run_cells
 from ..engines import Engine
+from ..engines.folders import SEARCH
 from ..trials import TRIALS
 from .space import Method, Range, Search, refuse_values
+from .value import deciding, rows_of
 
 # Seeds of a comparison count from 0, so these are of no comparison.
 FIRST_SEED = 10_000
-LOSS = {"name": "loss", "better": "lower"}
 # Where all studies of a search lie, and what makes a folder one.
 JOURNAL = "study.journal"
 # Seconds for which a trial that another machine began is taken to go on there.
 OTHERS_TRUSTED = 3600.0
 # A trial is pruned only when so many of its method have ended.
 PRUNED_FROM = 5
+# Runs at once where a cluster does not say how many it takes.
+AT_ONCE = 2
+# What a run keeps to go on from and to be used; of a trial that ended nobody asks for either.
+LARGE = ("checkpoints", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +50,7 @@ class Budget:
     Attributes:
         trials: settings tried.
         folds: parts of a cross-validation, each a run; 1 for one run on the validation split.
-        together: trials asked for at once.
+        together: trials of a method asked for at once, which know nothing of one another.
         prune: whether a run that is worse than the median at an evaluation is ended.
     """
 
@@ -54,6 +63,11 @@ class Budget:
     def quasi_random(self) -> int:
         """How many trials are spread evenly before the search looks at results."""
         return min(16, max(1, self.trials // 2))
+
+
+def at_once(engine: Engine, methods: int, folds: int) -> int:
+    """Return how many trials of each method keep an engine busy while all methods take turns."""
+    return max(1, math.ceil((engine.jobs or AT_ONCE) / (methods * folds)))
 
 
 def tune(
@@ -86,6 +100,7 @@ def tune(
     refuse_values(methods)
     prepare_configs([arm for arm in arms if isinstance(arm, RunConfig)])
     studies = [MethodSearch(method, out, budget) for method in methods]
+    give_id(out)
     while True:
         asked = [trial for study in studies for trial in study.next_trials()]
         if not asked:
@@ -104,6 +119,14 @@ def tune(
             if any(outcome.status == "stopped" for outcome in own):
                 raise KeyboardInterrupt
             on_trial(trial.method, trial.end(own))
+            trial.clear()
+
+
+def give_id(out: Path) -> None:
+    """Give a search an id, by which a machine tells whether it sees the folder."""
+    with FileLock(out / ".study.lock"):
+        if not (out / SEARCH).exists():
+            write_json(out / SEARCH, {"id": uuid4().hex})
 
 
 @dataclass(kw_only=True)
@@ -153,6 +176,13 @@ class Running:
             self.trial.set_user_attr("reason", reasons[0] if reasons else "no value")
             return self.study.tell(self.trial, state=optuna.trial.TrialState.FAIL)
         return self.study.tell(self.trial, sum(known) / len(known))
+
+    def clear(self) -> None:
+        """Remove the weights of a trial that ended; its record, metrics and log stay."""
+        for cell in self.cells:
+            if cell.module == TRAINING:
+                for name in LARGE:
+                    shutil.rmtree(cell.folder / name, ignore_errors=True)
 
 
 class MethodSearch:
@@ -287,21 +317,6 @@ def suggest_value(trial: Any, key: str, search: Search) -> Any:
     return trial.suggest_float(key, search.low, search.high, log=search.log)
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the evaluations of a run so far."""
-    path = folder / "metrics.jsonl"
-    return read_metrics(path) if path.is_file() else []
-
-
-def deciding(folder: Path, values: dict[str, Any]) -> float | None:
-    """Return the metric that decides, as a number of which less is better."""
-    metrics = ((read_run(folder) or {}).get("task") or {}).get("metrics") or [LOSS]
-    value = values.get(f"val_{metrics[0]['name']}")
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    return float(value) if metrics[0]["better"] == "lower" else -float(value)
-
-
 def alive(trial: Any) -> bool:
     """Return whether the process that runs a trial may still do so."""
     owner = trial.user_attrs.get("process") or {}
@@ -313,11 +328,3 @@ def alive(trial: Any) -> bool:
     except OSError:
         return False
     return owner["pid"] != os.getpid()
-
-
-def metric_name(out: Path) -> str:
-    """Return the name of the metric that decided, from any run of the search."""
-    for path in sorted((out / "trials").glob("*/*/fold-0/run.json")):
-        metrics = ((read_run(path.parent) or {}).get("task") or {}).get("metrics") or [LOSS]
-        return f"val_{metrics[0]['name']}" + ("" if metrics[0]["better"] == "lower" else ", negated")
-    return "val_loss"

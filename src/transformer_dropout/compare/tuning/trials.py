@@ -4,14 +4,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...errors import InputError
 from ..cells import Cell
 from ..engines import Resources, choose_engine
 from ..trials import Arms, place_of, trial_configs
 from .page import write_page
-from .results import Found, found_by
+from .results import Found, found_by_all
 from .space import Method, settings_of
-from .study import Budget, metric_name, open_study
+from .study import Budget, at_once, open_study
 from .study import tune as search
+from .value import metric_name
 
 
 def tune(
@@ -53,10 +55,10 @@ def tune(
     shared = settings_of(Path("space"), dict(space))
     configs = trial_configs(arms, settings=settings, steps=steps, metric=metric, function=place)
     methods = [Method(arm=config, settings=shared) for config in configs]
-    budget = Budget(trials=trials)
     engine = choose_engine(on, folder, Resources())
+    budget = Budget(trials=trials, together=at_once(engine, len(methods), folds=1))
     search(methods, folder, engine, budget, on_event=ignore, on_trial=ignore_trial)
-    found = [found_by(method, open_study(folder, method.arm.slug(), budget)) for method in methods]
+    found, without = found_by_all(methods, lambda name: open_study(folder, name, budget))
     about = {
         "command": f"td.tune({place!r})",
         "metric": metric_name(folder),
@@ -65,6 +67,8 @@ def tune(
         "quasi_random": budget.quasi_random,
     }
     write_page(found, folder, about, "td.compare the settings above with seeds=5, which are fresh")
+    if without:
+        raise InputError(f"{without[0]} The others are in {folder / 'tuning.html'}.")
     return found
 
 

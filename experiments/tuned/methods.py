@@ -1,0 +1,321 @@
+"""The methods of each setting and what is searched for them: ``python experiments/tuned/methods.py``.
+
+Writes ``SETTING/configs/*.yaml`` and ``SETTING/space.yaml``, which ``dropout tune`` reads.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformer_dropout.runs.arm_names import folder_name
+from transformer_dropout.yaml_file import dump_yaml
+
+HERE = Path(__file__).parent
+Rules = list[dict[str, Any]]
+
+DECAY = {"training.weight_decay": {"low": 0.01, "high": 10.0, "log": True}}
+RATE = {"low": 0.0, "high": 0.6}
+WEIGHT = {"low": 0.001, "high": 1.0, "log": True}
+SHIFTS = [0.0, round(math.pi / 2, 4), round(math.pi, 4)]
+# What is searched for every learned mask beside learning rate and weight decay.
+MASK = {
+    "recipe.*.shift": SHIFTS,
+    "recipe.*.penalty": ["squared", "linear"],
+    "recipe.*.eval_mask": ["threshold", "mean"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One arm of a setting.
+
+    Attributes:
+        name: in tables.
+        recipe: its rules, with any values where they are searched.
+        searched: its own settings, beside the learning rate.
+        data, training: what it has beside the setting's.
+    """
+
+    name: str
+    recipe: Rules = field(default_factory=list)
+    searched: Mapping[str, Any] = field(default_factory=lambda: dict(DECAY))
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One model on one data set.
+
+    Attributes:
+        task: as run configs name it.
+        model, data, training: those of every arm.
+        lr: between what the learning rate is searched.
+        methods: the arms.
+    """
+
+    task: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    lr: Mapping[str, Any]
+    methods: Sequence[Method]
+
+    def config(self, method: Method) -> dict[str, Any]:
+        """Return the run config of a method."""
+        return {
+            "name": method.name,
+            "task": self.task,
+            "model": dict(self.model),
+            "recipe": method.recipe,
+            "data": {**self.data, **method.data},
+            "training": {**self.training, **method.training},
+        }
+
+    def space(self) -> dict[str, Any]:
+        """Return what is searched."""
+        return {
+            "settings": {"training.lr": dict(self.lr)},
+            "methods": {method.name: dict(method.searched) for method in self.methods},
+        }
+
+
+def rules(places: Sequence[str], layer: str = "Dropout", **arguments: Any) -> Rules:
+    """Return the same layer at several places."""
+    return [{"select": place, "layer": layer, **arguments} for place in places]
+
+
+def plain(places: Sequence[str], half: Mapping[str, Any]) -> list[Method]:
+    """Return the methods that any model can have.
+
+    Args:
+        places: where dropout acts.
+        half: the keys of a training of half the steps.
+    """
+    every, dropout = {"recipe.*.p": RATE, **DECAY}, rules(places, p=0.1)
+    rdrop = {**every, "training.rdrop": {"low": 0.3, "high": 6.0, "log": True}}
+    return [
+        Method(name="none", searched={}, training={"weight_decay": 0.0}),
+        Method(name="weight decay"),
+        Method(
+            name="dropout", recipe=dropout, searched={"recipe.*.p": RATE}, training={"weight_decay": 0.0}
+        ),
+        Method(name="dropout + weight decay", recipe=dropout, searched=every),
+        Method(
+            name="dropout by place",
+            recipe=dropout,
+            searched={**{f"recipe.{place}.p": RATE for place in range(len(places))}, **DECAY},
+        ),
+        Method(
+            name="rising dropout",
+            recipe=rules(places, p={"linear": {"start": 0.0, "end": 0.1}}),
+            searched={"recipe.*.p.linear.end": RATE, **DECAY},
+        ),
+        Method(
+            name="falling dropout",
+            recipe=rules(places, p={"linear": {"start": 0.1, "end": 0.0}}),
+            searched={"recipe.*.p.linear.start": RATE, **DECAY},
+        ),
+        Method(
+            name="late dropout",
+            recipe=rules(places, p={"late": {"p": 0.1, "start": 0.2}}),
+            searched={
+                "recipe.*.p.late.p": RATE,
+                "recipe.*.p.late.start": {"low": 0.1, "high": 0.7},
+                **DECAY,
+            },
+        ),
+        Method(name="R-Drop", recipe=dropout, searched=rdrop, training={"rdrop": 1.0}),
+        Method(
+            name="R-Drop, half the steps", recipe=dropout, searched=rdrop, training={"rdrop": 1.0, **half}
+        ),
+        Method(
+            name="label smoothing",
+            searched={"training.label_smoothing": {"low": 0.0, "high": 0.4}, **DECAY},
+            training={"label_smoothing": 0.1},
+        ),
+        Method(
+            name="averaged weights",
+            searched={"training.ema": [0.9, 0.97, 0.99, 0.997], **DECAY},
+            training={"ema": 0.99},
+        ),
+        Method(
+            name="SelfTuned",
+            recipe=dropout,
+            searched={
+                "recipe.*.p": {"low": 0.05, "high": 0.6},
+                "training.self_tuned.step": {"low": 0.03, "high": 0.3, "log": True},
+                **DECAY,
+            },
+            training={"self_tuned": {"share": 0.1, "every": 10}},
+        ),
+    ]
+
+
+def learned(name: str, recipe: Rules, **training: Any) -> Method:
+    """Return a learned mask whose penalty's weight, shift, penalty and evaluation are searched."""
+    searched = {"recipe.*.weight": WEIGHT, **MASK, **DECAY}
+    if "held_out" in training:
+        searched["training.held_out"] = [0.1, 0.2]
+    return Method(name=name, recipe=recipe, searched=searched, training=training)
+
+
+def sparse_relu(places: Sequence[str]) -> Method:
+    """Return ReLU with L1 on the hidden units."""
+    searched = {"recipe.*.weight": {"low": 0.001, "high": 10.0, "log": True}, **DECAY}
+    return Method(
+        name="ReLU with L1", recipe=rules(places, "SparseReLU", weight=0.01), searched=searched
+    )
+
+
+def moved_images() -> Method:
+    """Return shifts and crops of the training images."""
+    return Method(
+        name="shifts and crops",
+        data={"augment": {"shift": 1, "crop": 0.0}},
+        searched={"data.augment.shift": [0, 1, 2], "data.augment.crop": {"low": 0.0, "high": 0.4}, **DECAY},
+    )
+
+
+def of_perceptron() -> list[Method]:
+    """Return the methods of the perceptron: those that need no tokens and no blocks."""
+    hidden = ("mlp_hidden", "classifier")
+    gate = {"layer": "LearnedPositionwiseDropout", "weight": 0.1}
+    return [
+        *plain(("input", *hidden), {"steps": 300, "eval_every": 60}),
+        moved_images(),
+        learned("learned mask", rules(hidden, **gate)),
+        learned("learned mask, everywhere", rules(("input", *hidden), **gate)),
+        learned("learned mask, held-out gates", rules(hidden, **gate), held_out=0.1),
+        sparse_relu(hidden),
+    ]
+
+
+def of_blocks(output: str, everywhere: Sequence[str], **gate: Any) -> list[Method]:
+    """Return the methods that need tokens and blocks.
+
+    Args:
+        output: where a learned mask acts as published.
+        everywhere: all its places.
+        gate: arguments of every learned mask.
+    """
+    anchored = {
+        "recipe.*.weight": {"low": 0.01, "high": 10.0, "log": True},
+        "recipe.*.anchor_p": {"low": 0.02, "high": 0.5},
+        "recipe.*.lr_scale": [0.1, 1.0],
+        **DECAY,
+    }
+    deep = {"select": "block", "layer": "DropPath", "p": 0.1, "depth": {"linear": {"start": 0.0, "end": 1.0}}}
+
+    def mask(layer: str, places: Sequence[str] = (output,), weight: Any = 0.1, **more: Any) -> Rules:
+        return rules(places, layer, weight=weight, **gate, **more)
+
+    def scheduled(name: str, kind: str, **shape: Any) -> Method:
+        ends = {"start": 0.0, "end": 0.1, **shape}
+        searched = {f"recipe.*.weight.{kind}.end": WEIGHT, **MASK, **DECAY}
+        return Method(name=name, recipe=mask("LearnedDropout", weight={kind: ends}), searched=searched)
+
+    experts = {
+        "training.experts.weight": {"low": 0.001, "high": 0.1, "log": True},
+        "training.experts.experts": [2, 4],
+    }
+    return [
+        Method(name="stochastic depth", recipe=[deep], searched={"recipe.0.p": RATE, **DECAY}),
+        learned("LearnedDropout", mask("LearnedDropout")),
+        scheduled("LearnedDropout, penalty rising", "linear"),
+        scheduled("LearnedDropout, penalty exponential", "exponential", rate=5.0),
+        learned("LearnedDropout, everywhere", mask("LearnedDropout", everywhere)),
+        learned("LearnedDropout, held-out gates", mask("LearnedDropout"), held_out=0.1),
+        learned("Fourier", mask("LearnedFourierDropout", terms=3)),
+        learned("pre-computed masks", mask("PrecomputedLearnedDropout")),
+        Method(name="Anchored", recipe=mask("AnchoredDropout", anchor_p=0.1), searched=anchored),
+        Method(
+            name="experts",
+            searched={**experts, **DECAY},
+            training={"experts": {"experts": 4, "top_k": 1, "weight": 0.01}},
+        ),
+    ]
+
+
+def of_vision_transformer() -> list[Method]:
+    """Return the methods of the vision transformer."""
+    places = ("embedding", "attention_output", "mlp_hidden", "mlp_output")
+    return [
+        *plain(places, {"steps": 300, "eval_every": 60}),
+        moved_images(),
+        *of_blocks("mlp_output", places[1::2], heads=4, causal=False),
+        sparse_relu(("mlp_hidden",)),
+    ]
+
+
+def of_text() -> list[Method]:
+    """Return the methods of the decoder."""
+    places = ("embedding", "attention_weights", "attention_output", "mlp_output")
+    noise = {"training.token_noise": {"low": 0.0, "high": 0.2}}
+    moved = {"data.augment.swap": {"low": 0.0, "high": 0.2}, "data.augment.crop": {"low": 0.0, "high": 0.5}}
+    return [
+        *plain(places, {"steps": 500, "eval_every": 125}),
+        Method(name="token noise", searched={**noise, **DECAY}, training={"token_noise": 0.05}),
+        Method(
+            name="swapped and cropped text",
+            searched={**moved, **DECAY},
+            data={"augment": {"swap": 0.05, "crop": 0.2}},
+        ),
+        *of_blocks("mlp_output", ("attention_output", "mlp_output"), heads=4),
+        sparse_relu(("mlp_hidden",)),
+    ]
+
+
+DIGITS = {"steps": 600, "batch": 32, "min_lr": 1e-5, "eval_every": 120, "weight_decay": 0.01}
+SETTINGS = {
+    "digits_mlp": Setting(
+        task="images",
+        model={},
+        data={"train_images": 300},
+        training=DIGITS,
+        lr={"low": 3e-4, "high": 1e-2, "log": True},
+        methods=of_perceptron(),
+    ),
+    "digits_vit": Setting(
+        task="images_vit",
+        model={},
+        data={"train_images": 300},
+        training=DIGITS,
+        lr={"low": 3e-4, "high": 1e-2, "log": True},
+        methods=of_vision_transformer(),
+    ),
+    "docstrings": Setting(
+        task="language",
+        model={"width": 96, "heads": 4, "blocks": 2, "context": 32},
+        data={
+            "source": "stdlib-docs",
+            "tokenizer": "bytes",
+            "train_tokens": 20_000,
+            "validation_tokens": 40_000,
+        },
+        training={"steps": 1000, "batch": 16, "min_lr": 1e-4, "eval_every": 250, "weight_decay": 0.1},
+        lr={"low": 1e-3, "high": 1e-2, "log": True},
+        methods=of_text(),
+    ),
+}
+
+
+def files(name: str) -> dict[Path, str]:
+    """Return the files of a setting, with what stands in them."""
+    setting, folder = SETTINGS[name], HERE / name
+    plain = {method.name: json.loads(json.dumps(setting.config(method))) for method in setting.methods}
+    configs = {
+        folder / "configs" / f"{folder_name(arm, 'run')}.yaml": dump_yaml(own)
+        for arm, own in plain.items()
+    }
+    return {folder / "space.yaml": dump_yaml(json.loads(json.dumps(setting.space()))), **configs}
+
+
+if __name__ == "__main__":
+    for setting in SETTINGS:
+        for path, text in files(setting).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")

@@ -1,0 +1,163 @@
+"""Runs that are forks of one process are what runs started anew are, and end as those do."""
+
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from transformer_dropout.compare import forked_runs
+from transformer_dropout.compare.cell_process import CellRunner
+from transformer_dropout.compare.cells import TRAINING, Cell
+from transformer_dropout.compare.forked_runs import ForkServer, can_fork
+from transformer_dropout.runs.record import read_metrics, read_run
+from transformer_dropout.runs.run import run
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks runs")
+
+
+@pytest.fixture(scope="module")
+def server():
+    return ForkServer(threads=1)
+
+
+@pytest.fixture
+def cell(tmp_path, tiny):
+    def make(**training):
+        return Cell(config=tiny(**training), folder=tmp_path / "run")
+
+    return make
+
+
+def losses(folder):
+    return [row["val_loss"] for row in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_two_forks_train_as_processes_of_their_own_do(cell, server, tmp_path):
+    first = cell()
+    second = replace(first, config=replace(first.config, seed=1), folder=tmp_path / "second")
+    runner = CellRunner(forks=server)
+    for one in (first, second):
+        assert runner(one).status == "finished"
+        run(one.config, one.folder.with_name("here"))
+        assert losses(one.folder) == losses(one.folder.with_name("here"))
+        (one.folder.with_name("here")).rename(one.folder.with_name(f"here-{one.config.seed}"))
+    assert server.works and not runner._running
+    assert (first.folder / "log.txt").read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_fork_that_fails_or_is_killed_says_so_and_the_next_goes_on(cell, server, tmp_path):
+    diverges = replace(cell(lr=1e30), folder=tmp_path / "diverges")
+    outcome = CellRunner(forks=server)(diverges)
+    assert outcome.reason.startswith("The loss was not finite at step 2;")
+    one = cell(steps=200, eval_every=10)
+    killed = CellRunner(
+        forks=server, on_progress=lambda text: [process.kill() for process in killed._running]
+    )
+    assert "killed by signal 9" in killed(one).reason
+    texts = []
+    assert CellRunner(forks=server, on_progress=texts.append)(one).status == "finished"
+    assert "Continuing from step" in texts[-1]
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_reaches_the_fork(cell, server):
+    one = cell(steps=1000, eval_every=1000)
+    runner = CellRunner(forks=server, on_progress=lambda text: runner.stop_and_wait())
+    assert runner(one).status == "stopped"
+    assert read_run(one.folder)["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_where_no_fork_is_to_be_had_the_run_is_started_anew(cell, monkeypatch):
+    server = ForkServer(threads=1)
+    monkeypatch.setattr(forked_runs, "SERVER", "transformer_dropout.no_module")
+    assert CellRunner(forks=server)(cell()).status == "finished"
+    assert not server.works
+
+
+def test_a_training_of_the_users_own_is_no_fork(tmp_path, monkeypatch):
+    # Its code may be anything, threads that no fork survives included.
+    server, started = ForkServer(threads=1), []
+    monkeypatch.setattr(server, "start", lambda *asked: started.append(asked))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: command)
+    runner, log = CellRunner(forks=server), (tmp_path / "log").open("w")
+    for module in (TRAINING, "transformer_dropout.runs.trials"):
+        runner._started(Cell(config=None, folder=tmp_path, module=module), {}, log)
+    log.close()
+    assert len(started) == 1
+
+
+def test_no_run_on_a_gpu_is_a_fork(monkeypatch):
+    assert can_fork(None) and can_fork(0)
+    monkeypatch.setattr(forked_runs, "visible_gpus", lambda: ["0"])
+    assert not can_fork(None) and not can_fork(1) and can_fork(0)
+
+
+PARENT = """
+import pickle, sys
+from transformer_dropout.compare import forked_runs
+from transformer_dropout.compare.cell_process import CellRunner
+from transformer_dropout.compare.forked_runs import ForkServer
+cell = pickle.load(open(sys.argv[1], "rb"))
+runner = CellRunner(
+    forks=ForkServer(1), on_progress=lambda text: print(next(iter(runner._running)).pid, flush=True)
+)
+runner(cell)
+"""
+
+
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+    except OSError:
+        return False
+
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[1])
+
+
+@pytest.mark.slow
+def test_a_fork_whose_asker_is_killed_ends_and_so_does_what_forked_it(cell, tmp_path, environment):
+    one = cell(steps=5000, eval_every=100)
+    (tmp_path / "cell.pickle").write_bytes(pickle.dumps(one))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "cell.pickle")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    child = int(parent.stdout.readline())
+    watcher = parent_of(child)
+    pids = [child, watcher, parent_of(watcher)]
+    assert all(map(alive, pids)) and parent.pid not in pids
+    os.kill(parent.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    while any(map(alive, pids)):
+        assert time.monotonic() - killed < 5.0
+        time.sleep(0.02)
+    parent.communicate()
+
+
+@pytest.mark.slow
+def test_the_process_that_forks_ends_with_its_server(cell):
+    server = ForkServer(threads=1)
+    pids = []
+    runner = CellRunner(
+        forks=server,
+        on_progress=lambda text: pids.extend(parent_of(parent_of(one.pid)) for one in runner._running),
+    )
+    assert runner(cell()).status == "finished"
+    assert alive(pids[0])
+    del server, runner
+    gc.collect()
+    assert not alive(pids[0])
