@@ -100,9 +100,7 @@ def plain(places: Sequence[str], half: Mapping[str, Any]) -> list[Method]:
     return [
         Method(name="none", searched={}, training={"weight_decay": 0.0}),
         Method(name="weight decay"),
-        Method(
-            name="dropout", recipe=dropout, searched={"recipe.*.p": RATE}, training={"weight_decay": 0.0}
-        ),
+        Method(name="dropout", recipe=dropout, searched={"recipe.*.p": RATE}, training={"weight_decay": 0.0}),
         Method(name="dropout + weight decay", recipe=dropout, searched=every),
         Method(
             name="dropout by place",
@@ -166,9 +164,7 @@ def learned(name: str, recipe: Rules, **training: Any) -> Method:
 def sparse_relu(places: Sequence[str]) -> Method:
     """Return ReLU with L1 on the hidden units."""
     searched = {"recipe.*.weight": {"low": 0.001, "high": 10.0, "log": True}, **DECAY}
-    return Method(
-        name="ReLU with L1", recipe=rules(places, "SparseReLU", weight=0.01), searched=searched
-    )
+    return Method(name="ReLU with L1", recipe=rules(places, "SparseReLU", weight=0.01), searched=searched)
 
 
 def moved_images() -> Method:
@@ -308,8 +304,7 @@ def files(name: str) -> dict[Path, str]:
     setting, folder = SETTINGS[name], HERE / name
     plain = {method.name: json.loads(json.dumps(setting.config(method))) for method in setting.methods}
     configs = {
-        folder / "configs" / f"{folder_name(arm, 'run')}.yaml": dump_yaml(own)
-        for arm, own in plain.items()
+        folder / "configs" / f"{folder_name(arm, 'run')}.yaml": dump_yaml(own) for arm, own in plain.items()
     }
     return {folder / "space.yaml": dump_yaml(json.loads(json.dumps(setting.space()))), **configs}
 

@@ -158,6 +158,6 @@ def test_the_process_that_forks_ends_with_its_server(cell):
     )
     assert runner(cell()).status == "finished"
     assert alive(pids[0])
-    del server, runner
+    server = runner = None
     gc.collect()
     assert not alive(pids[0])

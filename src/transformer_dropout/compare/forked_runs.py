@@ -20,7 +20,7 @@ SERVER = "transformer_dropout.runs.fork_server"
 
 
 def can_fork(gpus: int | None) -> bool:
-    """Return whether runs may be forks: on Linux, and where none computes on a GPU, which no fork may share."""
+    """Return whether runs may be forks: on Linux, where none computes on a GPU, which no fork may share."""
     return sys.platform == "linux" and (gpus == 0 or not visible_gpus())
 
 

@@ -1,4 +1,4 @@
-"""``python -m transformer_dropout.runs.fork_server``: a process that has imported what runs need, and forks them.
+"""``python -m transformer_dropout.runs.fork_server``: a process with everything imported, which forks runs.
 
 Importing takes some seconds of a processor, as long as many a small run trains; a fork takes none of them.
 Standard input is a Unix socket. A message is a run as JSON, with four file descriptors: the run's standard

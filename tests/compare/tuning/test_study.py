@@ -172,7 +172,7 @@ def test_a_method_without_a_value_does_not_hide_what_the_others_found(tmp_path, 
     found, without = found_by_all(methods, lambda name: open_study(out, name, budget))
     assert [one.method.arm.name for one in found] == ["learns"] and found[0].best.value > 0
     assert len(without) == 1 and "No trial of 'diverges' ended with a value" in without[0]
-    with pytest.raises(InputError, match="'diverges' ended with a value: .*not finite"):
+    with pytest.raises(InputError, match=r"'diverges' ended with a value: .*not finite"):
         found_by_all(methods[1:], lambda name: open_study(out, name, budget))
     files, space = [], tmp_path / "space.yaml"
     for arm in arms:
