@@ -120,13 +120,13 @@ class CellRunner:
             assert process.stdout is not None and process.stdin is not None
             for line in process.stdout:
                 progress.take(json.loads(line))
-            process.wait()
+            code = process.wait()
             process.stdin.close()
             process.stdout.close()
             with self._guard:
                 self._running.discard(process)
         progress.write()
-        return process.returncode
+        return code
 
     def _started(self, cell: Cell, environment: dict[str, str], log: IO[str]) -> subprocess.Popen | ForkedRun:
         """Start a run: its own session, so that Ctrl-C reaches it once, through `stop`.

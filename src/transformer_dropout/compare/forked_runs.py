@@ -85,7 +85,7 @@ class ForkServer:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", SERVER],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},

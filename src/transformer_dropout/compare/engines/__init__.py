@@ -16,13 +16,12 @@ FORMS = "local:N, dask:ADDRESS, slurm:PARTITION or ray"
 
 
 class Engine(Protocol):
-    """Runs the cells of a comparison; asked again, as a search asks it, it runs others.
+    """Runs the cells of a comparison; asked again, as a search asks it, it runs others."""
 
-    Attributes:
-        jobs: runs at once; None where a cluster decides.
-    """
-
-    jobs: int | None
+    @property
+    def jobs(self) -> int | None:
+        """Runs at once; None where a cluster decides."""
+        ...
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
         """Run every cell, several at once, and yield how each ended, the first to end first."""

@@ -36,7 +36,8 @@ class Dask:
 
     def __init__(self, address: str, folder: Path, resources: Resources) -> None:
         self.address, self.folder, self.resources = address, folder.resolve(), resources
-        self.jobs, self.stopping = None, False
+        self.jobs: int | None = None
+        self.stopping = False
         self.client = self.connected()
 
     def connected(self) -> Any:
