@@ -119,6 +119,7 @@ def test_a_layer_asks_its_site_for_more_than_a_width():
         ("os:getcwd", "os has no layer 'getcwd'"),
         ("torch.nn:Dropout", "inherits from td.layers.DropoutLayer"),
         ("os:path.join.x", "os has no layer"),
+        ("os:sep.x", "os has no layer"),
         (f"{HERE}:", "has no layer ''"),
         (":Mine", "has no layer|imports nothing"),
         (f"{HERE}:f.<locals>.Mine", "inside a function"),
