@@ -2,7 +2,7 @@
 
 import json
 
-from transformer_dropout.compare.facts import cautions, facts, progress
+from transformer_dropout.compare.facts import cautions, facts, progress, unfinished
 from transformer_dropout.compare.records import load_comparison
 
 
@@ -74,3 +74,83 @@ def test_progress_counts_what_every_run_does(folder):
     assert progress(load_comparison(path)) == (
         "4 of 8 runs are finished, 1 running, 1 killed, 1 failed, 1 not started."
     )
+
+
+def arm(effect):
+    return {"effect": effect, "recipe": []}
+
+
+def checked(folder, name, seed, **checks):
+    folder.change(
+        name, seed, checks={"paired_start": None, "recipe_applied": None, "repeatable": None} | checks
+    )
+
+
+def test_what_a_training_of_the_users_own_could_verify_is_told(folder):
+    path = folder.write({"a": arm(0.0), "b": arm(0.1)}, seeds=(1, 2, 3))
+    assert "recipe applied" not in facts(load_comparison(path))
+    for name in "ab":
+        for seed in (1, 2, 3):
+            checked(folder, name, seed, paired_start=True)
+    checked(folder, "b", 2, paired_start=True, recipe_applied=False)
+    checked(folder, "b", 3, paired_start=True, recipe_applied=True)
+    found = facts(load_comparison(path))
+    assert found["equal first evaluation of the arms of a seed"] == "yes"
+    assert found["recipe applied"] == "yes in 1 runs, no in 1 runs, not verified in 4 runs"
+    assert found["evaluation repeated with the same numbers"] == "not verified"
+    assert cautions(load_comparison(path)) == ["A check failed in b seed 2: recipe applied."]
+
+
+def test_of_many_runs_a_few_are_named(folder):
+    path = folder.write({"a": arm(0.0)}, seeds=tuple(range(6)))
+    for seed in range(5):
+        checked(folder, "a", seed, repeatable=False)
+    named = ", ".join(f"a seed {seed}" for seed in range(4))
+    words = "evaluation repeated with the same numbers"
+    assert cautions(load_comparison(path)) == [f"A check failed in {named} and 1 more runs: {words}."]
+    checked(folder, "a", 4)
+    assert cautions(load_comparison(path)) == [f"A check failed in {named}: {words}."]
+
+
+def test_a_maximum_flatters_where_more_is_better_and_one_seed_is_few(folder, accuracy_task):
+    path = folder.write({"a": arm(0.0)}, seeds=(1,), task=accuracy_task)
+    result = json.loads((folder.cell("a", 1) / "run.json").read_text())["result"]
+    folder.change("a", 1, result=result | {"restored_step": 100})
+    assert cautions(load_comparison(path)) == [
+        "1 seed is few: take every verdict as provisional below 3.",
+        "a seed 1 went back to an earlier step chosen by validation accuracy: that maximum flatters the arm.",
+    ]
+    found = facts(load_comparison(path))
+    assert found["evaluation"].endswith("; the test split was read once, at the end")
+    assert found["test split"] == f"1,110 images, sha256 {'c' * 64}"
+    assert found["task"] == "images" and found["pairing"].startswith("arms of one seed share")
+
+
+def test_the_facts_of_a_training_of_the_users_own_say_nothing_of_ours(folder, accuracy_task):
+    path = folder.write({"a": arm(0.0)}, seeds=(1, 4), task=accuracy_task | {"name": "trial"})
+    found = facts(load_comparison(path))
+    assert not found.keys() & {"pairing", "evaluation", "training numbers"}
+    assert (found["task"], found["seeds"]) == ("trial", "1, 4")
+    assert found["machine"] == "cpu EPYC, device cpu, threads 1, platform Linux"
+    assert found["data"] == "source stdlib-docstrings"
+
+
+def test_computers_that_differ_are_told_of_by_what_differs(folder):
+    path = folder.write({"a": arm(0.0)}, seeds=(1, 2, 3))
+    folder.change("a", 2, machine={"cpu": "Xeon", "device": "cuda", "threads": 2})
+    found = cautions(load_comparison(path))
+    names = ["machine device (cpu, cuda)", "machine cpu (EPYC, Xeon)", "machine threads (1, 2)"]
+    assert [sentence.partition("differ in ")[2].partition(", which")[0] for sentence in found] == names
+    assert facts(load_comparison(path))["machine"].startswith(
+        "cpu EPYC / Xeon, device cpu / cuda, threads 1 / 2"
+    )
+
+
+def test_runs_that_do_not_count_are_told_of_with_the_reason(folder):
+    path = folder.write({"a": arm(0.0)}, seeds=(1, 2, 3))
+    folder.change("a", 2, status="failed", error="no memory")
+    folder.change("a", 3, status="running")
+    (folder.cell("a", 3) / ".run.lock").touch()
+    found = unfinished(load_comparison(path))
+    assert [(run.seed, why) for run, why in found if run.seed == 2] == [(2, "failed: no memory")]
+    assert 1 not in [run.seed for run, _ in found]
