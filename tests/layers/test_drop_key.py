@@ -57,3 +57,9 @@ def test_a_dropped_score_has_no_gradient_and_a_kept_one_all_of_it():
 
 def test_it_says_that_it_acts_on_scores():
     assert DropKey.acts_on == "scores"
+
+
+def test_a_small_rate_is_met_in_half_precision_too():
+    torch.manual_seed(0)
+    changed = DropKey(0.001)(torch.zeros(1000, 1000, dtype=torch.bfloat16)) != 0
+    assert changed.float().mean().item() == pytest.approx(0.001, rel=0.2)

@@ -30,3 +30,10 @@ def test_the_gradient_is_the_noise():
     y = GaussianDropout(0.5)(x)
     y.sum().backward()
     torch.testing.assert_close(x.grad, y.detach() / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_at_a_rate_of_one_nothing_is_left_and_at_none_all(dtype):
+    x = torch.full((50,), 3.0, dtype=dtype)
+    assert not GaussianDropout(1.0)(x).any()
+    assert GaussianDropout(0.0)(x).equal(x) and GaussianDropout(0.5)(x).dtype == dtype

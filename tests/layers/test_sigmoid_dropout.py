@@ -44,3 +44,14 @@ def test_the_penalty_is_that_of_the_probability_and_not_of_the_mask():
 def test_a_slope_that_is_not_above_zero_is_refused():
     with pytest.raises(InputError, match="slope is 0"):
         LearnedSigmoidDropout(WIDTH, HEADS, slope=0.0)
+
+
+def test_its_arguments_are_those_of_the_gate():
+    plain = LearnedSigmoidDropout(WIDTH, HEADS)
+    assert (plain.slope, plain.causal, plain.penalty, plain.detach) == (60.0, True, "squared", False)
+    assert plain.qkv.bias is None and plain.shift.tolist() == [0.0] * WIDTH
+    words = {"shift": 0.5, "causal": False, "bias": True, "penalty": None, "detach": True}
+    built = LearnedSigmoidDropout(WIDTH, HEADS, slope=0.25, **words)
+    assert (built.slope, built.causal, built.penalty, built.detach) == (0.25, False, None, True)
+    assert built.qkv.bias is not None and built.shift.tolist() == [0.5] * WIDTH
+    assert built.extra_repr() == "width=8, heads=2, causal=False, slope=0.25"

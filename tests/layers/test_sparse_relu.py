@@ -34,3 +34,11 @@ def sparsity(weight):
 
 def test_a_larger_weight_leaves_fewer_units():
     assert sparsity(3.0) > sparsity(0.0) + 0.1
+
+
+def test_whoever_counts_sees_what_is_above_zero():
+    layer, seen = SparseReLU(), []
+    layer.observer = lambda keep, mask: seen.append((keep, mask))
+    layer(torch.tensor([-1.0, 0.0, 0.5, 4.0], dtype=torch.float64))
+    ((keep, mask),) = seen
+    assert keep.tolist() == mask.tolist() == [0, 0, 1, 1] and mask.dtype == torch.float64
