@@ -1,5 +1,6 @@
 """Several processes by one command: one sentence whatever becomes of one of them."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -9,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from transformer_dropout.runs.launch import sentence
+from transformer_dropout.errors import InputError
+from transformer_dropout.runs.launch import launch, launched, sentence
 from transformer_dropout.runs.record import read_run
 
 
@@ -118,3 +122,68 @@ def test_what_the_processes_refuse_is_one_sentence(tmp_path, tiny, start):
     assert (process.returncode, out, len(err.splitlines())) == (2, "", 1)
     assert "5 cannot be shared among 2 processes; use --set training.batch=6" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def elastic(monkeypatch):
+    """Launch nothing; return what the launcher was asked for, and let it end as it is told."""
+    asked = {"threads": None, "ends": None, "silent": None}
+
+    def elastic_launch(config, program):
+        def run(*words):
+            asked.update(config=config, command=(program, *words), silent=logging.root.manager.disable)
+            asked["threads"] = os.environ.get("OMP_NUM_THREADS")
+            folder = Path(config.logs_specs.root_log_dir) / "attempt_0"
+            for rank in range(2):
+                (folder / f"{rank}").mkdir(parents=True)
+                (folder / f"{rank}" / "stderr.log").write_bytes(f"said by {rank} \xff\n".encode("latin-1"))
+            if asked["ends"]:
+                raise asked["ends"]
+
+        return run
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
+    monkeypatch.setattr("transformer_dropout.runs.launch.leave", lambda code: sys.exit(code))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return asked
+
+
+def test_so_many_processes_of_one_machine_run_one_module(elastic, capsys):
+    before = logging.root.manager.disable
+    launch(3, "my.module", ["a", "--b"])
+    config = elastic["config"]
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.max_restarts) == (1, 1, 3, 0)
+    assert (config.rdzv_backend, config.rdzv_endpoint) == ("c10d", "localhost:0")
+    assert elastic["command"] == (sys.executable, "-m", "my.module", "a", "--b")
+    assert (elastic["threads"], elastic["silent"]) == ("1", logging.CRITICAL)
+    assert capsys.readouterr().err == "said by 0 \ufffd\n"
+    assert logging.root.manager.disable == before
+    assert not Path(config.logs_specs.root_log_dir).exists()
+    identity = config.run_id
+    launch(1, "my.module", [])
+    assert elastic["config"].run_id != identity
+
+
+def test_a_launcher_that_is_asked_to_stop_ends_with_the_signals_code(elastic):
+    elastic["ends"] = SignalException("stopped", signal.SIGINT)
+    with pytest.raises(SystemExit) as end:
+        launch(2, "my.module", [])
+    assert end.value.code == 130
+
+
+def test_a_process_that_fails_is_one_sentence_with_what_it_said(elastic):
+    elastic["ends"] = ChildFailedError("my.module", {1: ProcessFailure(1, 7, 2, "none")})
+    with pytest.raises(InputError, match=r"^said by 1 \ufffd$"):
+        launch(2, "my.module", [])
+
+
+def test_a_killed_process_is_told_what_to_do(tmp_path):
+    words = "Process 2 of 2 was killed by SIGKILL; what was saved is kept: "
+    assert sentence({1: Failure(-9)}, 2, tmp_path) == f"{words}continue with the same command and --resume."
+
+
+def test_a_process_of_several_knows_it(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert not launched()
+    monkeypatch.setenv("RANK", "0")
+    assert launched()

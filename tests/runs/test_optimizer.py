@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from transformer_dropout.runs.cost import sketch_of_splits
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.optimizer import (
     learning_rate,
+    load_optimizer_state,
     make_optimizer,
+    optimizer_state,
     set_learning_rate,
     weight_decay_groups,
 )
@@ -100,3 +103,20 @@ def test_a_gate_with_a_rate_of_its_own_keeps_it_through_the_run(tiny):
     gate = model.blocks[0].mlp.mlp_output_dropout
     assert rates[id(gate.qkv.weight)] == rates[id(gate.shift)] == 0.03
     assert rates[id(model.norm.weight)] == rates[id(model.blocks[0].mlp.expand.weight)] == 0.01
+
+
+def test_moments_go_by_the_names_of_the_parameters_and_come_back(model):
+    optimizer = make_optimizer(model, TrainingConfig())
+    assert optimizer_state(model, optimizer) == {}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model.norm.weight.grad = None
+    optimizer.step()
+    state = optimizer_state(model, optimizer)
+    names = [name for name, _ in model.named_parameters() if name != "norm.weight"]
+    assert state.keys() == {f"{n}/{key}" for n in names for key in ("step", "exp_avg", "exp_avg_sq")}
+    again = make_optimizer(model, TrainingConfig())
+    load_optimizer_state(model, again, state)
+    assert model.norm.weight not in again.state
+    found = optimizer_state(model, again)
+    assert found.keys() == state.keys() and all(found[name].equal(state[name]) for name in state)

@@ -13,8 +13,18 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
 from transformer_dropout.errors import InputError
+from transformer_dropout.runs import processes
 from transformer_dropout.runs.loop import Training
-from transformer_dropout.runs.processes import Processes, joined_processes, spread, without_gradient_sync
+from transformer_dropout.runs.processes import (
+    Processes,
+    joined_processes,
+    leave,
+    lost_another,
+    peak_memory_bytes,
+    repeated_blocks,
+    spread,
+    without_gradient_sync,
+)
 from transformer_dropout.runs.record import read_metrics, read_run
 from transformer_dropout.runs.run import prepare, run
 
@@ -178,3 +188,97 @@ def test_copied_gradients_are_shared_in_the_last_forward_of_a_step_only():
         with without_gradient_sync(module, two, last):
             asked.append(module.require_backward_grad_sync)
     assert asked == [False, False, True]
+
+
+class Group:
+    """Stands for two processes that hold the same numbers."""
+
+    class DistError(RuntimeError):
+        """As torch's own."""
+
+    def __init__(self):
+        self.waits = 0
+
+    def all_reduce(self, values):
+        values *= 2
+
+    def all_gather_object(self, values, value):
+        values[:] = [value, [value]]
+
+    def barrier(self):
+        self.waits += 1
+
+
+@pytest.fixture
+def group(monkeypatch):
+    group = Group()
+    monkeypatch.setattr(processes, "dist", group)
+    return group
+
+
+def test_two_processes_add_up_gather_and_wait(group):
+    two = Processes(rank=1, size=2, device=torch.device("cpu"))
+    assert not two.first
+    assert two.sum(torch.tensor(3.0)) == 6 and two.sum_of_numbers(2**40) == 2**41
+    assert two.gather("a") == ["a", ["a"]]
+    two.wait()
+    assert group.waits == 1
+    one = Processes(rank=0, size=1, device=torch.device("cpu"))
+    assert (one.sum_of_numbers(3), one.gather("a"), one.sum(torch.tensor(3.0)).item()) == (3, ["a"], 3)
+    one.wait()
+    assert group.waits == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (Group.DistError("any"), True),
+        (RuntimeError("Connection closed by peer [127.0.0.1]"), True),
+        (RuntimeError("read: Connection reset by Peer"), True),
+        (RuntimeError("shapes do not fit"), False),
+    ],
+)
+def test_a_lost_connection_is_told_from_other_errors(group, error, lost):
+    assert lost_another(error) is lost
+
+
+class Stacks(torch.nn.Module):
+    """Two stacks of blocks, and lists that are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.small = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+        self.large = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+        self.single = torch.nn.ModuleList([torch.nn.Linear(20, 20)])
+
+
+def test_the_blocks_are_those_of_the_largest_stack():
+    model = Stacks()
+    assert repeated_blocks(model) == list(model.large)
+    assert repeated_blocks(torch.nn.ModuleList([torch.nn.Linear(2, 2)])) == []
+
+
+def test_a_model_is_copied_or_sharded_block_by_block(monkeypatch):
+    model, sharded = Stacks(), []
+    two = Processes(rank=0, size=2, device=torch.device("cpu"))
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", sharded.append)
+    assert spread(model, two, "fsdp") is model and sharded == [*model.large, model]
+    monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", lambda module: ("copied", module))
+    assert spread(model, two, "ddp") == ("copied", model)
+    assert spread(model, replace(two, size=1), "ddp") is model
+
+
+def test_a_process_of_many_leaves_without_a_clean_up(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        leave(3)
+    assert end.value.code == 3
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.os, "_exit", lambda code: (_ for _ in ()).throw(KeyError(code)))
+    with pytest.raises(KeyError, match="4"):
+        leave(4)
+
+
+def test_memory_is_what_the_process_has_used_or_its_gpu(monkeypatch):
+    assert 2**25 < peak_memory_bytes(torch.device("cpu")) < 2**40
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: device.index)
+    assert peak_memory_bytes(torch.device("cuda", 3)) == 3

@@ -4,6 +4,8 @@ import json
 import sqlite3
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +114,49 @@ def test_what_is_not_installed_is_one_sentence(name, tmp_path, tiny, monkeypatch
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
     with pytest.raises(InputError, match=rf"names {name}, .* pip install 'transformer-dropout\[{name}\]'"):
         run(tiny(report_to=[name]), tmp_path / "run")
+
+
+def test_numbers_of_layers_go_by_their_place_and_what_is_none_goes_nowhere():
+    row = {"step": 3, "loss": 1, "keep_by_site": {"a": 0.5, "b": None}, "more": {"x": {"y": 2}}}
+    row |= {"flag": True, "text": "x", "none": None, "list": [1]}
+    found = flat_numbers(row)
+    assert found == {"loss": 1.0, "keep/a": 0.5, "more/x/y": 2.0}
+    assert all(type(number) is float for number in found.values())
+
+
+def test_a_folder_has_a_short_name_of_its_own(tmp_path, monkeypatch):
+    names = {reporting.own_name(tmp_path / name) for name in "ab"}
+    assert len(names) == 2 and {len(name) for name in names} == {10}
+    monkeypatch.chdir(tmp_path)
+    assert reporting.own_name(Path("a")) in names
+
+
+def test_everyone_who_is_named_is_told_once(tiny, tmp_path, monkeypatch):
+    told = []
+
+    def way(name):
+        @contextmanager
+        def opened(config, folder, step):
+            told.append((name, folder, step))
+            yield lambda numbers, at: told.append((name, numbers, at))
+            told.append(name)
+
+        return opened
+
+    monkeypatch.setattr(reporting, "WAYS", {name: way(name) for name in TOLD})
+    config = tiny(report_to=["wandb", "tensorboard"], tensorboard=True)
+    with reporting.reporting(config, tmp_path, 7) as report:
+        report({"loss": 1, "step": 8}, 8)
+    assert told == [
+        ("wandb", tmp_path, 7),
+        ("tensorboard", tmp_path, 7),
+        ("wandb", {"loss": 1.0}, 8),
+        ("tensorboard", {"loss": 1.0}, 8),
+        "tensorboard",
+        "wandb",
+    ]
+    told.clear()
+    with reporting.reporting(tiny(tensorboard=True), tmp_path, 0) as report:
+        assert told == [("tensorboard", tmp_path, 0)]
+    with reporting.reporting(tiny(), tmp_path, 0) as report:
+        report({"loss": 1}, 1)
