@@ -174,3 +174,9 @@ def test_the_reason_is_the_last_line_of_the_log(tmp_path, log, code, reason):
     path = tmp_path / "log.txt"
     path.write_text(log)
     assert why(path, code) == reason.format(log=path)
+
+
+def test_a_log_in_no_encoding_is_read_all_the_same(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_bytes("first\nsaid é ".encode() + b"\xff\n\n")
+    assert why(log, 1) == f"said é \ufffd ({log})"
