@@ -1,6 +1,7 @@
 """Runs that are forks of one process are what runs started anew are, and end as those do."""
 
 import gc
+import json
 import os
 import pickle
 import signal
@@ -16,6 +17,7 @@ from transformer_dropout.compare import forked_runs
 from transformer_dropout.compare.cell_process import CellRunner
 from transformer_dropout.compare.cells import TRAINING, Cell
 from transformer_dropout.compare.forked_runs import ForkServer, can_fork
+from transformer_dropout.runs import fork_server
 from transformer_dropout.runs.record import read_metrics, read_run
 from transformer_dropout.runs.run import run
 
@@ -161,3 +163,80 @@ def test_the_process_that_forks_ends_with_its_server(cell):
     server = runner = None
     gc.collect()
     assert not alive(pids[0])
+
+
+# What the process that forks is, with nothing imported, and a run that does as it is told.
+STUB = """
+import importlib.util, json, os, sys
+spec = importlib.util.spec_from_file_location("fork_server", {file!r})
+fork_server = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fork_server)
+threads = os.environ["OMP_NUM_THREADS"]
+fork_server.serve()
+print(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd(), threads]), flush=True)
+print("said", file=sys.stderr, flush=True)
+sys.exit(int(sys.stdin.readline()))
+"""
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """A server that has imported nothing, and how it starts a run in a folder."""
+    (tmp_path / "quick_server.py").write_text(STUB.format(file=fork_server.__file__))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(forked_runs, "SERVER", "quick_server")
+    server = ForkServer(threads=3)
+    with (tmp_path / "log").open("w") as log:
+        yield server, lambda: server.start(["a", "--b"], log, {"ONE": "1"}, tmp_path)
+
+
+def close(run):
+    run.stdin.close()
+    run.stdout.close()
+
+
+def test_a_forked_run_is_waited_for_as_a_process_is(quick, tmp_path):
+    server, start = quick
+    for code in (0, 7):
+        run = start()
+        assert json.loads(run.stdout.readline()) == [["a", "--b"], {"ONE": "1"}, str(tmp_path), "3"]
+        assert os.getsid(run.pid) == run.pid and run.returncode is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            run.wait(0.05)
+        run.stdin.write(f"{code}\n")
+        run.stdin.flush()
+        assert run.wait(20) == run.wait() == run.returncode == code
+        run.kill()
+        close(run)
+    assert server.works and (tmp_path / "log").read_text() == "said\nsaid\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_forked_run_ends_by_a_signal(quick, number):
+    _, start = quick
+    run = start()
+    run.kill() if number == signal.SIGKILL else run.send_signal(number)
+    assert run.wait(20) == -number
+    close(run)
+
+
+def test_where_the_server_does_not_start_no_other_is_tried(quick, monkeypatch):
+    server, start = quick
+    monkeypatch.setattr(forked_runs, "SERVER", "no_such_module")
+    assert start() is None and not server.works
+    monkeypatch.setattr(server, "connect", pytest.fail)
+    assert start() is None
+
+
+def test_a_server_ends_with_who_asked_for_it(quick, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *given, **words: started.append(popen(*given, **words)) or started[0]
+    )
+    server = ForkServer(threads=1)
+    server.connect()
+    assert started[0].poll() is None
+    del server
+    gc.collect()
+    assert started[0].returncode == 0

@@ -1,6 +1,7 @@
 """`td.tune`: what the search is asked for, and what its page says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,16 +20,22 @@ def train(trial):
 @pytest.fixture
 def seen(monkeypatch):
     """What is called with what, where nothing is searched."""
-    seen = {}
+    seen = {"without": []}
 
     def search(methods, folder, engine, budget, *, on_event, on_trial):
         on_event(None, {}), on_trial(None, None)
         seen.update(methods=methods, folder=folder, engine=engine, budget=budget)
 
     monkeypatch.setattr(trials, "search", search)
-    monkeypatch.setattr(trials, "choose_engine", lambda on, folder, resources: ("engine", on, folder))
+    monkeypatch.setattr(
+        trials, "choose_engine", lambda on, folder, resources: SimpleNamespace(jobs=4, asked=(on, folder))
+    )
     monkeypatch.setattr(trials, "open_study", lambda *given: given)
-    monkeypatch.setattr(trials, "found_by", lambda method, study: (method, study))
+    monkeypatch.setattr(
+        trials,
+        "found_by_all",
+        lambda methods, study_of: ([(m, study_of(m.arm.slug())) for m in methods], seen["without"]),
+    )
     monkeypatch.setattr(trials, "metric_name", lambda folder: f"metric of {folder}")
     monkeypatch.setattr(trials, "write_page", lambda *given: seen.update(page=given))
     return seen
@@ -56,9 +63,9 @@ def test_every_arm_is_searched_under_one_budget_and_shown(seen, tmp_path):
             PLACE,
         )
     assert [method.arm.name for method in seen["methods"]] == ["A b", "c"]
-    assert (seen["folder"], seen["engine"]) == (tmp_path, ("engine", "local:2", tmp_path))
+    assert (seen["folder"], seen["engine"].asked) == (tmp_path, ("local:2", tmp_path))
     budget = seen["budget"]
-    assert budget.trials == 7
+    assert (budget.trials, budget.together) == (7, 2)
     assert found == [
         (method, (tmp_path, slug, budget)) for method, slug in zip(seen["methods"], ("a-b", "c"), strict=True)
     ]
@@ -78,10 +85,19 @@ def test_a_function_is_found_by_its_place_and_the_rest_has_defaults(seen, monkey
     trials.tune(train, arms={"a": []}, space=SPACE)
     assert seen["methods"][0].arm.function == PLACE
     assert (seen["folder"], seen["budget"].trials) == (Path("runs/tune"), 40)
-    assert seen["engine"][1] is None
+    assert seen["engine"].asked[0] is None and seen["budget"].together == 4
 
 
 def test_a_space_that_is_none_is_refused(seen):
     with pytest.raises(InputError):
         trials.tune(PLACE, arms={"a": []}, space={"lr": {"low": 1, "hihg": 2}})
-    assert seen == {}
+    assert seen == {"without": []}
+
+
+def test_an_arm_without_a_value_is_told_of_behind_the_page_of_the_others(seen, tmp_path):
+    seen["without"] = ["No trial of a ended with a value.", "nor of b."]
+    with pytest.raises(
+        InputError, match=rf"^No trial of a ended with a value\. The others are in {tmp_path}/tun"
+    ):
+        trials.tune(PLACE, arms={"a": []}, space=SPACE, out=tmp_path)
+    assert seen["page"][1] == tmp_path
