@@ -207,7 +207,9 @@ def of_blocks(output: str, everywhere: Sequence[str], **gate: Any) -> list[Metho
     deep = {"select": "block", "layer": "DropPath", "p": 0.1, "depth": {"linear": {"start": 0.0, "end": 1.0}}}
 
     def mask(layer: str, places: Sequence[str] = (output,), weight: Any = 0.1, **more: Any) -> Rules:
-        return rules(places, layer, weight=weight, **gate, **more)
+        # Pre-computed masks look where the model itself looks.
+        own = {key: value for key, value in gate.items() if key != "causal" or "Precomputed" not in layer}
+        return rules(places, layer, weight=weight, **own, **more)
 
     def scheduled(name: str, kind: str, **shape: Any) -> Method:
         ends = {"start": 0.0, "end": 0.1, **shape}

@@ -8,6 +8,8 @@ import pytest
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.folds import batch_of, even_part, folded, part_of, whole
 from transformer_dropout.runs.order import epoch_order
+from transformer_dropout.runs.run import run
+from transformer_dropout.runs.run_config import config_from_data
 from transformer_dropout.runs.task import Splits
 
 TASK = SimpleNamespace(batch=lambda split, indices: [split[index] for index in indices])
@@ -53,3 +55,16 @@ def test_one_example_has_no_two_halves():
 def test_a_batch_of_a_part_is_one_of_the_split():
     assert batch_of(TASK, "abc", [2, 0]) == ["c", "a"]
     assert batch_of(TASK, part_of("abc", np.array([2, 0, 1])), [1, 0]) == ["a", "c"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["images", "images_vit", "regression"])
+def test_a_model_that_reads_its_shape_off_the_examples_trains_on_a_part_of_them(task, tmp_path):
+    rule = {"select": "mlp_hidden", "layer": "Dropout", "p": 0.2}
+    parts = {"folds": {"folds": 5, "fold": 1}, "self_tuned": {"self_tuned": {"share": 0.1, "every": 1}}}
+    for name, keys in parts.items():
+        training = {"steps": 2, "batch": 8, "eval_every": 2, "probe_windows": 16, **keys}
+        config = config_from_data({"task": task, "recipe": [rule], "training": training}, {})
+        record = run(config, tmp_path / name)
+        assert record["status"] == "finished" and record["result"]["val_loss"] > 0
+        assert ("test_loss" in record["result"]) == (name != "folds")

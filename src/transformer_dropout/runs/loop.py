@@ -79,16 +79,16 @@ class Training:
         training = config.training
         self.config, self.processes, self.task = config, processes, config.find_task()
         self.examples = Examples(config, splits, processes)
-        self.splits = splits = self.examples.splits
+        self.splits = self.examples.splits
         refuse_several_processes(training, processes)
         if training.batch % processes.size:
             raise InputError(
                 f"training.batch {training.batch} cannot be shared among {processes.size} processes; "
                 f"use --set training.batch={processes.size * math.ceil(training.batch / processes.size)}."
             )
-        self.probe = fixed_probe(len(splits.train), training.probe_windows, seed=0)
+        self.probe = fixed_probe(len(self.splits.train), training.probe_windows, seed=0)
         self.validation_probe = fixed_probe(
-            len(splits.validation), training.eval_windows or len(splits.validation), seed=0
+            len(self.splits.validation), training.eval_windows or len(self.splits.validation), seed=0
         )
         self.model, self.regularization = build_model(config, splits)
         self.model.to(processes.device)
