@@ -181,7 +181,7 @@ def of_perceptron() -> list[Method]:
     hidden = ("mlp_hidden", "classifier")
     gate = {"layer": "LearnedPositionwiseDropout", "weight": 0.1}
     return [
-        *plain(("input", *hidden), {"steps": 300, "eval_every": 60}),
+        *plain(("input", *hidden), {"steps": 200, "eval_every": 40}),
         moved_images(),
         learned("learned mask", rules(hidden, **gate)),
         learned("learned mask, everywhere", rules(("input", *hidden), **gate)),
@@ -242,7 +242,7 @@ def of_vision_transformer() -> list[Method]:
     """Return the methods of the vision transformer."""
     places = ("embedding", "attention_output", "mlp_hidden", "mlp_output")
     return [
-        *plain(places, {"steps": 300, "eval_every": 60}),
+        *plain(places, {"steps": 200, "eval_every": 40}),
         moved_images(),
         *of_blocks("mlp_output", places[1::2], heads=4, causal=False),
         sparse_relu(("mlp_hidden",)),
@@ -267,7 +267,7 @@ def of_text() -> list[Method]:
     ]
 
 
-DIGITS = {"steps": 600, "batch": 32, "min_lr": 1e-5, "eval_every": 120, "weight_decay": 0.01}
+DIGITS = {"steps": 400, "batch": 32, "min_lr": 1e-5, "eval_every": 80, "weight_decay": 0.01}
 SETTINGS = {
     "digits_mlp": Setting(
         task="images",

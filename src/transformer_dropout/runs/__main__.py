@@ -16,4 +16,5 @@ def run_folder(folder: Path, listener: Listener) -> None:
     run(load_run_config(folder / "config.yaml"), folder, resume=True, listener=listener)
 
 
-work("transformer_dropout.runs", run_folder)
+if __name__ == "__main__":
+    work("transformer_dropout.runs", run_folder)

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 LARGEST_MESSAGE = 2**18
@@ -22,7 +21,9 @@ STREAMS = 3
 IMPORTED = (
     "transformer_dropout.tasks.language",
     "transformer_dropout.tasks.images",
-    "transformer_dropout.kernels.native",
+    "transformer_dropout.kernels.native.attention",
+    "transformer_dropout.kernels.native.dropout",
+    "transformer_dropout.kernels.native.mask",
     "torch._dynamo",
     "torch._meta_registrations",
     "torch.utils.flop_counter",
@@ -76,21 +77,16 @@ def become(asked: dict[str, Any], streams: list[int]) -> None:
 
 def main() -> None:
     """Import, serve, and in each fork train."""
-    from .run import run
-    from .run_config import load_run_config
+    from .__main__ import run_folder
     from .worker import work
 
     for name in IMPORTED:
-        # What is not installed is not needed.
-        with suppress(ImportError):
+        # What is not installed, or broken, is told of by the run that needs it.
+        with suppress(Exception):
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what all forks share is looked at in none
+    gc.freeze()  # no fork looks at, and so copies, what all share
     serve()
-
-    def run_folder(folder: Path, listener: Any) -> None:
-        run(load_run_config(folder / "config.yaml"), folder, resume=True, listener=listener)
-
     work("transformer_dropout.runs", run_folder)
 
 
