@@ -9,6 +9,7 @@ import pytest
 
 from transformer_dropout.compare.records import load_comparison
 from transformer_dropout.compare.statistics import difference_text, differences_to
+from transformer_dropout.compare.tuning.space import read_methods, refuse_values
 from transformer_dropout.compare.verdicts import differences
 from transformer_dropout.runs.record import read_metrics
 from transformer_dropout.runs.run import run
@@ -155,3 +156,19 @@ def test_gpt2s_size_was_resumed_exactly():
     assert found["metrics_equal"] is True and found["weights_equal"] is True
     assert [row["step"] for row in found["metrics"]] == [0, 5, 10]
     assert f"{found['parameters']['total']:,} parameters" in words(EXPERIMENTS / "gpt2_124m" / "README.md")
+
+
+TUNED = EXPERIMENTS / "tuned"
+
+
+@pytest.mark.parametrize("setting", ["digits_mlp", "digits_vit", "docstrings"])
+def test_what_is_searched_is_what_the_methods_say(setting):
+    written = runpy.run_path(str(TUNED / "methods.py"))["files"](setting)
+    there = {*(TUNED / setting / "configs").glob("*.yaml"), TUNED / setting / "space.yaml"}
+    assert {path: path.read_text(encoding="utf-8") for path in there} == written
+    arms = [load_run_config(path) for path in sorted(there) if path.name != "space.yaml"]
+    methods = read_methods(TUNED / setting / "space.yaml", arms)
+    refuse_values(methods)
+    assert len(methods) == len(arms)
+    row = next(line for line in words(TUNED / "README.md").splitlines() if f"| `{setting}`" in line)
+    assert row.endswith(f"| {len(arms)} |")

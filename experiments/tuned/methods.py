@@ -207,9 +207,7 @@ def of_blocks(output: str, everywhere: Sequence[str], **gate: Any) -> list[Metho
     deep = {"select": "block", "layer": "DropPath", "p": 0.1, "depth": {"linear": {"start": 0.0, "end": 1.0}}}
 
     def mask(layer: str, places: Sequence[str] = (output,), weight: Any = 0.1, **more: Any) -> Rules:
-        # Pre-computed masks look where the model itself looks.
-        own = {key: value for key, value in gate.items() if key != "causal" or "Precomputed" not in layer}
-        return rules(places, layer, weight=weight, **own, **more)
+        return rules(places, layer, weight=weight, **gate, **more)
 
     def scheduled(name: str, kind: str, **shape: Any) -> Method:
         ends = {"start": 0.0, "end": 0.1, **shape}
@@ -228,7 +226,6 @@ def of_blocks(output: str, everywhere: Sequence[str], **gate: Any) -> list[Metho
         learned("LearnedDropout, everywhere", mask("LearnedDropout", everywhere)),
         learned("LearnedDropout, held-out gates", mask("LearnedDropout"), held_out=0.1),
         learned("Fourier", mask("LearnedFourierDropout", terms=3)),
-        learned("pre-computed masks", mask("PrecomputedLearnedDropout")),
         Method(name="Anchored", recipe=mask("AnchoredDropout", anchor_p=0.1), searched=anchored),
         Method(
             name="experts",
@@ -263,6 +260,9 @@ def of_text() -> list[Method]:
             data={"augment": {"swap": 0.05, "crop": 0.2}},
         ),
         *of_blocks("mlp_output", ("attention_output", "mlp_output"), heads=4),
+        learned(
+            "pre-computed masks", rules(("mlp_output",), "PrecomputedLearnedDropout", heads=4, weight=0.1)
+        ),
         sparse_relu(("mlp_hidden",)),
     ]
 

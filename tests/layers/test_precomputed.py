@@ -312,3 +312,8 @@ def test_layers_of_different_kinds_do_not_share_an_attention(other):
     layer(shared)
     with pytest.raises(InputError, match="a MaskEmbedding of its own"):
         layer(shared, **other)
+
+
+def test_an_embedding_that_is_an_image_of_channels_is_refused():
+    with pytest.raises(InputError, match=r"takes embeddings .*, not a tensor of \(3, 8, 4, 4\); use Learned"):
+        source()(torch.randn(3, WIDTH, 4, 4))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import InputError
+from ..errors import InputError
 from ..kernels.linear import is_fast
 from ..kernels.linear import linear as fast_linear
 from ..kernels.mlp import bare
@@ -67,6 +68,11 @@ class MaskEmbedding(nn.Module):
         padding_mask: Tensor | None = None,
         past: functional.KeysAndValues | None = None,
     ) -> Tensor:
+        if embedding.dim() != 3:
+            raise InputError(
+                "PrecomputedLearnedDropout takes embeddings (batch, tokens, width), not a tensor of "
+                f"{tuple(embedding.shape)}; use LearnedDropout, which reads what it masks."
+            )
         mixed = functional.self_attention(
             self.qkv(embedding), self.heads, causal=self.causal, padding_mask=padding_mask, past=past
         )
