@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import InputError
-from ..errors import InputError
 from ..kernels.linear import is_fast
 from ..kernels.linear import linear as fast_linear
 from ..kernels.mlp import bare
