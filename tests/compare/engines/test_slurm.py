@@ -1,17 +1,19 @@
 """The jobs of a SLURM array: the file that sbatch is given, and the jobs themselves as local processes."""
 
 import json
+import pickle
 import signal
 import stat
 import subprocess
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from transformer_dropout.compare.cells import make_cells
+from transformer_dropout.compare.cells import Outcome, make_cells
 from transformer_dropout.compare.comparison import opened_comparison, run_cells
 from transformer_dropout.compare.engines import Resources, choose_engine, slurm
-from transformer_dropout.compare.engines.slurm import Slurm, has_gpus
+from transformer_dropout.compare.engines.slurm import Slurm, SlurmCell, has_gpus, option, outcome_of
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.record import read_metrics
 from transformer_dropout.runs.run import run
@@ -175,3 +177,73 @@ def test_a_job_whose_time_is_over_saves_and_the_one_queued_again_continues(tmp_p
     run(arms[0], tmp_path / "here")
     ours, theirs = (read_metrics(place / "metrics.jsonl") for place in (cells[0].folder, tmp_path / "here"))
     assert [row["val_loss"] for row in ours] == [row["val_loss"] for row in theirs]
+
+
+class Job:
+    """A job as submitit shows it."""
+
+    def __init__(self, folder, answer=None, error=None, ended=True):
+        self.job_id, self.answer, self.error = "42_0", answer, error
+        self.paths = SimpleNamespace(result_pickle=folder / "result", stderr=folder / "err")
+        if ended:
+            self.paths.result_pickle.touch()
+
+    def exception(self):
+        return self.error
+
+    def result(self):
+        return self.answer
+
+
+def test_how_a_job_ended_is_told_of_its_cell(tmp_path):
+    cell = SimpleNamespace(finished=False)
+    assert outcome_of(SimpleNamespace(finished=True), None).status == "finished"
+    assert outcome_of(cell, Job(tmp_path / "nowhere", ended=False)) == Outcome(
+        cell=cell,
+        status="failed",
+        reason=f"its job 42_0 ended without a result; see {tmp_path / 'nowhere' / 'err'}",
+    )
+    assert outcome_of(cell, Job(tmp_path, answer="as it said")) == "as it said"
+    for error, words in ((ValueError("first\n last \n\n"), "last"), (ValueError(" "), "ValueError")):
+        found = outcome_of(cell, Job(tmp_path, error=error))
+        assert (found.cell, found.status, found.reason) == (cell, "failed", f"{words} ({tmp_path / 'err'})")
+
+
+def test_a_job_runs_its_cell_and_hands_over_the_rest(tmp_path, monkeypatch):
+    made = []
+
+    class Runner:
+        def __init__(self, **words):
+            made.append(words)
+            self.waited = False
+
+        def __call__(self, cell):
+            return ("ran", cell)
+
+        def stop_and_wait(self):
+            self.waited = True
+
+    monkeypatch.setattr(slurm, "CellRunner", Runner)
+    job = slurm.SlurmCell(Resources(threads=3), tmp_path)
+    assert job("a cell") == ("ran", "a cell")
+    rest = job.checkpoint("a cell")
+    assert job.runner.waited and rest.args == ("a cell",) and isinstance(rest.function, slurm.SlurmCell)
+    again = pickle.loads(pickle.dumps(SlurmCell(Resources(threads=2), tmp_path)))
+    assert (again.resources, again.directory) == (Resources(threads=2), tmp_path)
+    assert made[0] == {"threads": 3, "shares_gpus": False, "folder": tmp_path}
+
+
+def test_an_option_has_a_value_of_its_type():
+    assert [option(text) for text in ("a=600", "b=x=y", "c=")] == [("a", 600), ("b", "x=y"), ("c", None)]
+    for text in ("=5", "a"):
+        with pytest.raises(InputError, match="write KEY=VALUE"):
+            option(text)
+
+
+def test_what_jobs_ask_for_may_be_changed(cluster, tmp_path):
+    plain = choose_engine("slurm:gpu", tmp_path / "out").parameters()
+    assert plain["slurm_additional_parameters"] == {"requeue": True} and plain["timeout_min"] == slurm.MINUTES
+    assert "slurm_array_parallelism" not in plain and plain["gpus_per_node"] == 1
+    changed = choose_engine("slurm:gpu,name=mine,timeout_min=5", tmp_path / "out", Resources(jobs=3))
+    assert (changed.parameters()["name"], changed.parameters()["timeout_min"]) == ("mine", 5)
+    assert (changed.parameters()["slurm_array_parallelism"], changed.jobs) == (3, 3)
