@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from filelock import FileLock
@@ -92,3 +93,47 @@ def test_a_run_that_measured_nothing_yet_has_a_page(folder, learned, rows):
     folder.change("learned", 1, status="running", result=None)
     (learned / "metrics.jsonl").write_text(rows)
     assert "running" in write_run_report(learned).read_text()
+
+
+def words(svg):
+    return [text for node in ElementTree.fromstring(svg).iter() if (text := (node.text or "").strip())]
+
+
+def test_figures_say_what_they_show(folder, learned, accuracy_task):
+    run = load_run(learned)
+    rows = [row | {"rate_by_site": {"h.0": 0.3}, "keep_by_site": {"h.0": 0.5}} for row in run.metrics]
+    (learned / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = load_run(learned)
+    found = words(metric_figure(run, run.task.metric))
+    assert {"Loss over the steps", "loss, nats per token", "step", "training", "validation"} <= set(found)
+    found = words(rate_figure(run))
+    assert {"Rates as they were", "rate of dropping", "learning rate", "step", "h.0", "lr"} <= set(found)
+    found = words(keep_figure(run))
+    assert {"What the masks keep, by layer", "kept in training", "h.0"} <= set(found)
+    assert "kept in evaluation" not in found and any(text.endswith("%") for text in found)
+    folder.write(seeds=(2,), task=accuracy_task)
+    run = load_run(folder.cell("none", 2))
+    found = words(metric_figure(run, run.task.metric))
+    assert {"Accuracy over the steps", "accuracy"} <= set(found) and any(text.endswith("%") for text in found)
+
+
+def test_planned_rates_follow_the_steps_of_the_run_or_those_it_has(learned):
+    record = json.loads((learned / "run.json").read_text())
+    rule = {"p": {"linear": {"start": 0.0, "end": 0.4}}}
+    for steps, half in ((4000, 2000), (None, 1000)):
+        record["config"] |= {"recipe": [rule], "training": {"steps": steps}}
+        (learned / "run.json").write_text(json.dumps(record))
+        (rates,) = planned_rates(load_run(learned)).items()
+        assert rates[0] == "layer, all"
+        assert dict(rates[1])[half] == pytest.approx(0.2)
+    (learned / "metrics.jsonl").write_text("")
+    assert planned_rates(load_run(learned)) == {"layer, all": []}
+
+
+def test_the_page_of_a_run_has_its_facts_and_what_went_wrong(folder, learned):
+    folder.change("learned", 1, alarms=["The masks of h.0 keep everything."], notes=["Continued elsewhere."])
+    page = write_run_report(learned).read_text()
+    for text in ("EPYC", "python 3.11.7", f"sha256 {'a' * 64}", "The masks of h.0", "Continued elsewhere."):
+        assert text in page
+    folder.change("learned", 1, status="diverged", error="not finite at step 3")
+    assert "diverged: not finite at step 3" in write_run_report(learned).read_text()

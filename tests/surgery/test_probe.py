@@ -6,7 +6,7 @@ from torch import nn
 
 import transformer_dropout as td
 from transformer_dropout.audit.tiny_models import tiny_inputs, tiny_model
-from transformer_dropout.surgery import _attention
+from transformer_dropout.surgery import _attention, _probe
 from transformer_dropout.surgery._probe import (
     ROUNDING,
     Probe,
@@ -14,6 +14,7 @@ from transformer_dropout.surgery._probe import (
     layers_at,
     nothing_else_drops,
     results,
+    unmoved,
 )
 from transformer_dropout.surgery._together import Lever
 
@@ -120,3 +121,16 @@ def test_of_nested_inputs_the_numbers_are_doubled_and_the_tokens_stay():
     doubled = in_double(({"ids": ids, "image": [image]}, None, 3))
     assert doubled == ({"ids": ids, "image": doubled[0]["image"]}, None, 3)
     assert doubled[0]["image"][0].dtype == torch.float64
+
+
+def test_what_rounds_in_training_alone_is_not_measured_again(monkeypatch):
+    def refuse(model):
+        raise RuntimeError("single precision alone")
+
+    monkeypatch.setattr(_probe, "deepcopy", refuse)
+    before, rounded, other = [torch.ones(2)], [torch.ones(2) + 1e-6], [torch.ones(2) + 1e-2]
+    found = [
+        [unmoved(None, None, None, p, before, after) for after in (before, rounded, other)]
+        for p in (0.0, 1.0)
+    ]
+    assert found == [[True, True, False], [True, False, False]]
