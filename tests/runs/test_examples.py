@@ -72,8 +72,10 @@ def test_a_batch_is_augmented_by_step_part_process_and_seed():
     made = examples(Augmented())
     data, batch, drawn = made.batch(1, 1)
     assert (data, batch) == ("data", examples().batch(1, 1))
-    state = np.random.SeedSequence((7, 3, 0)).generate_state(1, np.uint64)
-    assert drawn == int(state[0]) % 2**63
+    states = [int(np.random.SeedSequence((seed, 3, 0)).generate_state(1, np.uint64)[0]) for seed in range(9)]
+    assert min(states) < 2**63 < max(states)
+    for seed, state in enumerate(states):
+        assert examples(Augmented(), seed=seed).batch(1, 1)[2] == state % 2**63
     others = [made.batch(*at) for at in ((1, 0), (0, 1), (2, 1))]
     others += [examples(Augmented(), **facts).batch(1, 1) for facts in ({"seed": 8}, {"rank": 1, "size": 2})]
     assert len({drawn, *(other[2] for other in others)}) == 6

@@ -4,8 +4,8 @@ import json
 import math
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from transformer_dropout.runs.listener import Listener
 from transformer_dropout.runs.loop import Training
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.record import read_metrics, read_run
-from transformer_dropout.runs.run import prepare, run
+from transformer_dropout.runs.run import RunInFolder, prepare, run
 from transformer_dropout.runs.run_config import load_run_config
 from transformer_dropout.runs.training_config import EarlyStoppingConfig
 from transformer_dropout.tasks.language.data import DataConfig
@@ -355,17 +355,12 @@ def test_a_run_is_not_continued_on_other_data(tmp_path, tiny):
     assert snapshot(tmp_path / "run" / "checkpoints") == before
 
 
-def test_whoever_is_told_the_numbers_hears_from_which_step_on(tmp_path, tiny, monkeypatch):
-    opened, told = [], []
-
-    def reporting(config, folder, step):
-        opened.append((folder, step))
-        return nullcontext(lambda metrics, step: told.append(step))
-
-    monkeypatch.setattr("transformer_dropout.runs.run.reporting", reporting)
-    config = tiny(steps=4, eval_every=2)
-    run(config, tmp_path / "run")
-    unfinished(tmp_path / "run")
-    run(config, tmp_path / "run", resume=True)
-    assert opened == [(tmp_path / "run", 0), (tmp_path / "run", 4)]
-    assert told == [0, 2, 4]
+def test_whoever_is_told_the_numbers_hears_from_which_step_on(monkeypatch):
+    monkeypatch.setattr("transformer_dropout.runs.run.reporting", lambda *given: given)
+    facts = {"config": "config", "folder": "folder", "training": SimpleNamespace(step=4)}
+    first, other = (
+        SimpleNamespace(processes=SimpleNamespace(first=first), **facts) for first in (True, False)
+    )
+    assert RunInFolder.reporting(first) == ("config", "folder", 4)
+    with RunInFolder.reporting(other) as report:
+        assert report is None

@@ -45,7 +45,7 @@ def work(monkeypatch):
 
     monkeypatch.setattr(worker, "event_writer", lambda: lambda **event: told.append(event))
     monkeypatch.setattr(worker, "leave", leave)
-    monkeypatch.setattr(worker, "choose_threads", lambda count: done.append(f"{count} threads"))
+    monkeypatch.setattr(worker, "choose_threads", done.append)
     for name in ("end_with_parent", "keep_freed_memory"):
         monkeypatch.setattr(worker, name, lambda name=name: done.append(name))
 
@@ -74,12 +74,12 @@ def test_the_code_says_how_it_ended(work, capsys, folder, code, error):
     assert (found, capsys.readouterr().err) == (code, error)
     progress = {"step": 1, "steps": 2, "loss": 0.5, "val_loss": None, "keep": None}
     assert told == [progress, {"message": str(Path(folder))}]
-    assert done == ["1 threads", "keep_freed_memory"]
+    assert done == [1, "keep_freed_memory"]
 
 
 def test_what_is_asked_for_on_the_command_line_is_done(work, capsys):
     code, _, done = work("right", "--threads", "2", "--end-with-parent")
-    assert (code, done) == (0, ["end_with_parent", "2 threads", "keep_freed_memory"])
+    assert (code, done) == (0, ["end_with_parent", 2, "keep_freed_memory"])
     code, told, done = work()
     assert (code, told, done) == (2, [], [])
     assert "usage: python -m my.module" in capsys.readouterr().err
