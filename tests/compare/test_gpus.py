@@ -4,8 +4,9 @@ import tempfile
 import threading
 
 import pytest
+import torch
 
-from transformer_dropout.compare.gpus import taken_gpus
+from transformer_dropout.compare.gpus import taken_gpus, visible_gpus
 from transformer_dropout.errors import InputError
 
 
@@ -55,3 +56,11 @@ def test_none_hides_them_and_too_many_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with taken_gpus(None, never) as environment:
         assert environment == {}
+
+
+def test_the_gpus_are_those_that_are_named_or_all_that_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, ,GPU-a")
+    assert visible_gpus() == ["5", "GPU-a"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1", "2"]
