@@ -9,8 +9,8 @@ from transformer_dropout.compare.engines.local import Local
 class Runner:
     """Runs no process: a cell waits for another to end, or for nobody."""
 
-    def __init__(self, threads, gpus):
-        self.given, self.stopped = (threads, gpus), None
+    def __init__(self, threads, gpus, forks):
+        self.given, self.stopped = (threads, gpus, forks), None
         self.ended = {name: threading.Event() for name in "ab"}
 
     def __call__(self, cell):
@@ -26,8 +26,11 @@ class Runner:
 
 def test_cells_run_at_once_and_are_told_of_as_they_end(monkeypatch):
     monkeypatch.setattr(local, "CellRunner", Runner)
+    monkeypatch.setattr(local, "ForkServer", lambda threads: f"forks of {threads}")
+    monkeypatch.setattr(local, "can_fork", lambda gpus: gpus == 1)
     engine = Local(2, Resources(threads=3, gpus=1))
-    assert (engine.jobs, engine.runner.given) == (2, (3, 1))
+    assert (engine.jobs, engine.runner.given) == (2, (3, 1, "forks of 3"))
+    assert Local(2, Resources()).runner.given == (1, None, None)
     assert list(engine.run([("a", "b"), ("b", None)])) == ["b", "a"]
     engine.stop(15)
     assert engine.runner.stopped == 15
