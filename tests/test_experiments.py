@@ -90,7 +90,11 @@ def test_the_redundancy_told_is_that_of_the_record():
 
 
 # A record's folder, and the heading of its figures in the README there or above.
-LOSSES = {"depth": None, "small_data/docstrings": "## Docstrings"}
+LOSSES = {
+    "depth": None,
+    "small_data/docstrings": "## Docstrings",
+    "small_data/shakespeare": "## Shakespeare",
+}
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -19,7 +19,7 @@ Rules = list[dict[str, Any]]
 DECAY = {"training.weight_decay": {"low": 0.01, "high": 10.0, "log": True}}
 RATE = {"low": 0.0, "high": 0.6}
 WEIGHT = {"low": 0.001, "high": 1.0, "log": True}
-SHIFTS = [0.0, round(math.pi / 2, 4), round(math.pi, 4)]
+SHIFTS = [0.0, math.pi / 2, math.pi]
 # What is searched for every learned mask beside learning rate and weight decay.
 MASK = {
     "recipe.*.shift": SHIFTS,
