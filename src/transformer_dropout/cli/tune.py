@@ -112,8 +112,9 @@ def show_search(searched: "list[Method]", out: Path, engine: Any, budget: "Budge
         def told(method: "Method", trial: Any) -> None:
             ended = trial.state.name.lower() if trial.value is None else f"{trial.value:.4f}"
             progress.update(tasks[method.arm.name], completed=trial.number + 1, note=f"last {ended}")
-            if not console.is_terminal:
-                text = f"{method.arm.name}, trial {trial.number + 1} of {budget.trials}: {ended}"
+            reason = trial.user_attrs.get("reason")
+            if reason or not console.is_terminal:
+                text = f"{method.arm.name}, trial {trial.number + 1} of {budget.trials}: {reason or ended}"
                 console.print(text, soft_wrap=True, highlight=False, markup=False)
 
         try:

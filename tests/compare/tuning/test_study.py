@@ -1,6 +1,7 @@
 """Searches from end to end: the budget, a search that goes on, folds, and a training of the user's own."""
 
 import json
+import re
 import socket
 
 import pytest
@@ -184,10 +185,12 @@ def test_a_method_without_a_value_does_not_hide_what_the_others_found(tmp_path, 
     )
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
-        command(files, space=space, trials=2, jobs=1, out=out)
+        command(files, space=space, trials=2, jobs=1, out=tmp_path / "typed")
     printed = capsys.readouterr().out
     assert ended.value.code == 1 and "failed: No trial of 'diverges'" in printed
-    assert "On fresh seeds" in printed and (out / "tuning.html").is_file()
+    assert "diverges, trial 2 of 2: The loss was not finite at step 2" in printed
+    assert re.search(r"^learns, trial 2 of 2: \d\.\d{4}$", printed, flags=re.MULTILINE)
+    assert "On fresh seeds" in printed and (tmp_path / "typed" / "tuning.html").is_file()
 
 
 @pytest.mark.slow
