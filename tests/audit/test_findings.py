@@ -255,6 +255,94 @@ def test_a_recomputation_that_cannot_be_seen_is_said_so():
     assert audit.notes[0].startswith("Recomputation was not observed")
 
 
+class RunAgain(torch.autograd.Function):
+    """A checkpoint as somebody writes it by hand."""
+
+    @staticmethod
+    def forward(ctx, x, body):
+        ctx.body = body
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return body(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            return torch.autograd.grad(ctx.body(x), x, gradient)[0], None
+
+
+class CheckpointedByHand(Checkpointed):
+    def forward(self, x):
+        return RunAgain.apply(self.first(x), self.body)
+
+
+def test_a_checkpoint_written_by_hand_is_seen():
+    (finding,) = findings(CheckpointedByHand())
+    assert (finding.code, finding.site) == ("recompute-mask-differs", "body.1")
+
+
+class Backward(torch.autograd.Function):
+    """Counts how often a backward pass goes through it."""
+
+    passes = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Backward.passes += 1
+        return gradient
+
+
+class Counted(Checkpointed):
+    def forward(self, x):
+        return Backward.apply(super().forward(x))
+
+
+@pytest.mark.parametrize("hooks", ["known", "unknown"])
+def test_a_backward_pass_runs_where_it_may_run_something_random_again(hooks, monkeypatch):
+    plain = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+    plain.register_forward_hook(lambda module, args, output: Backward.apply(output))
+    monkeypatch.setattr(Backward, "passes", 0)
+    if hooks == "unknown":
+        monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+    td.audit(plain, X)
+    assert Backward.passes == (hooks == "unknown")
+    if hooks == "known":
+        td.audit(Counted(use_reentrant=False), X)
+        assert Backward.passes == 1
+
+
+class Force(nn.Module):
+    """Returns the gradient of an energy, so that its forward holds a backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.energy(x).sum(), x, create_graph=self.training)[0]
+
+
+class Tangent(Force):
+    """The same by a transform of torch.func, which allows no hooks for what is saved."""
+
+    def forward(self, x):
+        return torch.func.grad(lambda y: self.energy(y).sum())(x)
+
+
+@pytest.mark.parametrize("model", [Force, Tangent])
+def test_a_forward_that_computes_gradients_is_watched_all_the_same(model):
+    audit = td.audit(model(), X)
+    assert audit.findings == ()
+    assert [(event.path, event.resolved) for event in audit.events] == [("energy.2", 0.5)]
+
+
 def test_weight_decay_on_norms_is_found():
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)

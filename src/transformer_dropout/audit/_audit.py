@@ -12,7 +12,7 @@ from . import _findings as check
 from ._configured import rate_attributes
 from ._events import Audit, Finding
 from ._modes import eval_while_training, varies_in_eval
-from ._observe import Observer
+from ._observe import Observer, observe_training
 from ._schedule import RateHandle, schedule_recompiles
 from ._unread import (
     Rebuild,
@@ -59,9 +59,9 @@ def audit(
     """Run a model once in training and once in evaluation, and report every random or mask operation.
 
     The training forward keeps the mode of each module when the model is in training, so that parts the user
-    put in evaluation stay there; else it calls ``model.train()``. It is followed by a backward pass, which
-    shows what activation checkpointing recomputes. Modes, attributes, buffers, gradients and the random state
-    are put back.
+    put in evaluation stay there; else it calls ``model.train()``. A backward pass follows where it may run
+    something random again, as activation checkpointing makes it. Modes, attributes, buffers, gradients and
+    the random state are put back.
 
     Args:
         model: any module that is not compiled.
@@ -79,8 +79,7 @@ def audit(
     refuse_what_cannot_be_watched(model, "td.audit")
     arguments_for(model, inputs)
     with unchanged(model):
-        training = Observer(model if model.training else model.train(), training=True)
-        failure = run_or_refuse(model, training, inputs)
+        training, failure = observe_or_refuse(model if model.training else model.train(), inputs)
         notes = notes_on(training, failure)
         uncalled, read = never_called(model, inputs, training)
         fields = read_fields(model, training) if rebuild is None else probe_fields(model, inputs, rebuild)
@@ -109,14 +108,14 @@ def audit(
     )
 
 
-def run_or_refuse(model: nn.Module, observer: Observer, inputs: Any) -> str | None:
-    """Run a model under an observer; return why its backward pass could not be run, if it could not.
+def observe_or_refuse(model: nn.Module, inputs: Any) -> tuple[Observer, str | None]:
+    """Watch a model in training; return what was seen, and why its backward pass failed, if it did.
 
     Raises:
         InputError: when its forward fails on the inputs.
     """
     try:
-        return observer.run(inputs)
+        return observe_training(model, inputs)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:

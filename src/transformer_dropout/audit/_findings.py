@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Size, nn
 
 from ..layers import DropoutLayer
 from ..sites.observation.stack import is_dropout_module
@@ -68,8 +68,8 @@ def dropout_before_output(model: nn.Module, training: Observer) -> Iterator[Find
 
     A classifier has one there by long custom, and its probabilities stand the noise.
     """
-    for path, (number, output) in training.lineage.before_output(training.output).items():
-        if predicts_numbers(model, output):
+    for path, (number, shape) in training.heads.items():
+        if predicts_numbers(model, shape):
             yield Finding(
                 code="dropout-before-output",
                 site=training.events[number].path,
@@ -79,10 +79,10 @@ def dropout_before_output(model: nn.Module, training: Observer) -> Iterator[Find
             )
 
 
-def predicts_numbers(model: nn.Module, output: Tensor) -> bool:
+def predicts_numbers(model: nn.Module, shape: Size) -> bool:
     """Return whether an output layer is for regression, by the config, else by its single output."""
     problem = getattr(getattr(model, "config", None), "problem_type", None)
-    return problem == "regression" if problem is not None else output.shape[-1] == 1
+    return problem == "regression" if problem is not None else shape[-1] == 1
 
 
 def dropout_twice(training: Observer) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from ..sites.observation.lineage import tensors_in
 from ..sites.observation.restore import unchanged
 from ._events import Event, Finding, show_rate
 from ._findings import is_trained
-from ._observe import Observer
+from ._observe import Observer, observe_training
 from ._places import parents
 
 # A difference of evaluations above this share of the output is no rounding of a parallel sum.
@@ -34,8 +34,7 @@ def eval_while_training(model: nn.Module, inputs: Any, training: Observer) -> It
     for path in asleep:
         module = model.get_submodule(path)
         module.training = "Norm" not in type(module).__name__
-    awake = Observer(model, training=True)
-    awake.run(inputs)
+    awake, _ = observe_training(model, inputs)
     dropping: dict[str, list[Event]] = {}
     for event in awake.events:
         around = [path for path in (event.path, *parents(event.path), "") if path in training.evaluated]

@@ -1,14 +1,16 @@
 """Run a model once and see every random operation: where it ran, and what it did."""
 
 import math
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import first_line
-from ..kernels.torch_internals import inside_backward, storage_identity
+from ..kernels.torch_internals import hooks_of_saved_tensors, inside_backward, storage_identity
 from ..layers import DropoutLayer
 from ..sites import KINDS
 from ..sites._adapters import is_lora_dropout
@@ -16,6 +18,7 @@ from ..sites.observation.calls import Call, Calls, newly_zero
 from ..sites.observation.host_random import HostRandomWatch
 from ..sites.observation.inputs import call
 from ..sites.observation.lineage import Lineage, Origin, first_tensor, tensors_in
+from ..sites.observation.restore import unchanged
 from ..sites.observation.roles import is_recurrent
 from ..sites.observation.rows import has_numbers, rows_summing_to_one
 from ..sites.observation.stack import ModuleStack, drops
@@ -45,7 +48,9 @@ class Observer:
         blocks: paths of the blocks.
         lineage: which tensors come from which event.
         traces: what was seen around each event.
-        output: what the model returned.
+        output: what the model returned in evaluation; in training it may hold a graph, and is let go.
+        heads: for each linear layer that made an output of what a dropout left, that dropout and the shape.
+        recomputable: whether something random ran where a backward pass may run it again.
     """
 
     def __init__(self, model: nn.Module, *, training: bool) -> None:
@@ -59,6 +64,8 @@ class Observer:
         self.lineage = Lineage(self.note_application, learned)
         self.traces: list[Trace] = []
         self.output: Any = None
+        self.heads: dict[str, tuple[int, torch.Size]] = {}
+        self.recomputable = False
         self.blocks = block_paths(model)
         self.host = HostRandomWatch()
         self.stack = ModuleStack(model, modes=(Calls(self.note),), entered=self.enter, left=self.leave)
@@ -68,39 +75,41 @@ class Observer:
 
         Args:
             inputs: what the model is called with.
-            backward: whether what checkpointing runs again is to be seen.
+            backward: whether what checkpointing runs again is to be seen. Without it nothing is saved for a
+                backward pass, and a model that computes gradients in its own forward fails.
 
         Returns:
             Why the backward pass could not be run, if it could not.
         """
         self.evaluated = {path for path, module in self.model.named_modules() if not module.training}
-        if not (self.training and backward):
-            with self.stack, torch.no_grad():
+        forgetful = self.training and not backward
+        with self.stack, torch.set_grad_enabled(self.training):
+            with saved_tensors_hooks(forget, forget) if forgetful else nullcontext():
+                self.hooks = hooks_of_saved_tensors()
                 self.output = call(self.model, inputs)
             self.finish()
-            return None
-        with self.stack, torch.enable_grad():
-            self.output = call(self.model, inputs)
-            self.finish()
+            output, self.output = self.output, None if self.training else self.output
+            return self.run_backward(output) if self.training and backward else None
+
+    def run_backward(self, output: Any) -> str | None:
+        """Compute gradients of the outputs' sum, and leave ``.grad`` alone; return why that failed, if so."""
+        parameters = enough_parameters(self.model, self.blocks)
+        outputs = [value for value in tensors_in(output) if value.requires_grad]
+        if self.events and parameters and outputs:
             try:
-                self.run_backward()
+                total = torch.stack([value.float().sum() for value in outputs]).sum()
+                torch.autograd.grad(total, parameters, allow_unused=True)
             except RuntimeError as error:
                 return first_line(error)
         return None
-
-    def run_backward(self) -> None:
-        """Compute gradients of the outputs' sum, and leave ``.grad`` alone."""
-        parameters = enough_parameters(self.model, self.blocks)
-        outputs = [value for value in tensors_in(self.output) if value.requires_grad]
-        if self.events and parameters and outputs:
-            total = torch.stack([value.float().sum() for value in outputs]).sum()
-            torch.autograd.grad(total, parameters, allow_unused=True)
 
     def note(self, this: Call, result: Any) -> None:
         """Take note of one function call."""
         path, name = self.stack.path, this.name
         number = None
         if this.drawn or this.drops_everything:
+            hidden = self.training and not torch.is_grad_enabled()
+            self.recomputable |= hidden or hooks_of_saved_tensors() != self.hooks
             prints = self.recomputed if inside_backward() else self.fingerprints
             after = first_tensor((result,))
             if after is not None:
@@ -181,7 +190,8 @@ class Observer:
 
     def finish(self) -> None:
         """Tell the kind of every event, and where its rate was written down, now that all has been seen."""
-        heads = {number for number, _ in self.lineage.before_output(self.output).values()}
+        self.heads = self.lineage.before_output(self.output)
+        heads = {number for number, _ in self.heads.values()}
         for number, (event, trace) in enumerate(zip(self.events, self.traces, strict=True)):
             kind = kind_of(trace, number, self.lineage, before_output=number in heads)
             configured = configured_rate(trace.module, kind, event.resolved)
@@ -242,6 +252,28 @@ class Observer:
             if not inside_backward():
                 event = Event(path=self.stack.path, kind="unknown", operation=name, training=self.training)
                 self.add(event, Trace(module=self.stack.module, shape=(0, 0)))
+
+
+def observe_training(model: nn.Module, inputs: Any) -> tuple[Observer, str | None]:
+    """Watch a training forward, and the backward pass where that may run a part of the model again.
+
+    What nothing is saved for takes no more memory than an evaluation, so that is tried first.
+
+    Returns:
+        What was seen, and why the backward pass could not be run, if it could not.
+    """
+    forward = Observer(model, training=True)
+    # Whatever fails here fails again below, but for models that compute gradients in their own forward.
+    with suppress(Exception), unchanged(model):
+        forward.run(inputs, backward=False)
+        if not forward.recomputable:
+            return forward, None
+    training = Observer(model, training=True)
+    return training, training.run(inputs)
+
+
+def forget(saved: Any) -> None:
+    """Save nothing for a backward pass that does not come."""
 
 
 def enough_parameters(model: nn.Module, blocks: set[str]) -> list[nn.Parameter]:

@@ -16,7 +16,7 @@ from ._configured import config_fields, is_rate
 from ._events import ConfigField, Event, Finding, patterns
 from ._findings import is_close
 from ._modes import differ
-from ._observe import Observer
+from ._observe import Observer, observe_training
 from ._places import is_callable, parents, within
 
 Rebuild = Callable[[Mapping[str, float]], nn.Module]
@@ -43,8 +43,7 @@ def probe_fields(model: nn.Module, inputs: Any, rebuild: Rebuild) -> tuple[Confi
     """Find what reads each field, on a rebuilt model in which each field has a rate of its own."""
     fields = config_fields(model)
     values = {name: probe_rate(name, number) for number, name in enumerate(fields)}
-    probe = Observer(rebuild(values).train(), training=True)
-    probe.run(inputs)
+    probe, _ = observe_training(rebuild(values).train(), inputs)
     return tuple(
         ConfigField(name=name, value=value, read_at=sites_of(probe.events, values[name]))
         for name, value in fields.items()
@@ -134,9 +133,8 @@ def never_called(model: nn.Module, inputs: Any, training: Observer) -> tuple[lis
         return [], []
     # No rate that anybody writes down.
     probes = {path: 0.2003 + 0.5 * number / (len(uncalled) + 1) for number, path in enumerate(uncalled)}
-    second = Observer(model, training=True)
     with rates_set({module: probes[path] for path, module in uncalled.items()}):
-        second.run(inputs, backward=False)
+        second, _ = observe_training(model, inputs)
     readers = {
         path: patterns(e.path for e in second.events if is_close(probes[path], e.resolved))
         or patterns(e.path for e in events_without_rate(second, path) if moves(model, inputs, uncalled[path]))

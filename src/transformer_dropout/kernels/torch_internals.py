@@ -36,6 +36,15 @@ def inside_backward() -> bool:
     return current is not None and current() != -1
 
 
+def hooks_of_saved_tensors() -> Any:
+    """Return the innermost hooks for what is saved for a backward pass, as a checkpoint sets them.
+
+    None without hooks; where it cannot be known, what equals nothing else.
+    """
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return object() if hooks is None else hooks(True)
+
+
 def recomputed_by(frame: FrameType) -> tuple[Any, str] | None:
     """Return what holds the function that a checkpoint under way computes again, and under which name.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...kernels.torch_internals import storage_identity
@@ -226,10 +226,10 @@ class Lineage:
             return replace(origin, linear=first.linear)
         return origin
 
-    def before_output(self, output: Any) -> dict[str, tuple[int, Tensor]]:
-        """Return the linear layers that make the model's output of what a dropout left, with that output."""
-        found = ((self.origin(value).linear, value) for value in tensors_in(output))
-        return {linear[0]: (linear[1], value) for linear, value in found if linear is not None}
+    def before_output(self, output: Any) -> dict[str, tuple[int, Size]]:
+        """Return the linear layers that make the model's output of what a dropout left, with its shape."""
+        found = ((self.origin(value).linear, value.shape) for value in tensors_in(output))
+        return {linear[0]: (linear[1], shape) for linear, shape in found if linear is not None}
 
 
 def drawn_by(inputs: Iterable[Origin]) -> frozenset[int]:
