@@ -1,7 +1,11 @@
 """Progress travels by files: each message is told once, whoever wrote it and however often it is looked."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
+from transformer_dropout.compare import progress as module
 from transformer_dropout.compare.cells import make_cells
 from transformer_dropout.compare.progress import PROGRESS_FILE, FolderWatch, ProgressFile
 
@@ -62,3 +66,33 @@ def test_what_an_earlier_call_left_is_no_news(cell, watch):
         pass
     watch.close(cell)
     assert watch.told == []
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_last_of_a_cell_is_told_and_the_file_of_a_finished_one_goes(tmp_path, finished):
+    cell, told = SimpleNamespace(folder=tmp_path, finished=finished), []
+    watch = FolderWatch([cell], lambda *given: told.append(given))
+    progress = ProgressFile(tmp_path)
+    progress.take({"step": 3})
+    progress.write()
+    watch.close(cell)
+    assert told == [(cell, {"step": 3})]
+    assert (tmp_path / PROGRESS_FILE).exists() is not finished
+    watch.close(cell)
+
+
+def test_progress_is_written_now_and_then_and_messages_at_once(tmp_path, monkeypatch):
+    clock, texts = [100.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    progress = ProgressFile(tmp_path, texts.append)
+    progress.write()
+    for seconds, event in (
+        (0.0, {"step": 1}),
+        (0.01, {"step": 2}),
+        (0.0, {"message": "a"}),
+        (99.0, {"step": 3}),
+    ):
+        clock[0] += seconds
+        progress.take(event)
+    told = [json.loads(text) for text in texts]
+    assert [(one["latest"].get("step"), one["messages"]) for one in told] == [(1, []), (2, ["a"]), (3, ["a"])]

@@ -227,3 +227,10 @@ def test_runs_that_failed_are_told_of_beside_the_report_of_the_others(run, ends,
     with pytest.raises(InputError, match=sentence):
         run(ends, why, seeds=1)
     assert ("report" in run.seen) is reported
+
+
+def test_without_a_folder_it_is_one_of_the_runs_here(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run.seen.update(ends=[], why="")
+    assert compare(PLACE, arms={"a": []}) == ("comparison", Path("runs/compare"))
+    assert (tmp_path / "runs" / "compare" / "comparison.json").exists()

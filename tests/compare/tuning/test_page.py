@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from transformer_dropout.compare.table import Table
@@ -15,7 +16,7 @@ from transformer_dropout.compare.tuning.page import (
     value_text,
     write_page,
 )
-from transformer_dropout.compare.tuning.results import Found, Tried, expected_best
+from transformer_dropout.compare.tuning.results import Found, Tried, curve, expected_best
 from transformer_dropout.compare.tuning.space import Choice, Method, Range
 from transformer_dropout.runs.trial_config import TrialConfig
 
@@ -103,3 +104,31 @@ def test_a_page_its_text_and_its_data_are_written(tmp_path, values):
     assert all(html(table) in text for table in tables)
     assert "<pre>td.compare &lt;fresh&gt;</pre>" in text
     assert text.count("<figure>") == (len(values) > 2)
+
+
+def test_a_curve_is_drawn_through_its_trials_on_the_scale_of_the_search(monkeypatch):
+    drawn = []
+
+    def savefig(self, file, **words):
+        drawn.append((self, words))
+        file.write("<?xml?><svg/>")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    one = found("mine")
+    assert figure(one, "loss") == (
+        "<figure><svg/><figcaption>mine: each point is a trial.</figcaption></figure>"
+    )
+    ((made, words),) = drawn
+    assert words == {"format": "svg", "metadata": {"Date": None}} and made.get_size_inches()[0] == 8.4
+    for axes, key, scale, label in zip(
+        made.axes, ("lr", "p"), ("log", "linear"), ("loss, mine", ""), strict=True
+    ):
+        line = curve(one.tried, key, SETTINGS[key])
+        mean, points = axes.get_lines()
+        assert np.allclose(mean.get_xdata(), line.at) and np.allclose(mean.get_ydata(), line.mean)
+        assert list(points.get_ydata()) == [3.0, 1.0, 2.0]
+        assert list(points.get_xdata()) == [trial.values[key] for trial in one.tried]
+        assert (points.get_marker(), points.get_markersize(), points.get_color()) == ("o", 3, "#333")
+        assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == (scale, key, label)
+        (band,) = axes.collections
+        assert band.get_alpha() == 0.25 and mean.get_color() == "#0072B2"

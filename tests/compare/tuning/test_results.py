@@ -119,7 +119,7 @@ def test_what_was_chosen_is_written_as_run_configs(tmp_path, tiny):
 
 
 def test_a_local_line_weighs_its_neighbours_by_their_distance():
-    x, y = np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 0.0])
+    x, y = np.array([0.0, 0.2, 0.5, 0.6]), np.array([0.0, 1.0, 0.0, 3.0])
     weights = np.exp(-0.5 * ((x - 0.25) / 0.15) ** 2) + 1e-12
     slope, height = np.polyfit(x - 0.25, y, 1, w=np.sqrt(weights))
     assert local_line(x, y, np.array([0.25]))[0] == pytest.approx(height, rel=1e-4) and slope
