@@ -1,6 +1,7 @@
 """Commands that can tell runs apart, what of their output is a row, and how they are stopped."""
 
 import json
+import os
 import signal
 import sys
 from types import SimpleNamespace
@@ -175,3 +176,18 @@ def test_what_cannot_be_started_is_one_sentence(tmp_path):
         InputError, match=r"^--run: '/no/such' cannot be started: no such file or directory\.$"
     ):
         run_command("/no/such", td.Trial(folder=tmp_path))
+
+
+def test_a_command_reads_nothing_of_what_its_asker_is_given(tmp_path):
+    ours, theirs = os.pipe()
+    before = os.dup(0)
+    os.write(theirs, b"meant for others")
+    os.close(theirs)
+    os.dup2(ours, 0)
+    try:
+        trial = td.Trial(folder=tmp_path)
+        run_command(f'{sys.executable} -c "import sys; print(repr(sys.stdin.read()))"', trial)
+    finally:
+        os.dup2(before, 0)
+        os.close(before), os.close(ours)
+    assert trial.records.content["command"]["last_lines"] == ["''"]

@@ -1,5 +1,7 @@
 """Which engine a text names, and what none is."""
 
+import importlib
+
 import pytest
 
 from transformer_dropout.compare.engines import Resources, choose_engine
@@ -41,3 +43,20 @@ def test_a_machine_with_gpus_takes_as_many_runs_as_these_serve(monkeypatch):
     cores = default_jobs(0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert default_jobs(None) == cores
+
+
+@pytest.mark.parametrize(
+    ("on", "kind", "given"),
+    [
+        ("ray", "ray.Ray", (None,)),
+        ("ray:head:10001", "ray.Ray", ("head:10001",)),
+        ("dask:tcp://head:8786", "dask.Dask", ("tcp://head:8786", "folder")),
+        ("slurm:gpu,mem_gb=16", "slurm.Slurm", ("gpu,mem_gb=16", "folder")),
+    ],
+)
+def test_a_text_names_an_engine_and_where_it_is(monkeypatch, on, kind, given):
+    module, name = kind.split(".")
+    place = importlib.import_module(f"transformer_dropout.compare.engines.{module}")
+    monkeypatch.setattr(place, name, lambda *words: (kind, *words))
+    resources = Resources(threads=3)
+    assert choose_engine(on, "folder", resources) == (kind, *given, resources)
