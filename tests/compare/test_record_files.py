@@ -28,6 +28,14 @@ def test_a_whole_file_is_returned_as_it_was_written(tmp_path):
     assert read(path) == WHOLE | {"anything": [1, {"else": None}], "flops": None}
 
 
+def test_a_weight_decay_may_be_a_schedule_or_none(tmp_path):
+    path = tmp_path / "run.json"
+    for decay in (0.1, None, "0,0.1", {"linear": {"start": 0.0, "end": 0.1}}):
+        record = WHOLE | {"config": {"training": {"weight_decay": decay}}}
+        path.write_text(json.dumps(record))
+        assert read(path) == record
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
@@ -38,6 +46,7 @@ def test_a_whole_file_is_returned_as_it_was_written(tmp_path):
         ({"result": [1]}, "result"),
         ({"data": {"train": 5}}, "data.train"),
         ({"config": {"training": "fast"}}, "config.training"),
+        ({"config": {"training": {"weight_decay": "fast"}}}, "config.training"),
         ({"alarms": "mask collapse"}, "alarms"),
         ({"notes": [1]}, "notes.0"),
         ({"task": {"name": "x", "item": "y", "metrics": [{}]}}, "task.metrics.0.name"),
