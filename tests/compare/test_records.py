@@ -277,3 +277,16 @@ def test_a_training_that_has_not_reported_yet_is_tolerated(folder, accuracy_task
     assert comparison.usable("none") == []
     folder.change("learned", 1, task=task | {"metrics": task["metrics"][:1]})
     assert len(load_comparison(path).usable("learned")) == 2
+
+
+@pytest.mark.parametrize(
+    ("item", "task"), [(None, "language"), ("sentence", "sentences"), ("token", "language")]
+)
+def test_a_comparison_that_has_not_begun_has_a_task(folder, item, task):
+    path = folder.write(seeds=(1,))
+    for record in path.glob("runs/*/*/run.json"):
+        record.unlink()
+    about = json.loads((path / "comparison.json").read_text())
+    (path / "comparison.json").write_text(json.dumps(about | {"item": item}))
+    comparison = load_comparison(path)
+    assert (comparison.runs, comparison.task.name, comparison.metric.name) == ((), task, "loss")
