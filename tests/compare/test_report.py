@@ -5,9 +5,20 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 from filelock import FileLock
 
-from transformer_dropout.compare.report import LiveReport, write_all, write_report
+from transformer_dropout.compare.records import load_comparison
+from transformer_dropout.compare.report import (
+    LiveReport,
+    others_note,
+    result_note,
+    settings_text,
+    summary,
+    write_all,
+    write_report,
+)
+from transformer_dropout.compare.verdicts import judge
 from transformer_dropout.errors import InputError
 
 SIZE = "1280,3300"
@@ -259,3 +270,51 @@ def test_names_reach_neither_page_nor_table_as_markup(folder, arm_of):
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {
         len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines() if line.startswith("| arm")
     } or len(rows) == 2
+
+
+def test_the_summary_tells_each_seed_of_each_arm(folder):
+    path = folder.write(seeds=(1, 2, 3))
+    folder.change("twin", 2, alarms=["The masks keep all."])
+    folder.change("none", 3, status="failed", error="no memory")
+    comparison = load_comparison(path)
+    found = summary(comparison, judge(comparison))
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    assert {name: arm["alarms"] for name, arm in arms.items() if arm["alarms"]} == {
+        "twin": {"2": ["The masks keep all."]}
+    }
+    assert {name: arm["unfinished"] for name, arm in arms.items() if arm["unfinished"]} == {
+        "none": {"3": "failed: no memory"}
+    }
+    assert list(arms) == ["none", "dropout p=0.1", "learned", "twin"]
+    assert list(arms["none"]["val_loss_by_seed"]) == ["1", "2"]
+    assert arms["twin"]["val_loss_by_seed"] == {str(s): v for s, v in comparison.values("twin").items()}
+    assert arms["twin"]["best_val_loss_by_seed"] == {
+        str(s): v for s, v in comparison.best_values("twin").items()
+    }
+
+
+def test_a_note_says_what_the_numbers_are(folder, accuracy_task):
+    comparison = load_comparison(folder.write(seeds=(1, 2), task=accuracy_task))
+    note = result_note(comparison)
+    assert note.startswith("Accuracy in %, mean over seeds ± half the 95 % t-interval, at the last step or")
+    assert (
+        "the restored one. A difference is arm minus reference, paired by seed, in a moderated t-test" in note
+    )
+    values = [v for arm in comparison.arms for v in comparison.values(arm, "test_accuracy").values()]
+    share = sum(values) / len(values)
+    width = 196 * (share * (1 - share) / 1110) ** 0.5
+    end = "The 1,110 images of the test split are the same for all; other ones would move every accuracy by"
+    assert others_note(comparison).endswith(f"{end} about ± {width:.1f} points.")
+    for path in folder.path.glob("runs/*/*/run.json"):
+        record = json.loads(path.read_text())
+        del record["data"]["test"]
+        path.write_text(json.dumps(record))
+    assert others_note(load_comparison(folder.path)).endswith("no verdict reads them.")
+
+
+def test_settings_of_a_run_are_those_that_make_it(folder):
+    comparison = load_comparison(folder.write(seeds=(1,)))
+    run = next(iter(comparison.of("learned")))
+    shown = yaml.safe_load(settings_text(run))
+    assert list(shown) == ["recipe", "training", "model"]
+    assert shown["recipe"] == run.section("config")["recipe"]
