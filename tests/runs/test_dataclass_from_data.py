@@ -87,3 +87,19 @@ def test_nothing_is_turned_into_another_type_at_any_depth(data, sentence):
     with pytest.raises(InputError) as caught:
         dataclass_from_data(Loose, data, {})
     assert str(caught.value) == sentence
+
+
+def test_a_check_of_several_keys_names_the_place_of_its_own():
+    data = {"name": "a", "inner": {"rate": 2}}
+    with pytest.raises(InputError, match=r"^a\.yaml:5:1: rate is 2\.0; it is at most 1\.$"):
+        dataclass_from_data(Outer, data, {("rate",): "a.yaml:5:1", ("is",): "elsewhere"})
+
+
+def test_a_dataclass_that_says_nothing_of_unknown_keys_refuses_them():
+    @dataclass
+    class Mine:
+        width: int = 1
+
+    with pytest.raises(InputError, match=r"unknown key 'model\.widht'\. Did you mean 'width'"):
+        dataclass_from_data(Mine, {"widht": 3}, {}, ("model",))
+    assert dataclass_from_data(Mine, {"width": 3}, {}) == Mine(3)

@@ -1,5 +1,7 @@
 """Tasks by name: the package's, a module's, a file's; and what is refused."""
 
+import sys
+
 import pytest
 
 from transformer_dropout.errors import InputError
@@ -70,3 +72,15 @@ def test_a_file_that_does_not_run_is_one_sentence(tmp_path):
     path.write_text("def f(:\n")
     with pytest.raises(InputError, match=r"broken.py cannot be imported: .*line 1"):
         find_task(str(path))
+
+
+def test_modules_beside_the_user_are_found_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    (tmp_path / "beside_me").mkdir()
+    written(tmp_path / "beside_me" / "task.py", "Mine")
+    assert type(find_task("beside_me.task")).__name__ == "Mine"
+    assert sys.path[0] == "" and sys.path.count("") == 1
+    with pytest.raises(InputError, match="cannot be imported"):
+        find_task("beside_me.other")
+    assert sys.path.count("") == 1

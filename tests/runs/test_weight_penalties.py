@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from transformer_dropout.runs.loop import Training
+from transformer_dropout.runs.optimizer import make_optimizer
 from transformer_dropout.runs.processes import Processes
 from transformer_dropout.runs.record import read_metrics, read_run
 from transformer_dropout.runs.run import prepare, run
-from transformer_dropout.runs.training_config import ElasticNetConfig
+from transformer_dropout.runs.training_config import ElasticNetConfig, TrainingConfig
+from transformer_dropout.runs.weight_penalties import WeightPenalties
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 NET = ElasticNetConfig(weight=0.02, l1_ratio=0.25)
@@ -161,3 +163,46 @@ def test_a_run_with_everything_resumes_exactly(tmp_path, tiny, learned):
         assert rows[0] == rows[1]
         model = "model/model.safetensors"
         assert (folder / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+
+
+def test_each_penalty_has_its_weight_over_time_and_a_pull_spares_what_is_new():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    config = TrainingConfig(
+        l1="0,1",
+        l2=0.2,
+        elastic_net=NET,
+        l2_sp="0,2",
+        weight_decay="3,1",
+        proximal_l1="0,4",
+        min_lr=0,
+        lr=0.1,
+    )
+    optimizer = make_optimizer(model, config)
+    terms = WeightPenalties(model, optimizer, config, fresh=["1.weight", "1.bias"])
+    assert list(terms.terms) == ["l1", "l2", "elastic_net", "l2_sp"]
+    pull = terms.terms["l2_sp"]
+    assert (pull.pulled, pull.new) == (["0.weight"], ["1.weight"])
+    assert [term.weight for term in terms.terms.values()] == [0.0, 0.2, 0.02, 0.0]
+    found = terms.metrics()
+    assert (found["weight_decay"], found["zeros"], terms.strength) == (3.0, 0.0, 0.0)
+    terms.set_progress(0.5)
+    assert [term.weight for term in terms.terms.values()] == [0.5, 0.2, 0.02, 1.0]
+    found = terms.metrics()
+    assert found["weight_decay"] == 2.0 and list(found["weight_penalties"]) == list(terms.terms)
+    assert terms.penalty().item() == pytest.approx(sum(found["weight_penalties"].values()), rel=1e-6)
+    before = model[0].weight.detach().clone()
+    terms.shrink()
+    torch.testing.assert_close(model[0].weight, F.softshrink(before, 0.1 * 2.0))
+    zeros = sum((layer.weight == 0).sum().item() for layer in model) / 10
+    assert terms.metrics()["zeros"] == pytest.approx(zeros) and zeros > 0
+
+
+def test_without_any_there_is_none():
+    model = torch.nn.Linear(3, 2)
+    config = TrainingConfig()
+    terms = WeightPenalties(model, make_optimizer(model, config), config)
+    assert terms.terms == {} and terms.metrics()["weight_penalties"] == {}
+    before = model.weight.detach().clone()
+    terms.shrink()
+    assert model.weight.equal(before)
