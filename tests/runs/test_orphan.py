@@ -81,3 +81,9 @@ def test_a_process_ends_soon_after_its_launcher():
         assert not gone(child, 0.7)
         launcher.kill()
         assert gone(child)
+
+
+@pytest.mark.parametrize("name", ["end_with_parent", "end_with_launcher"])
+def test_a_process_that_is_done_ends_though_whoever_started_it_goes_on(name):
+    with started(f"orphan.{name}()", stdin=subprocess.PIPE, start_new_session=True) as process:
+        assert process.wait(10) == 0
