@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from transformer_dropout.compare.engines.folders import comparison_id, own_folder
+from transformer_dropout.compare.engines.folders import folder_id, own_folder
 
 
 @pytest.mark.parametrize(
@@ -13,12 +13,12 @@ from transformer_dropout.compare.engines.folders import comparison_id, own_folde
 def test_a_comparison_is_told_by_its_id_where_one_is_seen(tmp_path, text, found):
     if text is not None:
         (tmp_path / "comparison.json").write_text(text)
-    assert comparison_id(tmp_path) == found
+    assert folder_id(tmp_path) == found
 
 
 def test_a_name_in_another_alphabet_is_read(tmp_path):
     (tmp_path / "comparison.json").write_bytes(json.dumps({"id": "é"}, ensure_ascii=False).encode())
-    assert comparison_id(tmp_path) == "é"
+    assert folder_id(tmp_path) == "é"
 
 
 def test_runs_of_another_folder_lie_in_the_users_cache(cache):
