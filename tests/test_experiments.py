@@ -176,3 +176,12 @@ def test_what_is_searched_is_what_the_methods_say(setting):
     assert len(methods) == len(arms)
     row = next(line for line in words(TUNED / "README.md").splitlines() if f"| `{setting}`" in line)
     assert row.endswith(f"| {len(arms)} |")
+
+
+def test_the_dropping_rule_keeps_what_is_near_the_lowest_and_what_is_always_compared():
+    within_reach = runpy.run_path(str(TUNED / "within_reach.py"))["within_reach"]
+    values = {"none": [0.9], "R-Drop": [0.4, 0.2], "late dropout": [0.23], "averaged weights": [0.2301]}
+    methods = [
+        {"name": name, "trials": [{"value": value} for value in trials]} for name, trials in values.items()
+    ]
+    assert within_reach(methods) == ["none", "R-Drop", "late dropout"]
