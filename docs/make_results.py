@@ -261,6 +261,7 @@ def filled(words: str) -> str:
         "depth": partial(against, "depth", "0.1 everywhere"),
         "redundancy": redundancy,
         "small_text": small_text,
+        "tuned_digits_mlp": partial(tuned, "tuned/digits_mlp", "dropout + weight decay"),
     }
     return MARKS.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n\n{found[3]}", words)
 
