@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,23 @@ def test_the_dropping_rule_keeps_what_is_near_the_lowest_and_what_is_always_comp
         {"name": name, "trials": [{"value": value} for value in trials]} for name, trials in values.items()
     ]
     assert within_reach(methods) == ["none", "R-Drop", "late dropout"]
+
+
+def test_the_intervals_told_of_tuned_methods_are_those_of_their_fresh_runs():
+    comparison = load_comparison(TUNED / "digits_mlp")
+    text = words(TUNED / "README.md").split("## The perceptron")[1]
+    found = " ".join(
+        difference_text(difference.estimate, flip=flip)
+        for arm in ("none", "dropout + weight decay")
+        for key in ("test_loss", "val_loss")
+        for difference in differences(comparison, arm, partial(comparison.values, key=key)).values()
+        for flip in (False, True)
+    )
+    told = re.findall(r"-?\d\.\d+ nats \[-?\d\.\d+, -?\d\.\d+\]", text)
+    assert told and [each for each in told if each.replace(" nats", "") not in found] == []
+    searched = json.loads((TUNED / "digits_mlp" / "tuning.json").read_text(encoding="utf-8"))["methods"]
+    within_reach = runpy.run_path(str(TUNED / "within_reach.py"))["within_reach"]
+    assert set(within_reach(searched)) == set(comparison.arms)
+    best = {each["name"]: min(trial["value"] for trial in each["trials"]) for each in searched}
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    assert {row[0]: row[1] for row in rows if row[0] in best} == {k: f"{v:.3f}" for k, v in best.items()}

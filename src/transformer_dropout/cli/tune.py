@@ -110,7 +110,8 @@ def show_search(searched: "list[Method]", out: Path, engine: Any, budget: "Budge
         }
 
         def told(method: "Method", trial: Any) -> None:
-            ended = trial.state.name.lower() if trial.value is None else f"{trial.value:.4f}"
+            state = trial.state.name.lower()
+            ended = f"{trial.value:.4f}" if state == "complete" else state  # a pruned one has a value too
             progress.update(tasks[method.arm.name], completed=trial.number + 1, note=f"last {ended}")
             reason = trial.user_attrs.get("reason")
             if reason or not console.is_terminal:
