@@ -247,3 +247,4 @@ def test_what_jobs_ask_for_may_be_changed(cluster, tmp_path):
     changed = choose_engine("slurm:gpu,name=mine,timeout_min=5", tmp_path / "out", Resources(jobs=3))
     assert (changed.parameters()["name"], changed.parameters()["timeout_min"]) == ("mine", 5)
     assert (changed.parameters()["slurm_array_parallelism"], changed.jobs) == (3, 3)
+    assert changed.executor(tmp_path)._executor.max_num_timeout == slurm.REQUEUES
