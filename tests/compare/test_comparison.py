@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from transformer_dropout.compare import comparison
 from transformer_dropout.compare.cells import make_cells
 from transformer_dropout.compare.comparison import (
     check_arms,
@@ -178,3 +179,30 @@ def test_missing_data_are_told_before_a_process_starts(tmp_path, tiny):
     arm = replace(arm, data=replace(arm.data, source=str(tmp_path / "gone.txt")))
     with pytest.raises(InputError, match="There is no file or folder"):
         prepare_data(make_cells([arm], [0], tmp_path))
+
+
+def test_a_comparison_keeps_its_id_and_its_age(tmp_path, arms):
+    opened(tmp_path / "new", arms[:1], [1], ABOUT)
+    first = content(tmp_path / "new")
+    assert len(first["id"]) == 32 and first["format"] == 1
+    opened(tmp_path / "new", arms, [0], ABOUT | {"reference": "none"})
+    again = content(tmp_path / "new")
+    assert (again["id"], again["created"], again["seeds"]) == (first["id"], first["created"], [0, 1])
+    assert again["fingerprints"].keys() == {"none", "learned"} and again["reference"] == "none"
+    opened(tmp_path / "other", arms[:1], [1], ABOUT)
+    assert content(tmp_path / "other")["id"] != first["id"]
+
+
+def test_data_are_made_ready_once_and_show_what_a_sketch_cannot(tiny, monkeypatch):
+    asked, fitted = [], []
+    monkeypatch.setattr(
+        comparison, "prepare", lambda config: asked.append(config) or f"data of {config.name}"
+    )
+    monkeypatch.setattr(comparison, "check_fit", lambda *given: fitted.append(given))
+    first, same = tiny("a"), tiny("b", lr=0.5)
+    other = replace(tiny("c"), data=replace(first.data, validation_fraction=0.3))
+    sketches = {"b": None, "c": "sizes"}
+    monkeypatch.setattr(comparison, "sketch_of_splits", lambda config: sketches[config.name])
+    comparison.prepare_configs([first, same, other])
+    assert [config.name for config in asked] == ["b", "c"]
+    assert fitted == [(same, "data of b")]

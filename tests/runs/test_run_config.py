@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import fields, is_dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
 from transformer_dropout.errors import InputError
+from transformer_dropout.runs import run_config
 from transformer_dropout.runs.run_config import (
     FORMAT,
     RunConfig,
@@ -285,3 +287,14 @@ def test_changes_apply_to_plain_data_too():
     config = config_from_data(RunConfig(name="a").to_data(), {"training.min_lr": "0"})
     assert config.training.min_lr == 0
     assert math.isclose(config.training.lr, 1e-3)
+
+
+def test_a_task_reads_configs_in_another_form(monkeypatch):
+    asked = []
+    task = SimpleNamespace(translate=lambda *given: (given, "translated"))
+    monkeypatch.setattr(run_config, "find_task", lambda name: asked.append(name) or task)
+    data, places = {"task": "mine"}, {("task",): "a.yaml:1"}
+    assert run_config.translate_config(data, places, "my name") == ((data, places, "my name"), "translated")
+    monkeypatch.setattr(run_config, "find_task", lambda name: asked.append(name) or SimpleNamespace())
+    assert run_config.translate_config({}, places, "my name") == ({}, places)
+    assert asked == ["mine", run_config.DEFAULT_TASK]

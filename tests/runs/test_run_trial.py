@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from filelock import FileLock
 
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.listener import Listener
@@ -216,3 +217,13 @@ def test_a_killed_command_that_prints_its_rows_goes_on_with_them(tmp_path):
     assert record["status"] == "finished"
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["task"]["rows"] == "output"
+
+
+def test_a_folder_that_another_process_is_in_is_refused(trial, tmp_path):
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run" / ".run.lock", is_singleton=False),
+        pytest.raises(InputError, match="Another process is running in"),
+    ):
+        trial("applies")
+    assert trial("applies")["status"] == "finished"
