@@ -172,6 +172,8 @@ spec = importlib.util.spec_from_file_location("fork_server", {file!r})
 fork_server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fork_server)
 threads = os.environ["OMP_NUM_THREADS"]
+print("a word of an import", flush=True)
+print("and another", file=sys.stderr, flush=True)
 fork_server.serve()
 print(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd(), threads]), flush=True)
 print("said", file=sys.stderr, flush=True)
@@ -195,7 +197,7 @@ def close(run):
     run.stdout.close()
 
 
-def test_a_forked_run_is_waited_for_as_a_process_is(quick, tmp_path):
+def test_a_forked_run_is_waited_for_as_a_process_is(quick, tmp_path, capfd):
     server, start = quick
     for code in (0, 7):
         run = start()
@@ -209,6 +211,7 @@ def test_a_forked_run_is_waited_for_as_a_process_is(quick, tmp_path):
         run.kill()
         close(run)
     assert server.works and (tmp_path / "log").read_text() == "said\nsaid\n"
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
