@@ -89,6 +89,7 @@ def test_functions_are_told_of_where_the_code_was_read_and_the_user_named_nothin
     ("problems", "sentence"),
     [
         (["one is wrong."], r"^one is wrong\. Hand over"),
+        (["one is wrong.", "another."], r"^one is wrong\. And 1 more; see td\.check_sites"),
         (
             ["one is wrong.", "so is another.", "and this."],
             r"^one is wrong\. And 2 more; see td\.check_sites",
