@@ -27,6 +27,7 @@ def test_the_page_of_one_run(learned):
     assert "learned, seed 1: validation loss 2.3" in page
     assert "nats per token at the end" in page
     assert page.count("<figure>") == 2  # the loss and the learning rate; masks are recorded by site only
+    assert page.count("<svg") == 2
     assert "select: mlp_output" in page
     assert "http-equiv" not in page
     assert "finished, step 2,000 of 2,000." in page
