@@ -8,6 +8,9 @@ from transformer_dropout.runs import trials, worker
 from transformer_dropout.runs.listener import Listener
 from transformer_dropout.runs.trial_config import TrialConfig, load_trial_config
 
+# Other tests may have imported the modules that are run here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
 
 @pytest.fixture
 def begun(monkeypatch):
@@ -37,7 +40,6 @@ def test_a_run_is_started_and_continued(begun, tmp_path, tiny, monkeypatch):
     assert seen == [((config, tmp_path), {"resume": True, "listener": listener})]
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_a_trial_is_started_and_continued(begun, tmp_path, monkeypatch):
     module, run_folder = begun("transformer_dropout.runs.trials")
     assert module == "transformer_dropout.runs.trials"
