@@ -72,6 +72,11 @@ def test_curves_are_drawn_over_numbers_of_three_trials_or_more():
     assert figure(found(settings={"kind": SETTINGS["kind"]}), "loss") == ""
 
 
+@pytest.mark.parametrize("name", ["plain", "costs $_$ more"])
+def test_the_same_trials_give_the_same_figure(name):
+    assert figure(found(name), "loss") == figure(found(name), "loss") != ""
+
+
 def test_a_table_is_escaped():
     assert html(Table(columns=("a", "<b>"), rows=(("&", "1"), ("x", "2")))) == (
         "<table><thead><tr><th>a</th><th>&lt;b&gt;</th></tr></thead><tbody>"

@@ -96,6 +96,17 @@ def figure(one: Found, metric: str) -> str:
     searched = [(k, s) for k, s in one.method.settings.items() if isinstance(s, Range)]
     if not searched or len(one.tried) < 3:
         return ""
+    from matplotlib import rc_context
+
+    # The same trials give the same page, in which "$" in a name is no formula.
+    with rc_context({"svg.hashsalt": one.method.arm.name, "text.parse_math": False}):
+        svg = drawn(one, searched, metric)
+    caption = escape(f"{one.method.arm.name}: each point is a trial.")
+    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{caption}</figcaption></figure>"
+
+
+def drawn(one: Found, searched: list[tuple[str, Range]], metric: str) -> str:
+    """Return the curves as SVG text."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(4.2 * len(searched), 3.2), layout="constrained")
@@ -110,9 +121,7 @@ def figure(one: Found, metric: str) -> str:
         axes.set_ylabel(f"{metric}, {one.method.arm.name}" if place == 1 else "")
     text = io.StringIO()
     drawing.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    caption = escape(f"{one.method.arm.name}: each point is a trial.")
-    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{caption}</figcaption></figure>"
+    return text.getvalue()
 
 
 def html(table: Table) -> str:
