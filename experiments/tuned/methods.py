@@ -107,25 +107,7 @@ def plain(places: Sequence[str], half: Mapping[str, Any]) -> list[Method]:
             recipe=dropout,
             searched={**{f"recipe.{place}.p": RATE for place in range(len(places))}, **DECAY},
         ),
-        Method(
-            name="rising dropout",
-            recipe=rules(places, p={"linear": {"start": 0.0, "end": 0.1}}),
-            searched={"recipe.*.p.linear.end": RATE, **DECAY},
-        ),
-        Method(
-            name="falling dropout",
-            recipe=rules(places, p={"linear": {"start": 0.1, "end": 0.0}}),
-            searched={"recipe.*.p.linear.start": RATE, **DECAY},
-        ),
-        Method(
-            name="late dropout",
-            recipe=rules(places, p={"late": {"p": 0.1, "start": 0.2}}),
-            searched={
-                "recipe.*.p.late.p": RATE,
-                "recipe.*.p.late.start": {"low": 0.1, "high": 0.7},
-                **DECAY,
-            },
-        ),
+        *scheduled(places),
         Method(name="R-Drop", recipe=dropout, searched=rdrop, training={"rdrop": 1.0}),
         Method(
             name="R-Drop, half the steps", recipe=dropout, searched=rdrop, training={"rdrop": 1.0, **half}
@@ -149,6 +131,31 @@ def plain(places: Sequence[str], half: Mapping[str, Any]) -> list[Method]:
                 **DECAY,
             },
             training={"self_tuned": {"share": 0.1, "every": 10}},
+        ),
+    ]
+
+
+def scheduled(places: Sequence[str]) -> list[Method]:
+    """Return dropout that rises, falls or comes late."""
+    return [
+        Method(
+            name="rising dropout",
+            recipe=rules(places, p={"linear": {"start": 0.0, "end": 0.1}}),
+            searched={"recipe.*.p.linear.end": RATE, **DECAY},
+        ),
+        Method(
+            name="falling dropout",
+            recipe=rules(places, p={"linear": {"start": 0.1, "end": 0.0}}),
+            searched={"recipe.*.p.linear.start": RATE, **DECAY},
+        ),
+        Method(
+            name="late dropout",
+            recipe=rules(places, p={"late": {"p": 0.1, "start": 0.2}}),
+            searched={
+                "recipe.*.p.late.p": RATE,
+                "recipe.*.p.late.start": {"low": 0.1, "high": 0.7},
+                **DECAY,
+            },
         ),
     ]
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -100,3 +101,8 @@ def test_what_a_run_needs_is_imported_before_any_is_forked(monkeypatch, tmp_path
     listener = Listener()
     run_folder(tmp_path, listener)
     assert trained == [((config, tmp_path), {"resume": True, "listener": listener})]
+
+
+def test_what_is_imported_ahead_is_there():
+    # A name that has moved would only make every fork slower.
+    assert [name for name in fork_server.IMPORTED if find_spec(name) is None] == []
