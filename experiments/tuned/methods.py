@@ -259,7 +259,7 @@ def of_text() -> list[Method]:
     noise = {"training.token_noise": {"low": 0.0, "high": 0.2}}
     moved = {"data.augment.swap": {"low": 0.0, "high": 0.2}, "data.augment.crop": {"low": 0.0, "high": 0.5}}
     return [
-        *plain(places, {"steps": 500, "eval_every": 125}),
+        *plain(places, {"steps": 250, "eval_every": 125}),
         Method(name="token noise", searched={**noise, **DECAY}, training={"token_noise": 0.05}),
         Method(
             name="swapped and cropped text",
@@ -301,7 +301,7 @@ SETTINGS = {
             "train_tokens": 20_000,
             "validation_tokens": 40_000,
         },
-        training={"steps": 1000, "batch": 16, "min_lr": 1e-4, "eval_every": 250, "weight_decay": 0.1},
+        training={"steps": 500, "batch": 16, "min_lr": 1e-4, "eval_every": 125, "weight_decay": 0.1},
         lr={"low": 1e-3, "high": 1e-2, "log": True},
         methods=of_text(),
     ),
