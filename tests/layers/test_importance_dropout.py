@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transformer_dropout.errors import InputError
 from transformer_dropout.layers import ImportanceDropout
-from transformer_dropout.layers.importance_dropout import rates_by_importance
+from transformer_dropout.layers.importance_dropout import activity, distinctness, rates_by_importance
 from transformer_dropout.recipe import Recipe, Rule
 from transformer_dropout.surgery.regularize import regularize_
 from transformer_dropout.tasks.language.decoder import Decoder, DecoderConfig
@@ -145,6 +145,7 @@ def test_a_handle_renews_the_rates_each_step():
         ({"spread": -0.1}, "spread is -0.1"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"p": 2}, "between 0 and 1"),
+        ({"by": "size"}, "by is 'size'; write one of activity, gradient, redundancy"),
     ],
 )
 def test_wrong_words_are_refused(words, message):
@@ -170,3 +171,67 @@ def test_made_without_memory_and_given_some_it_begins_anew():
     assert layer.importance.count_nonzero() == 0
     torch.testing.assert_close(layer.unit_rates, torch.full((64,), 0.3))
     assert layer.rate.item() == pytest.approx(0.3)
+
+
+def test_activity_is_the_mean_size_of_each_unit_in_full_precision():
+    x = torch.tensor([[[1.0, -2.0], [-3.0, 0.0]]], dtype=torch.bfloat16)
+    assert torch.equal(activity(x), torch.tensor([2.0, 1.0]))
+
+
+def test_a_unit_that_repeats_another_is_less_distinct_than_one_on_its_own():
+    torch.manual_seed(0)
+    a, b, c = torch.randn(3, 500)
+    units = torch.stack([a, -3 * a + 1, b, c, torch.full_like(a, 2.0)], dim=-1)
+    found = distinctness(units.view(5, 100, 5))
+    expected = 1 - (torch.corrcoef(units[:, :4].T).abs().sum(0) - 1) / 4
+    torch.testing.assert_close(found[:4], expected, atol=1e-5, rtol=0)
+    assert found[4] == 0
+    assert found[:2].max() < found[2:4].min()
+
+
+def test_one_unit_alone_is_distinct():
+    assert distinctness(torch.tensor([[1.0], [2.0]])).tolist() == [1.0]
+
+
+def test_by_redundancy_the_unit_that_no_other_repeats_is_dropped_least():
+    torch.manual_seed(0)
+    layer = ImportanceDropout(3, 0.3, by="redundancy", momentum=0.0)
+    a, b = torch.randn(2, 200)
+    layer(torch.stack([a, b, -a], dim=-1))
+    layer.set_rate(0.3)
+    assert layer.unit_rates.argmin() == 1
+    assert layer.unit_rates[0] == pytest.approx(layer.unit_rates[2].item())
+
+
+def test_by_gradient_importance_is_what_removing_the_unit_does_to_the_loss():
+    layer = ImportanceDropout(3, 0.0, by="gradient", momentum=0.0)
+    x = torch.tensor([[1.0, 1.0, 5.0], [-1.0, 3.0, 5.0]], requires_grad=True)
+    y = layer(x)
+    assert layer.importance.count_nonzero() == 0
+    (y * torch.tensor([4.0, 1.0, 0.0])).sum().backward()
+    torch.testing.assert_close(layer.importance, torch.tensor([4.0, 2.0, 0.0]))
+    torch.testing.assert_close(x.grad, torch.tensor([[4.0, 1.0, 0.0]] * 2))
+    with torch.no_grad():
+        layer(x)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_by_gradient_a_checkpoint_measures_once(reentrant):
+    layer = ImportanceDropout(2, 0.0, by="gradient", momentum=0.5)
+    x = torch.ones(3, 2, requires_grad=True)
+    y = layer(x) if reentrant is None else checkpoint(layer, x, use_reentrant=reentrant)
+    (2 * y).sum().backward()
+    assert layer.importance.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_by_gradient_a_compiled_model_measures_the_same(backend):
+    layer = ImportanceDropout(2, 0.0, by="gradient", momentum=0.0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), layer, torch.nn.Linear(2, 3))
+    found = []
+    for forward in (model, torch.compile(model, backend=backend, fullgraph=True)):
+        forward(torch.ones(3, 2)).sum().backward()
+        found.append(layer.importance.clone())
+        layer.importance.zero_()
+    assert found[0].count_nonzero() == 2
+    torch.testing.assert_close(*found)

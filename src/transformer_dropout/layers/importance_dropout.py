@@ -1,6 +1,7 @@
 """Importance dropout: units that matter are dropped less, at the same mean rate."""
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,10 +32,43 @@ def rates_by_importance(importance: Tensor, p: float, spread: float) -> Tensor:
     return p + spread * min(p, 1 - p) * contrast
 
 
+Importance = Literal["activity", "gradient", "redundancy"]
+
+
+def activity(x: Tensor) -> Tensor:
+    """Return how large each unit is, ``mean |x_i|``, over all but the last dimension.
+
+    Shape:
+        x: (..., width); the result is (width,), in float32.
+    """
+    return x.abs().flatten(0, -2).mean(dim=0, dtype=torch.float32)
+
+
+def distinctness(x: Tensor) -> Tensor:
+    """Return how little each unit repeats the others, ``1 - mean_j |corr(x_i, x_j)|`` over ``j != i``.
+
+    A unit that never moves says nothing, and has 0.
+
+    Shape:
+        x: (..., width); the result is (width,), in float32.
+    """
+    rows = x.flatten(0, -2).float()
+    centred = rows - rows.mean(dim=0)
+    length = centred.norm(dim=0)
+    unit = centred / length.clamp_min(torch.finfo(torch.float32).tiny)
+    moves = (length > 0).float()
+    others = (unit.T @ unit).abs().sum(dim=0) - moves
+    return moves * (1 - others / max(x.shape[-1] - 1, 1))
+
+
 class ImportanceDropout(RateLayer):
     """Drop units at rates that fall with their measured importance; identity in evaluation.
 
-    Formula, with ``rank_i`` in [0, 1] the place of unit ``i`` by its running mean of ``|x_i|``::
+    Formula, with ``rank_i`` in [0, 1] the place of unit ``i`` by the running mean of its importance::
+
+        activity    |x_i|                           the size of what removing the unit removes
+        gradient    |y_i dL/dy_i|                   what removing it does to the loss, to first order
+        redundancy  1 - mean_j |corr(x_i, x_j)|     what no other unit says
 
         p_i = p + spread * min(p, 1 - p) * (1 - 2 rank_i)
         y_i = x_i * m_i / (1 - p_i),  m_i ~ Bernoulli(1 - p_i)
@@ -42,9 +76,8 @@ class ImportanceDropout(RateLayer):
     The mean of the rates over units is ``p``, and each unit keeps its expectation. With ``p = 0.1`` and
     ``spread = 0.8`` the rates run from 0.02 for the most important unit to 0.18 for the least.
 
-    Importance is the mean absolute activation, the size of what removing the unit removes. It comes from the
-    forward pass alone; ``|x * gradient|`` says more, but needs hooks in the backward pass, which neither
-    compiled graphs nor activation checkpoints run reliably.
+    Activity costs next to nothing. Gradients are read in the backward pass, and the layer's output is kept
+    until then. Redundancy takes a product of width x width in each forward.
 
     The rates are renewed by ``set_rate`` only, which a handle's ``set_progress`` calls once per step, and in
     no forward: so an activation checkpoint recomputes with the rates of its first run, and a module
@@ -57,22 +90,33 @@ class ImportanceDropout(RateLayer):
         spread: how far the rates lie apart: 0 for the same everywhere, towards 1 for twice ``p`` at the least
             important unit and 0 at the most (while p is at most one half).
         momentum: share of the running mean that one forward keeps.
+        by: what makes a unit important: ``activity``, ``gradient`` or ``redundancy`` (the less, the more).
 
     Shape:
         (..., width); the result has the input's shape and dtype.
 
     Raises:
-        InputError: when p lies outside [0, 1], spread or momentum outside [0, 1), or width is below 1.
+        InputError: when p lies outside [0, 1], spread or momentum outside [0, 1), width is below 1 or ``by`` is
+            none of the three.
 
     Paper: none gives these rates; the nearest is Gomez et al. 2019, "Learning sparse networks using targeted
-    dropout", which drops among the units of least magnitude.
+    dropout", which drops among the units of least magnitude. Importance by ``|y dL/dy|`` is that of Molchanov
+    et al. 2017, "Pruning convolutional neural networks for resource efficient inference".
     """
 
     silent_in_evaluation = True
     importance: Tensor
     unit_rates: Tensor
 
-    def __init__(self, width: int, p: float = 0.5, *, spread: float = 0.8, momentum: float = 0.99) -> None:
+    def __init__(
+        self,
+        width: int,
+        p: float = 0.5,
+        *,
+        spread: float = 0.8,
+        momentum: float = 0.99,
+        by: Importance = "activity",
+    ) -> None:
         super().__init__(p)
         if width < 1:
             raise InputError(f"width is {width}; write the number of units, at least 1.")
@@ -81,7 +125,9 @@ class ImportanceDropout(RateLayer):
                 raise InputError(
                     f"{name} is {value}, but it lies between 0 and below 1; write 0.8 for example."
                 )
-        self.width, self.spread, self.momentum = width, float(spread), float(momentum)
+        if by not in get_args(Importance):
+            raise InputError(f"by is {by!r}; write one of {', '.join(get_args(Importance))}.")
+        self.width, self.spread, self.momentum, self.by = width, float(spread), float(momentum), by
         self.register_buffer("importance", torch.zeros(width))
         self.register_buffer("unit_rates", torch.full((width,), self.p), persistent=False)
 
@@ -91,9 +137,12 @@ class ImportanceDropout(RateLayer):
         self.unit_rates.copy_(rates_by_importance(self.importance, self.p, self.spread))
 
     @torch.no_grad()
-    def measure(self, x: Tensor) -> None:
-        """Move the running importances towards the mean of ``|x|`` over all but the last dimension."""
-        seen = x.detach().abs().flatten(0, -2).mean(dim=0, dtype=torch.float32)
+    def measure(self, seen: Tensor) -> None:
+        """Move the running importances towards those of one batch.
+
+        Shape:
+            seen: (width,).
+        """
         # One overflow, or an empty batch, must not stay in the mean for ever.
         seen = torch.where(seen.isfinite(), seen, self.importance)
         self.importance.lerp_(seen, 1 - self.momentum)
@@ -101,9 +150,22 @@ class ImportanceDropout(RateLayer):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        if torch.compiler.is_compiling() or not inside_backward():
-            self.measure(x)
-        return functional.dropout(x, self.unit_rates)
+        y = functional.dropout(x, self.unit_rates)
+        if self.by == "gradient":
+            self.measure_in_backward(y)
+        elif torch.compiler.is_compiling() or not inside_backward():
+            of_batch = activity if self.by == "activity" else distinctness
+            self.measure(of_batch(x.detach()))
+        return y
+
+    def measure_in_backward(self, y: Tensor) -> None:
+        """Measure ``|y dL/dy|`` when the gradient comes.
+
+        Also for what a checkpoint recomputes: only one of the two graphs is ever gone through.
+        """
+        if y.requires_grad:
+            kept = y.detach()
+            y.register_hook(lambda gradient: self.measure(activity(kept * gradient)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ImportanceDropout":
         was_meta = self.importance.is_meta
@@ -116,4 +178,4 @@ class ImportanceDropout(RateLayer):
         return self
 
     def extra_repr(self) -> str:
-        return f"width={self.width}, p={self.p}, spread={self.spread}"
+        return f"width={self.width}, p={self.p}, spread={self.spread}, by={self.by!r}"
