@@ -166,7 +166,7 @@ def test_gpt2s_size_was_resumed_exactly():
 TUNED = EXPERIMENTS / "tuned"
 
 
-@pytest.mark.parametrize("setting", ["digits_mlp", "digits_vit", "docstrings"])
+@pytest.mark.parametrize("setting", ["digits_mlp", "digits_vit", "docstrings", "sentences", "causal_lm"])
 def test_what_is_searched_is_what_the_methods_say(setting):
     written = runpy.run_path(str(TUNED / "methods.py"))["files"](setting)
     there = {*(TUNED / setting / "configs").glob("*.yaml"), TUNED / setting / "space.yaml"}

@@ -20,12 +20,8 @@ DECAY = {"training.weight_decay": {"low": 0.01, "high": 10.0, "log": True}}
 RATE = {"low": 0.0, "high": 0.6}
 WEIGHT = {"low": 0.001, "high": 1.0, "log": True}
 SHIFTS = [0.0, math.pi / 2, math.pi]
-# What is searched for every learned mask beside learning rate and weight decay.
-MASK = {
-    "recipe.*.shift": SHIFTS,
-    "recipe.*.penalty": ["squared", "linear"],
-    "recipe.*.eval_mask": ["threshold", "mean"],
-}
+# A pre-trained model that loses half of its units at the first step has lost what it came with.
+FINE_SHIFTS = [0.3, math.pi / 2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +156,19 @@ def scheduled(places: Sequence[str]) -> list[Method]:
     ]
 
 
-def learned(name: str, recipe: Rules, **training: Any) -> Method:
+def of_mask(shifts: Sequence[float]) -> dict[str, Any]:
+    """Return what is searched for every learned mask beside learning rate and the penalty's weight."""
+    return {
+        "recipe.*.shift": list(shifts),
+        "recipe.*.penalty": ["squared", "linear"],
+        "recipe.*.eval_mask": ["threshold", "mean"],
+        **DECAY,
+    }
+
+
+def learned(name: str, recipe: Rules, shifts: Sequence[float] = SHIFTS, **training: Any) -> Method:
     """Return a learned mask whose penalty's weight, shift, penalty and evaluation are searched."""
-    searched = {"recipe.*.weight": WEIGHT, **MASK, **DECAY}
+    searched = {"recipe.*.weight": WEIGHT, **of_mask(shifts)}
     if "held_out" in training:
         searched["training.held_out"] = [0.1, 0.2]
     return Method(name=name, recipe=recipe, searched=searched, training=training)
@@ -197,12 +203,15 @@ def of_perceptron() -> list[Method]:
     ]
 
 
-def of_blocks(output: str, everywhere: Sequence[str], **gate: Any) -> list[Method]:
+def of_blocks(
+    output: str, everywhere: Sequence[str], shifts: Sequence[float] = SHIFTS, **gate: Any
+) -> list[Method]:
     """Return the methods that need tokens and blocks.
 
     Args:
         output: where a learned mask acts as published.
         everywhere: all its places.
+        shifts: where its masks may begin.
         gate: arguments of every learned mask.
     """
     anchored = {
@@ -218,28 +227,41 @@ def of_blocks(output: str, everywhere: Sequence[str], **gate: Any) -> list[Metho
 
     def scheduled(name: str, kind: str, **shape: Any) -> Method:
         ends = {"start": 0.0, "end": 0.1, **shape}
-        searched = {f"recipe.*.weight.{kind}.end": WEIGHT, **MASK, **DECAY}
+        searched = {f"recipe.*.weight.{kind}.end": WEIGHT, **of_mask(shifts)}
         return Method(name=name, recipe=mask("LearnedDropout", weight={kind: ends}), searched=searched)
 
-    experts = {
+    return [
+        Method(name="stochastic depth", recipe=[deep], searched={"recipe.0.p": RATE, **DECAY}),
+        learned("LearnedDropout", mask("LearnedDropout"), shifts),
+        scheduled("LearnedDropout, penalty rising", "linear"),
+        scheduled("LearnedDropout, penalty exponential", "exponential", rate=5.0),
+        learned("LearnedDropout, everywhere", mask("LearnedDropout", everywhere), shifts),
+        learned("LearnedDropout, held-out gates", mask("LearnedDropout"), shifts, held_out=0.1),
+        learned("Fourier", mask("LearnedFourierDropout", terms=3), shifts),
+        Method(name="Anchored", recipe=mask("AnchoredDropout", anchor_p=0.1), searched=anchored),
+    ]
+
+
+def experts() -> Method:
+    """Return experts in place of each MLP."""
+    searched = {
         "training.experts.weight": {"low": 0.001, "high": 0.1, "log": True},
         "training.experts.experts": [2, 4],
     }
-    return [
-        Method(name="stochastic depth", recipe=[deep], searched={"recipe.0.p": RATE, **DECAY}),
-        learned("LearnedDropout", mask("LearnedDropout")),
-        scheduled("LearnedDropout, penalty rising", "linear"),
-        scheduled("LearnedDropout, penalty exponential", "exponential", rate=5.0),
-        learned("LearnedDropout, everywhere", mask("LearnedDropout", everywhere)),
-        learned("LearnedDropout, held-out gates", mask("LearnedDropout"), held_out=0.1),
-        learned("Fourier", mask("LearnedFourierDropout", terms=3)),
-        Method(name="Anchored", recipe=mask("AnchoredDropout", anchor_p=0.1), searched=anchored),
-        Method(
-            name="experts",
-            searched={**experts, **DECAY},
-            training={"experts": {"experts": 4, "top_k": 1, "weight": 0.01}},
-        ),
-    ]
+    training = {"experts": {"experts": 4, "top_k": 1, "weight": 0.01}}
+    return Method(name="experts", searched={**searched, **DECAY}, training=training)
+
+
+def token_noise() -> Method:
+    """Return random tokens in place of some."""
+    searched = {"training.token_noise": {"low": 0.0, "high": 0.2}, **DECAY}
+    return Method(name="token noise", searched=searched, training={"token_noise": 0.05})
+
+
+def precomputed(shifts: Sequence[float] = SHIFTS, **gate: Any) -> Method:
+    """Return masks of all blocks that are computed from the embeddings."""
+    recipe = rules(("mlp_output",), "PrecomputedLearnedDropout", **gate, weight=0.1)
+    return learned("pre-computed masks", recipe, shifts)
 
 
 def of_vision_transformer() -> list[Method]:
@@ -249,31 +271,54 @@ def of_vision_transformer() -> list[Method]:
         *plain(places, {"steps": 200, "eval_every": 40}),
         moved_images(),
         *of_blocks("mlp_output", places[1::2], heads=4, causal=False),
+        experts(),
         sparse_relu(("mlp_hidden",)),
     ]
 
 
 def of_text() -> list[Method]:
     """Return the methods of the decoder."""
-    places = ("embedding", "attention_weights", "attention_output", "mlp_output")
-    noise = {"training.token_noise": {"low": 0.0, "high": 0.2}}
     moved = {"data.augment.swap": {"low": 0.0, "high": 0.2}, "data.augment.crop": {"low": 0.0, "high": 0.5}}
     return [
-        *plain(places, {"steps": 250, "eval_every": 125}),
-        Method(name="token noise", searched={**noise, **DECAY}, training={"token_noise": 0.05}),
+        *plain(BLOCK, {"steps": 250, "eval_every": 125}),
+        token_noise(),
         Method(
             name="swapped and cropped text",
             searched={**moved, **DECAY},
             data={"augment": {"swap": 0.05, "crop": 0.2}},
         ),
         *of_blocks("mlp_output", ("attention_output", "mlp_output"), heads=4),
-        learned(
-            "pre-computed masks", rules(("mlp_output",), "PrecomputedLearnedDropout", heads=4, weight=0.1)
-        ),
+        experts(),
+        precomputed(heads=4),
         sparse_relu(("mlp_hidden",)),
     ]
 
 
+def of_fine_tuning(places: Sequence[str], half: Mapping[str, Any], heads: int) -> list[Method]:
+    """Return the methods of a pre-trained model, whose MLPs are neither cut into experts nor given a ReLU."""
+    dropout = rules(places, p=0.1)
+    pull = {"training.l2_sp": {"low": 0.001, "high": 1.0, "log": True}, "recipe.*.p": RATE}
+    return [
+        *plain(places, half),
+        token_noise(),
+        Method(name="L2-SP", recipe=dropout, searched={**pull, **DECAY}, training={"l2_sp": 0.01}),
+        *of_blocks("mlp_output", ("attention_output", "mlp_output"), FINE_SHIFTS, heads=heads),
+        precomputed(FINE_SHIFTS, heads=heads),
+    ]
+
+
+BLOCK = ("embedding", "attention_weights", "attention_output", "mlp_output")
+FINE = {
+    "steps": 150,
+    "batch": 8,
+    "min_lr": 0.0,
+    "warmup_steps": 8,
+    "weight_decay": 0.01,
+    "beta2": 0.999,
+    "precision": "bfloat16",
+    "eval_every": 50,
+    "probe_windows": 100,
+}
 DIGITS = {"steps": 400, "batch": 32, "min_lr": 1e-5, "eval_every": 80, "weight_decay": 0.01}
 SETTINGS = {
     "digits_mlp": Setting(
@@ -304,6 +349,25 @@ SETTINGS = {
         training={"steps": 500, "batch": 16, "min_lr": 1e-4, "eval_every": 125, "weight_decay": 0.1},
         lr={"low": 1e-3, "high": 1e-2, "log": True},
         methods=of_text(),
+    ),
+    "sentences": Setting(
+        task="sentences",
+        model={"source": "runs/three_blocks"},
+        data={
+            "classes": {name: f"../shared/data/rt-polarity.{name}" for name in ("neg", "pos")},
+            "train_sentences": 200,
+        },
+        training={**FINE, "eval_windows": 200},
+        lr={"low": 1e-4, "high": 2e-3, "log": True},
+        methods=of_fine_tuning((*BLOCK, "classifier"), {"steps": 75, "eval_every": 25}, heads=12),
+    ),
+    "causal_lm": Setting(
+        task="causal_lm",
+        model={"source": "runs/small_gpt2"},
+        data={"source": "stdlib-docs", "train_examples": 100},
+        training={**FINE, "eval_windows": 100},
+        lr={"low": 1e-4, "high": 3e-3, "log": True},
+        methods=of_fine_tuning(BLOCK, {"steps": 75, "eval_every": 25}, heads=4),
     ),
 }
 
