@@ -179,6 +179,16 @@ def test_what_is_searched_is_what_the_methods_say(setting):
     assert row.endswith(f"| {len(arms)} |")
 
 
+@pytest.mark.parametrize("claim", ["importance", "widths", "shift", "bert_rates"])
+def test_the_arms_of_a_claim_are_what_its_script_says(claim):
+    written = runpy.run_path(str(EXPERIMENTS / "claims" / "configs.py"))["files"](claim)
+    there = sorted((EXPERIMENTS / "claims" / claim / "configs").glob("*.yaml"))
+    assert {path: path.read_text(encoding="utf-8") for path in there} == written
+    text = words(EXPERIMENTS / "claims" / "README.md")
+    row = next(line for line in text.splitlines() if line.startswith(f"| `{claim}`"))
+    assert f"| {len({load_run_config(path).name for path in there})} x " in row
+
+
 def test_the_dropping_rule_keeps_what_is_near_the_lowest_and_what_is_always_compared():
     within_reach = runpy.run_path(str(TUNED / "within_reach.py"))["within_reach"]
     values = {"none": [0.9], "R-Drop": [0.4, 0.2], "late dropout": [0.23], "averaged weights": [0.2301]}

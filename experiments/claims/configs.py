@@ -1,0 +1,125 @@
+"""The arms of each claim: ``python experiments/claims/configs.py`` writes ``CLAIM/configs/*.yaml``."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformer_dropout.runs.arm_names import folder_name
+from transformer_dropout.yaml_file import dump_yaml
+
+HERE = Path(__file__).parent
+HIDDEN = ("embedding", "attention_output", "mlp_output")
+TEXT = {"source": "stdlib-docs", "tokenizer": "bytes", "train_tokens": 20_000, "validation_tokens": 40_000}
+STEPS = {"steps": 500, "batch": 16, "lr": 3e-3, "min_lr": 1e-4, "eval_every": 125, "weight_decay": 1.0}
+FINE = {
+    "steps": 150,
+    "batch": 8,
+    "lr": 3e-4,
+    "min_lr": 0.0,
+    "warmup_steps": 8,
+    "weight_decay": 0.01,
+    "beta2": 0.999,
+    "precision": "bfloat16",
+    "eval_every": 25,
+    "eval_windows": 200,
+    "probe_windows": 100,
+}
+
+
+def decoder(name: str, recipe: list[dict[str, Any]], *, width: int = 96, **changed: Any) -> dict[str, Any]:
+    """Return a run config of the decoder on docstrings.
+
+    Args:
+        name: of the arm.
+        recipe: its rules.
+        width: of the decoder.
+        changed: keys of its training, and ``train_tokens``.
+    """
+    tokens = changed.pop("train_tokens", TEXT["train_tokens"])
+    return {
+        "name": name,
+        "task": "language",
+        "model": {"width": width, "heads": 4, "blocks": 2, "context": 32},
+        "recipe": recipe,
+        "data": {**TEXT, "train_tokens": tokens},
+        "training": {**STEPS, **changed},
+    }
+
+
+def dropout(p: float, attention: float | None = None, layer: str = "Dropout", **more: Any) -> list[dict]:
+    """Return dropout at the hidden places, and at the attention weights; rules of rate 0 are left out."""
+    places = [(place, p, layer, more) for place in HIDDEN]
+    places.insert(1, ("attention_weights", p if attention is None else attention, "Dropout", {}))
+    return [
+        {"select": place, "layer": which, "p": rate, **own} for place, rate, which, own in places if rate > 0
+    ]
+
+
+def importance() -> Iterator[dict[str, Any]]:
+    """Yield plain dropout and the three ways to say which unit is important."""
+    yield decoder("none", [])
+    yield decoder("dropout 0.1", dropout(0.1))
+    for by in ("activity", "gradient", "redundancy"):
+        yield decoder(f"by {by}", dropout(0.1, layer="ImportanceDropout", by=by))
+
+
+def widths() -> Iterator[dict[str, Any]]:
+    """Yield three widths with four rates each."""
+    for width in (48, 96, 192):
+        for p in (0.0, 0.1, 0.2, 0.3):
+            yield decoder(f"width {width}, p {p:g}", dropout(p), width=width)
+
+
+def shift() -> Iterator[dict[str, Any]]:
+    """Yield the three shifts of LearnedDropout in runs of two lengths."""
+    for steps in (500, 2000):
+        for name, value in (("0", 0.0), ("pi/2", math.pi / 2), ("pi", math.pi)):
+            rule = {
+                "select": "mlp_output",
+                "layer": "LearnedDropout",
+                "heads": 4,
+                "weight": 0.1,
+                "shift": value,
+            }
+            length = {"steps": steps, "eval_every": steps // 4, "train_tokens": 80_000, "weight_decay": 0.1}
+            yield decoder(f"shift {name}, {steps} steps", [rule], **length)
+
+
+def bert_rates() -> Iterator[dict[str, Any]]:
+    """Yield an encoder's hidden and attention rates, each on its own."""
+    for hidden in (0.0, 0.1, 0.3):
+        for attention in (0.0, 0.1, 0.3):
+            recipe = dropout(hidden, attention)
+            if hidden > 0:
+                recipe.append({"select": "classifier", "layer": "Dropout", "p": hidden})
+            yield {
+                "name": f"hidden {hidden:g}, attention {attention:g}",
+                "task": "sentences",
+                "model": {"source": "runs/three_blocks"},
+                "recipe": recipe,
+                "data": {
+                    "classes": {name: f"../shared/data/rt-polarity.{name}" for name in ("neg", "pos")},
+                    "train_sentences": 200,
+                },
+                "training": dict(FINE),
+            }
+
+
+CLAIMS = {claim.__name__: claim for claim in (importance, widths, shift, bert_rates)}
+
+
+def files(claim: str) -> dict[Path, str]:
+    """Return the files of a claim, with what stands in them."""
+    arms = [json.loads(json.dumps(arm)) for arm in CLAIMS[claim]()]
+    return {
+        HERE / claim / "configs" / f"{folder_name(arm['name'], 'run')}.yaml": dump_yaml(arm) for arm in arms
+    }
+
+
+if __name__ == "__main__":
+    for claim in CLAIMS:
+        for path, text in files(claim).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
