@@ -87,6 +87,36 @@ def shift() -> Iterator[dict[str, Any]]:
             yield decoder(f"shift {name}, {steps} steps", [rule], **length)
 
 
+def gates() -> Iterator[dict[str, Any]]:
+    """Yield LearnedDropout as published, and what has a part of it only."""
+    own = {"weight": 0.1, "shift": math.pi / 2}
+    layers = {
+        "LearnedDropout": {"layer": "LearnedDropout", "heads": 4},
+        "mask of another sequence": {"layer": "LearnedShuffledDropout", "heads": 4},
+        "random mask of the same mean rates": {"layer": "LearnedMarginalDropout", "heads": 4},
+        "gate that multiplies, no sampling": {"layer": "LearnedSoftGate", "heads": 4},
+        "gate of the token alone": {"layer": "LearnedPositionwiseDropout"},
+        "gate of rank 8": {"layer": "LearnedLowRankDropout", "rank": 8},
+    }
+    yield decoder("none", [], weight_decay=0.1)
+    yield decoder("dropout 0.1", [{"select": "mlp_output", "layer": "Dropout", "p": 0.1}], weight_decay=0.1)
+    for name, layer in layers.items():
+        yield decoder(name, [{"select": "mlp_output", **layer, **own}], weight_decay=0.1)
+
+
+def views() -> Iterator[dict[str, Any]]:
+    """Yield R-Drop with other second views, all on the same dropout and weight decay."""
+    usual, consistency = dropout(0.1), {"rdrop": 3.0}
+    anchored = {"select": "mlp_output", "heads": 4, "anchor_p": 0.1, "weight": 1.0}
+    yield decoder("dropout 0.1", usual)
+    yield decoder("R-Drop", usual, **consistency)
+    yield decoder("R-Drop, last block", usual, **consistency, rdrop_blocks=1)
+    yield decoder("R-Drop, token noise", usual, **consistency, rdrop_view="token_noise", token_noise=0.05)
+    for name, layer in (("learned", "AnchoredDropout"), ("adversarial", "AdversarialDropout")):
+        recipe = [*usual[:-1], {**anchored, "layer": layer}]
+        yield decoder(f"R-Drop, {name}", recipe, **consistency, rdrop_view=name)
+
+
 def bert_rates() -> Iterator[dict[str, Any]]:
     """Yield an encoder's hidden and attention rates, each on its own."""
     for hidden in (0.0, 0.1, 0.3):
@@ -107,7 +137,7 @@ def bert_rates() -> Iterator[dict[str, Any]]:
             }
 
 
-CLAIMS = {claim.__name__: claim for claim in (importance, widths, shift, bert_rates)}
+CLAIMS = {claim.__name__: claim for claim in (importance, widths, shift, gates, views, bert_rates)}
 
 
 def files(claim: str) -> dict[Path, str]:
