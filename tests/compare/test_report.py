@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -192,6 +194,24 @@ def test_figures_are_kept_for_minutes_while_runs_go_on(folder, monkeypatch):
         assert live.figures is not drawn
         assert "<svg" in write_report(path).read_text()
     live.write()
+
+
+def test_of_runs_that_end_at_once_few_wait_for_the_report(folder, monkeypatch):
+    live, now, written = LiveReport(folder.write(seeds=(1, 2))), [0.0], []
+
+    def slow(*arguments):
+        written.append(now[0])
+        now[0] += 2.0
+
+    module = sys.modules[LiveReport.__module__]
+    monkeypatch.setattr(module, "write_all", slow)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for _ in range(100):
+        live.update()
+        now[0] += 1.0
+    assert written == [0.0, 43.0, 86.0]
+    live.write()
+    assert len(written) == 4
 
 
 def test_all_files_are_written_or_none(folder, tmp_path, monkeypatch):

@@ -258,9 +258,10 @@ def finish(console: Console, out: Path, outcomes: "list[Outcome]") -> None:
 
     stopped = [outcome for outcome in outcomes if outcome.status == "stopped"]
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    if stopped:
+    if stopped or len(failed) == len(outcomes):
         with suppress(InputError):
             write_report(out)  # the page must stop reloading itself
+    if stopped:
         console.print(f"Stopped with {len(stopped)} runs to do; the same command continues them.")
         sys.exit(130)
     if len(failed) < len(outcomes):
@@ -285,7 +286,7 @@ class Display:
         }
 
     def follow(self, out: Path, open_page: bool) -> None:
-        """Write the report now and whenever a run ends, and show it if asked to."""
+        """Write the report now and as runs end, and show it if asked to."""
         from ..compare.report import LiveReport
         from .report import open_in_browser
 
@@ -320,6 +321,6 @@ class Display:
         if self.report is not None:
             # What keeps it from being written is told by the one at the end.
             with suppress(InputError):
-                self.report.write()
+                self.report.update()
         if not self.console.is_terminal:
             self.console.print(f"{outcome.cell.name}: {outcome.status}", highlight=False, markup=False)

@@ -1,6 +1,7 @@
 """Writes what a comparison found: a page to look at, a Markdown table, and every number as JSON."""
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ FORMAT = 1
 # How often an open page looks for what is new while runs go on.
 RELOAD_SECONDS = 10
 SECONDS_BETWEEN_FIGURES = 150
+# How many times as long as the last report took, the next one waits.
+PAUSE = 20
 NORMAL_95 = 1.96
 
 
@@ -96,6 +99,15 @@ class LiveReport:
     def __init__(self, folder: Path) -> None:
         self.folder, self.figures = folder, list[Figure]()
         self.drawn_at = time.monotonic()
+        self.next_at = -math.inf
+
+    def update(self) -> None:
+        """Write all files, unless that would take more than a small share of the time.
+
+        Of hundreds of runs that were done before, or are stopped at once, each would wait for it.
+        """
+        if time.monotonic() >= self.next_at:
+            self.write()
 
     def write(self, *, figures: bool = False) -> Path:
         """Write all files as ``write_report`` does.
@@ -103,6 +115,7 @@ class LiveReport:
         Args:
             figures: draw them anew, which else happens every few minutes, and when no run goes on.
         """
+        began = time.monotonic()
         comparison = load_comparison(self.folder)
         judgement = judge(comparison)
         due = time.monotonic() - self.drawn_at > SECONDS_BETWEEN_FIGURES
@@ -111,6 +124,8 @@ class LiveReport:
         numbers = json.dumps(summary(comparison, judgement), indent=1, allow_nan=False)
         texts = {"table.md": markdown(comparison, judgement), "summary.json": numbers + "\n"}
         write_all(self.folder, texts | {"report.html": render(comparison, judgement, self.figures)})
+        ended = time.monotonic()
+        self.next_at = ended + PAUSE * (ended - began)
         return self.folder / "report.html"
 
 
