@@ -11,13 +11,20 @@ from drawing import BLUE, INK, ORANGE, page, text
 
 from transformer_dropout.compare.metrics import difference_unit, in_shown_unit
 from transformer_dropout.compare.records import Comparison, load_comparison, number
-from transformer_dropout.compare.statistics import Difference, difference_text
+from transformer_dropout.compare.statistics import Difference, difference_text, differences_to
 from transformer_dropout.compare.verdicts import differences, kind_of
 
 DOCS = Path(__file__).parent
 RECORDS = DOCS.parent / "experiments"
 MARKS = re.compile(r"(<!-- (\w+) of make_results\.py -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PALE = "#8C959F"
+CLAIMS = {
+    "importance": "dropout 0.1",
+    "gates": "LearnedDropout",
+    "views": "R-Drop",
+    "shift": "shift pi, 2000 steps",
+    "bert_rates": "hidden 0.1, attention 0.1",
+}
 RDROP = "small_data + R-Drop 3"
 
 
@@ -206,23 +213,53 @@ def against(folder: str, reference: str) -> str:
 def tuned(folder: str, reference: str) -> str:
     """Return what each tuned method gives on fresh seeds: on test, and on validation, which chose for it."""
     comparison = load_comparison(RECORDS / folder)
-    kinds = ("test_loss", "val_loss")
-    values = {kind: partial(comparison.values, key=kind) for kind in kinds}
-    found = {kind: differences(comparison, reference, values[kind]) for kind in kinds}
+    measures = {
+        "test": partial(comparison.values, key="test_loss"),
+        "validation": partial(comparison.values, key="val_loss"),
+        "best evaluation": comparison.best_values,
+    }
+    found = {kind: differences(comparison, reference, values) for kind, values in measures.items()}
     bare = cost(comparison, reference)
-    lines = [
-        f"| method | test | against {reference} | validation | against {reference} | training FLOPs |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for arm in sorted(comparison.arms, key=lambda arm: mean(values["test_loss"](arm).values())):
+    heads = "".join(f" {kind} | against {reference} |" for kind in measures)
+    lines = [f"| method |{heads} training FLOPs |", "|---|" + "---:|" * (2 * len(measures) + 1)]
+    for arm in sorted(comparison.arms, key=lambda arm: mean(measures["test"](arm).values())):
         cells = []
-        for kind in kinds:
-            cells.append(f"{mean(values[kind](arm).values()):.3f}")
+        for kind, values in measures.items():
+            cells.append(f"{mean(values(arm).values()):.3f}")
             cells.append(shown(comparison, found[kind][arm]) if arm in found[kind] else "")
         own = cost(comparison, arm)
         cells.append(f"{own / bare:.2f}" if own and bare else "")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def by_width() -> str:
+    """Return the loss of each width at each rate, and what rate 0.3 costs over 0.1, also against width 48."""
+    comparison = load_comparison(RECORDS / "claims" / "widths")
+    rates, losses = ("0", "0.1", "0.2", "0.3"), {}
+    for width in ("48", "96", "192"):
+        losses[width] = [comparison.values(f"width {width}, p {p}") for p in rates]
+    costs = {
+        width: {seed: found[3][seed] - found[1][seed] for seed in found[1].keys() & found[3].keys()}
+        for width, found in losses.items()
+    }
+    alone = differences_to(dict.fromkeys(costs["48"], 0.0), costs)
+    between = differences_to(costs["48"], {width: own for width, own in costs.items() if width != "48"})
+    heads = [f"p = {p}" for p in rates]
+    lines = [
+        f"| width | {' | '.join(heads)} | 0.3 against 0.1 | that, against width 48 |",
+        "|---:|" + "---:|" * (len(rates) + 2),
+    ]
+    for width, found in losses.items():
+        cells = [f"{mean(values.values()):.3f}" for values in found]
+        cells += [shown(comparison, one[width]) if width in one else "" for one in (alone, between)]
+        lines.append(f"| {width} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def gates() -> str:
+    """Return what was measured of the gates of trained models."""
+    return run_path(str(RECORDS / "claims" / "gates.py"))["table"]().strip()
 
 
 def small_text() -> str:
@@ -261,7 +298,13 @@ def filled(words: str) -> str:
         "depth": partial(against, "depth", "0.1 everywhere"),
         "redundancy": redundancy,
         "small_text": small_text,
-        "tuned_digits_mlp": partial(tuned, "tuned/digits_mlp", "dropout + weight decay"),
+        **{
+            f"tuned_{name}": partial(tuned, f"tuned/{name}", "dropout + weight decay")
+            for name in ("digits_mlp", "digits_vit", "docstrings", "shakespeare", "sentences", "causal_lm")
+        },
+        **{claim: partial(against, f"claims/{claim}", reference) for claim, reference in CLAIMS.items()},
+        "widths": by_width,
+        "gates_measured": gates,
     }
     return MARKS.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n\n{found[3]}", words)
 

@@ -198,21 +198,58 @@ def test_the_dropping_rule_keeps_what_is_near_the_lowest_and_what_is_always_comp
     assert within_reach(methods) == ["none", "R-Drop", "late dropout"]
 
 
-def test_the_intervals_told_of_tuned_methods_are_those_of_their_fresh_runs():
-    comparison = load_comparison(TUNED / "digits_mlp")
-    text = words(TUNED / "README.md").split("## The perceptron")[1]
-    found = " ".join(
+# A tuned setting, and the heading of its figures.
+FRESH = {
+    "digits_mlp": "## The perceptron",
+    "digits_vit": "## The vision transformer",
+    "docstrings": "## The decoder",
+}
+
+
+def section(page, heading):
+    """Return what stands below a heading, up to the next one of its level."""
+    return words(page).split(f"{heading}\n")[1].split("\n## ")[0]
+
+
+def told(text):
+    return [
+        each.replace(" nats", "") for each in re.findall(r"-?\d\.\d+ nats \[-?\d\.\d+, -?\d\.\d+\]", text)
+    ]
+
+
+def intervals(comparison, measures):
+    """Return every difference of a record as pages write it, to every arm and both ways round."""
+    return " ".join(
         difference_text(difference.estimate, flip=flip)
-        for arm in ("none", "dropout + weight decay")
-        for key in ("test_loss", "val_loss")
-        for difference in differences(comparison, arm, partial(comparison.values, key=key)).values()
+        for arm in comparison.arms
+        for measure in measures
+        for difference in differences(comparison, arm, measure).values()
         for flip in (False, True)
     )
-    told = re.findall(r"-?\d\.\d+ nats \[-?\d\.\d+, -?\d\.\d+\]", text)
-    assert told and [each for each in told if each.replace(" nats", "") not in found] == []
-    searched = json.loads((TUNED / "digits_mlp" / "tuning.json").read_text(encoding="utf-8"))["methods"]
+
+
+@pytest.mark.parametrize("setting", FRESH)
+def test_the_intervals_told_of_tuned_methods_are_those_of_their_fresh_runs(setting):
+    comparison = load_comparison(TUNED / setting)
+    text = section(TUNED / "README.md", FRESH[setting])
+    found = intervals(
+        comparison, [partial(comparison.values, key=f"{part}_loss") for part in ("test", "val")]
+    )
+    assert told(text) and [each for each in told(text) if each not in found] == []
+    searched = json.loads((TUNED / setting / "tuning.json").read_text(encoding="utf-8"))["methods"]
     within_reach = runpy.run_path(str(TUNED / "within_reach.py"))["within_reach"]
     assert set(within_reach(searched)) == set(comparison.arms)
     best = {each["name"]: min(trial["value"] for trial in each["trials"]) for each in searched}
     rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
     assert {row[0]: row[1] for row in rows if row[0] in best} == {k: f"{v:.3f}" for k, v in best.items()}
+
+
+CLAIMS = EXPERIMENTS / "claims"
+
+
+@pytest.mark.parametrize("claim", sorted(file.parent.name for file in CLAIMS.glob("*/comparison.json")))
+def test_the_intervals_told_of_a_claim_are_those_of_its_runs(claim):
+    comparison, text = load_comparison(CLAIMS / claim), section(CLAIMS / "README.md", f"## `{claim}`")
+    found = intervals(comparison, [None, comparison.best_values])
+    tables = (EXPERIMENTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    assert told(text) and [each for each in told(text) if each not in found + tables] == []

@@ -209,7 +209,7 @@ def test_of_runs_that_end_at_once_few_wait_for_the_report(folder, monkeypatch):
     for _ in range(100):
         live.update()
         now[0] += 1.0
-    assert written == [0.0, 43.0, 86.0]
+    assert written == [0.0, 42.0, 84.0]
     live.write()
     assert len(written) == 4
 

@@ -96,8 +96,8 @@ class ImportanceDropout(RateLayer):
         (..., width); the result has the input's shape and dtype.
 
     Raises:
-        InputError: when p lies outside [0, 1], spread or momentum outside [0, 1), width is below 1 or ``by`` is
-            none of the three.
+        InputError: when p lies outside [0, 1], spread or momentum outside [0, 1), width is below 1 or ``by``
+            is none of the three.
 
     Paper: none gives these rates; the nearest is Gomez et al. 2019, "Learning sparse networks using targeted
     dropout", which drops among the units of least magnitude. Importance by ``|y dL/dy|`` is that of Molchanov
