@@ -11,7 +11,7 @@ from transformer_dropout.yaml_file import dump_yaml
 
 HERE = Path(__file__).parent
 HIDDEN = ("embedding", "attention_output", "mlp_output")
-TEXT = {"source": "stdlib-docs", "tokenizer": "bytes", "train_tokens": 20_000, "validation_tokens": 40_000}
+TEXT = {"source": "stdlib-docs", "tokenizer": "bytes", "train_tokens": 10_000, "validation_tokens": 40_000}
 STEPS = {"steps": 500, "batch": 16, "lr": 3e-3, "min_lr": 1e-4, "eval_every": 125, "weight_decay": 1.0}
 FINE = {
     "steps": 150,
@@ -83,7 +83,7 @@ def shift() -> Iterator[dict[str, Any]]:
                 "weight": 0.1,
                 "shift": value,
             }
-            length = {"steps": steps, "eval_every": steps // 4, "train_tokens": 80_000, "weight_decay": 0.1}
+            length = {"steps": steps, "eval_every": steps // 4, "train_tokens": 20_000, "weight_decay": 0.1}
             yield decoder(f"shift {name}, {steps} steps", [rule], **length)
 
 
