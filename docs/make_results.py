@@ -22,6 +22,7 @@ CLAIMS = {
     "importance": "dropout 0.1",
     "gates": "LearnedDropout",
     "views": "R-Drop",
+    "relu": "ReLU",
     "shift": "shift pi, 2000 steps",
     "bert_rates": "hidden 0.1, attention 0.1",
 }

@@ -179,7 +179,7 @@ def test_what_is_searched_is_what_the_methods_say(setting):
     assert row.endswith(f"| {len(arms)} |")
 
 
-@pytest.mark.parametrize("claim", ["importance", "widths", "shift", "gates", "views", "bert_rates"])
+@pytest.mark.parametrize("claim", ["importance", "widths", "shift", "gates", "views", "relu", "bert_rates"])
 def test_the_arms_of_a_claim_are_what_its_script_says(claim):
     written = runpy.run_path(str(EXPERIMENTS / "claims" / "configs.py"))["files"](claim)
     there = sorted((EXPERIMENTS / "claims" / claim / "configs").glob("*.yaml"))

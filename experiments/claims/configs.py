@@ -117,6 +117,20 @@ def views() -> Iterator[dict[str, Any]]:
         yield decoder(f"R-Drop, {name}", recipe, **consistency, rdrop_view=name)
 
 
+def relu() -> Iterator[dict[str, Any]]:
+    """Yield ReLU in place of GELU without and with an L1 penalty, and both beside dropout."""
+
+    def sparse(weight: float) -> dict[str, Any]:
+        return {"select": "mlp_hidden", "layer": "SparseReLU", "weight": weight}
+
+    yield decoder("GELU", [])
+    yield decoder("ReLU", [sparse(0.0)])
+    for weight in (0.005, 0.05):
+        yield decoder(f"ReLU, L1 {weight:g}", [sparse(weight)])
+    yield decoder("GELU, dropout 0.1", dropout(0.1))
+    yield decoder("ReLU, L1 0.005, dropout 0.1", [*dropout(0.1), sparse(0.005)])
+
+
 def bert_rates() -> Iterator[dict[str, Any]]:
     """Yield an encoder's hidden and attention rates, each on its own."""
     for hidden in (0.0, 0.1, 0.3):
@@ -137,7 +151,7 @@ def bert_rates() -> Iterator[dict[str, Any]]:
             }
 
 
-CLAIMS = {claim.__name__: claim for claim in (importance, widths, shift, gates, views, bert_rates)}
+CLAIMS = {claim.__name__: claim for claim in (importance, widths, shift, gates, views, relu, bert_rates)}
 
 
 def files(claim: str) -> dict[Path, str]:
