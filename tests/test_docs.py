@@ -89,7 +89,7 @@ def test_a_page_of_a_layer_stands_where_its_file_does_and_has_its_figure(page):
     modules = {getattr(layers, name).__module__.rpartition(".")[2]: name for name in layers.__all__}
     assert words_of(page).startswith(f"# {modules[page.stem]}\n")
     assert f"](../figures/{page.stem}.svg)" in words_of(page)
-    recorded = re.search(r"^<!-- from experiments/\w+: .*; (.+) -->$", words_of(page), flags=re.M)
+    recorded = re.search(r"^<!-- from experiments/[\w/]+: .*; (.+) -->$", words_of(page), flags=re.M)
     assert recorded or words_of(page).endswith("\n## Evidence\n\nIn no record yet.\n")
     assert 25 <= len(words_of(page).splitlines()) <= 50
 
