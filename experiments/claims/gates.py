@@ -2,12 +2,11 @@
 
     python experiments/claims/gates.py runs/gates
 
-Reads the models of the finished comparison ``gates`` and writes ``gates/measured.json``; without an argument
-it writes the table of what is there into this README.
+Reads the models of the finished comparison ``gates`` and writes ``gates/measured.json``; its table is in
+`docs/results.md`.
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +21,6 @@ from transformer_dropout.tasks.language.decoder import Decoder
 from transformer_dropout.tasks.language.saved_model import load_model
 
 FOLDER = Path(__file__).parent
-MARKED = re.compile(r"(<!-- gates\.py -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 MEASURES = {
     "kept, training": "kept on training text",
     "kept, unseen": "kept on unseen text",
@@ -108,22 +106,17 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(runs: str | None = None) -> None:
-    """Measure every run of the comparison, or write the table of what was measured."""
-    if runs is not None:
-        found: dict[str, dict[int, dict[str, float]]] = {}
-        for folder in sorted(Path(runs, "runs").glob("*/seed-*")):
-            record, own = json.loads((folder / "run.json").read_text(encoding="utf-8")), measured(folder)
-            if own:
-                found.setdefault(record["name"], {})[record["seed"]] = own
-                print(record["name"], record["seed"], own)
-        text = json.dumps(found, indent=1) + "\n"
-        (FOLDER / "gates" / "measured.json").write_text(text, encoding="utf-8")
-        return
-    page = FOLDER / "README.md"
-    text = page.read_text(encoding="utf-8")
-    page.write_text(MARKED.sub(lambda at: at[1] + table() + at[2], text), encoding="utf-8")
+def main(runs: str) -> None:
+    """Measure every run of the comparison."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for folder in sorted(Path(runs, "runs").glob("*/seed-*")):
+        record, own = json.loads((folder / "run.json").read_text(encoding="utf-8")), measured(folder)
+        if own:
+            found.setdefault(record["name"], {})[record["seed"]] = own
+            print(record["name"], record["seed"], own)
+    text = json.dumps(found, indent=1) + "\n"
+    (FOLDER / "gates" / "measured.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
