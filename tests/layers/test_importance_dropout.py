@@ -145,7 +145,7 @@ def test_a_handle_renews_the_rates_each_step():
         ({"spread": -0.1}, "spread is -0.1"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"p": 2}, "between 0 and 1"),
-        ({"by": "size"}, "by is 'size'; write one of activity, gradient, redundancy"),
+        ({"by": "size"}, "size"),
     ],
 )
 def test_wrong_words_are_refused(words, message):
@@ -181,12 +181,22 @@ def test_activity_is_the_mean_size_of_each_unit_in_full_precision():
 def test_a_unit_that_repeats_another_is_less_distinct_than_one_on_its_own():
     torch.manual_seed(0)
     a, b, c = torch.randn(3, 500)
-    units = torch.stack([a, -3 * a + 1, b, c, torch.full_like(a, 2.0)], dim=-1)
+    units = torch.stack([a, -3 * a + 1, b, c, torch.full_like(a, 0.1)], dim=-1)
     found = distinctness(units.view(5, 100, 5))
     expected = 1 - (torch.corrcoef(units[:, :4].T).abs().sum(0) - 1) / 4
     torch.testing.assert_close(found[:4], expected, atol=1e-5, rtol=0)
     assert found[4] == 0
     assert found[:2].max() < found[2:4].min()
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_by_redundancy_too_few_rows_leave_no_trace(rows):
+    layer = ImportanceDropout(3, 0.3, by="redundancy")
+    layer(torch.randn(20, 3))
+    before = layer.importance.clone()
+    layer(torch.randn(rows, 3))
+    assert before.count_nonzero() == 3
+    assert torch.equal(layer.importance, before)
 
 
 def test_one_unit_alone_is_distinct():

@@ -1,5 +1,6 @@
 """Importance dropout: units that matter are dropped less, at the same mean rate."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..errors import InputError
+from ..errors import InputError, check_choice
 from ..kernels.torch_internals import inside_backward
 from ._base import RateLayer
 
@@ -47,16 +48,20 @@ def activity(x: Tensor) -> Tensor:
 def distinctness(x: Tensor) -> Tensor:
     """Return how little each unit repeats the others, ``1 - mean_j |corr(x_i, x_j)|`` over ``j != i``.
 
-    A unit that never moves says nothing, and has 0.
+    A unit that never moves says nothing, and has 0. One row tells nothing, and gives NaN.
 
     Shape:
         x: (..., width); the result is (width,), in float32.
     """
     rows = x.flatten(0, -2).float()
+    if len(rows) < 2:
+        return rows.new_full((x.shape[-1],), math.nan)
     centred = rows - rows.mean(dim=0)
     length = centred.norm(dim=0)
     unit = centred / length.clamp_min(torch.finfo(torch.float32).tiny)
-    moves = (length > 0).float()
+    # The mean of equal numbers is off by rounding, which is no movement.
+    moves = (length > 1e-6 * rows.norm(dim=0)).float()
+    unit = unit * moves
     others = (unit.T @ unit).abs().sum(dim=0) - moves
     return moves * (1 - others / max(x.shape[-1] - 1, 1))
 
@@ -125,8 +130,7 @@ class ImportanceDropout(RateLayer):
                 raise InputError(
                     f"{name} is {value}, but it lies between 0 and below 1; write 0.8 for example."
                 )
-        if by not in get_args(Importance):
-            raise InputError(f"by is {by!r}; write one of {', '.join(get_args(Importance))}.")
+        check_choice(by, get_args(Importance), "by")
         self.width, self.spread, self.momentum, self.by = width, float(spread), float(momentum), by
         self.register_buffer("importance", torch.zeros(width))
         self.register_buffer("unit_rates", torch.full((width,), self.p), persistent=False)
