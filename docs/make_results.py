@@ -11,21 +11,13 @@ from drawing import BLUE, INK, ORANGE, page, text
 
 from transformer_dropout.compare.metrics import difference_unit, in_shown_unit
 from transformer_dropout.compare.records import Comparison, load_comparison, number
-from transformer_dropout.compare.statistics import Difference, difference_text, differences_to
+from transformer_dropout.compare.statistics import Difference, difference_text
 from transformer_dropout.compare.verdicts import differences, kind_of
 
 DOCS = Path(__file__).parent
 RECORDS = DOCS.parent / "experiments"
 MARKS = re.compile(r"(<!-- (\w+) of make_results\.py -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PALE = "#8C959F"
-CLAIMS = {
-    "importance": "dropout 0.1",
-    "gates": "LearnedDropout",
-    "views": "R-Drop",
-    "relu": "ReLU",
-    "shift": "shift pi, 2000 steps",
-    "bert_rates": "hidden 0.1, attention 0.1",
-}
 RDROP = "small_data + R-Drop 3"
 
 
@@ -234,30 +226,6 @@ def tuned(folder: str, reference: str) -> str:
     return "\n".join(lines)
 
 
-def by_width() -> str:
-    """Return the loss of each width at each rate, and what rate 0.3 costs over 0.1, also against width 48."""
-    comparison = load_comparison(RECORDS / "claims" / "widths")
-    rates, losses = ("0", "0.1", "0.2", "0.3"), {}
-    for width in ("48", "96", "192"):
-        losses[width] = [comparison.values(f"width {width}, p {p}") for p in rates]
-    costs = {
-        width: {seed: found[3][seed] - found[1][seed] for seed in found[1].keys() & found[3].keys()}
-        for width, found in losses.items()
-    }
-    alone = differences_to(dict.fromkeys(costs["48"], 0.0), costs)
-    between = differences_to(costs["48"], {width: own for width, own in costs.items() if width != "48"})
-    heads = [f"p = {p}" for p in rates]
-    lines = [
-        f"| width | {' | '.join(heads)} | 0.3 against 0.1 | that, against width 48 |",
-        "|---:|" + "---:|" * (len(rates) + 2),
-    ]
-    for width, found in losses.items():
-        cells = [f"{mean(values.values()):.3f}" for values in found]
-        cells += [shown(comparison, one[width]) if width in one else "" for one in (alone, between)]
-        lines.append(f"| {width} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def gates() -> str:
     """Return what was measured of the gates of trained models."""
     return run_path(str(RECORDS / "claims" / "gates.py"))["table"]().strip()
@@ -290,6 +258,12 @@ def redundancy() -> str:
     return run_path(str(RECORDS / "redundancy" / "measure.py"))["table"]().strip()
 
 
+def references(folder: str) -> dict[str, str]:
+    """Return the comparisons recorded below a folder, each with the arm that it names as its reference."""
+    found = [load_comparison(file.parent) for file in (RECORDS / folder).glob("*/comparison.json")]
+    return {each.folder.name: each.reference for each in found if each.reference}
+
+
 def filled(words: str) -> str:
     """Return the page with the tables between its marks."""
     tables = {
@@ -299,12 +273,8 @@ def filled(words: str) -> str:
         "depth": partial(against, "depth", "0.1 everywhere"),
         "redundancy": redundancy,
         "small_text": small_text,
-        **{
-            f"tuned_{name}": partial(tuned, f"tuned/{name}", "dropout + weight decay")
-            for name in ("digits_mlp", "digits_vit", "docstrings", "shakespeare", "sentences", "causal_lm")
-        },
-        **{claim: partial(against, f"claims/{claim}", reference) for claim, reference in CLAIMS.items()},
-        "widths": by_width,
+        **{f"tuned_{name}": partial(tuned, f"tuned/{name}", at) for name, at in references("tuned").items()},
+        **{name: partial(against, f"claims/{name}", at) for name, at in references("claims").items()},
         "gates_measured": gates,
     }
     return MARKS.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n\n{found[3]}", words)
