@@ -167,8 +167,9 @@ TUNED = EXPERIMENTS / "tuned"
 
 
 @pytest.mark.parametrize("setting", ["digits_mlp", "digits_vit", "docstrings", "sentences", "causal_lm"])
-def test_what_is_searched_is_what_the_methods_say(setting):
-    written = runpy.run_path(str(TUNED / "methods.py"))["files"](setting)
+def test_what_is_searched_is_what_the_methods_say(setting, monkeypatch):
+    monkeypatch.syspath_prepend(TUNED)
+    written = runpy.run_path(str(TUNED / "settings.py"))["files"](setting)
     there = {*(TUNED / setting / "configs").glob("*.yaml"), TUNED / setting / "space.yaml"}
     assert {path: path.read_text(encoding="utf-8") for path in there} == written
     arms = [load_run_config(path) for path in sorted(there) if path.name != "space.yaml"]
