@@ -11,7 +11,7 @@ from drawing import BLUE, INK, ORANGE, page, text
 
 from transformer_dropout.compare.metrics import difference_unit, in_shown_unit
 from transformer_dropout.compare.records import Comparison, load_comparison, number
-from transformer_dropout.compare.statistics import Difference, difference_text
+from transformer_dropout.compare.statistics import Difference, difference_text, differences_to
 from transformer_dropout.compare.verdicts import differences, kind_of
 
 DOCS = Path(__file__).parent
@@ -226,6 +226,30 @@ def tuned(folder: str, reference: str) -> str:
     return "\n".join(lines)
 
 
+def by_width() -> str:
+    """Return the loss of each width at each rate, and what rate 0.3 costs over 0.1, also against width 48."""
+    comparison = load_comparison(RECORDS / "claims" / "widths")
+    rates, losses = ("0", "0.1", "0.2", "0.3"), {}
+    for width in ("48", "96", "192"):
+        losses[width] = [comparison.values(f"width {width}, p {p}") for p in rates]
+    costs = {
+        width: {seed: found[3][seed] - found[1][seed] for seed in found[1].keys() & found[3].keys()}
+        for width, found in losses.items()
+    }
+    alone = differences_to(dict.fromkeys(costs["48"], 0.0), costs)
+    between = differences_to(costs["48"], {width: own for width, own in costs.items() if width != "48"})
+    heads = [f"p = {p}" for p in rates]
+    lines = [
+        f"| width | {' | '.join(heads)} | 0.3 against 0.1 | that, against width 48 |",
+        "|---:|" + "---:|" * (len(rates) + 2),
+    ]
+    for width, found in losses.items():
+        cells = [f"{mean(values.values()):.3f}" for values in found]
+        cells += [shown(comparison, one[width]) if width in one else "" for one in (alone, between)]
+        lines.append(f"| {width} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def gates() -> str:
     """Return what was measured of the gates of trained models."""
     return run_path(str(RECORDS / "claims" / "gates.py"))["table"]().strip()
@@ -276,6 +300,8 @@ def filled(words: str) -> str:
         **{f"tuned_{name}": partial(tuned, f"tuned/{name}", at) for name, at in references("tuned").items()},
         **{name: partial(against, f"claims/{name}", at) for name, at in references("claims").items()},
         "gates_measured": gates,
+        "widths": by_width,
+        "longer": partial(tuned, "longer", "weight decay"),
     }
     return MARKS.sub(lambda found: f"{found[1]}\n{tables[found[2]]()}\n\n{found[3]}", words)
 

@@ -39,7 +39,7 @@ def test_every_committed_comparison_with_an_arm_without_regularizer_is_on_the_pa
     words = (DOCS / "results.md").read_text(encoding="utf-8")
     # What was tuned, and what is claimed, each have a table of their own.
     for folder in others:
-        kind, name = folder.split("/")
+        kind, _, name = folder.rpartition("/")
         assert f"<!-- {'tuned_' if kind == 'tuned' else ''}{name} of make_results.py -->" in words
 
 
