@@ -1,22 +1,26 @@
 """Costs against numbers worked out by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.cost import (
     META,
     count_cost,
     count_flops,
+    count_inference,
     count_parameters,
     needed_bytes,
     sketch_of_splits,
 )
 from transformer_dropout.runs.loop import build_model
 from transformer_dropout.runs.run import prepare
+from transformer_dropout.runs.task import Batch
 from transformer_dropout.runs.training_config import SelfTunedConfig, TrainingConfig
 from transformer_dropout.tasks.language import Language
 from transformer_dropout.tasks.language.data import Windows
@@ -66,6 +70,21 @@ def test_the_gate_costs_its_projection_and_its_attention(tiny, learned):
     assert gated.parameters == plain.parameters + gated.regularizer
 
 
+def test_what_a_layer_computes_in_training_only_is_no_cost_of_inference(tiny):
+    rule = {"select": "mlp_output", "layer": "ImportanceDropout", "p": 0.1, "by": "redundancy"}
+    plain, cost = cost_of(tiny()), cost_of(tiny(recipe=[rule]))
+    assert cost.training_flops_per_item > plain.training_flops_per_item
+    assert cost.inference_flops_per_item == plain.inference_flops_per_item
+
+
+def test_an_encoder_layer_of_torch_costs_its_products_in_evaluation_as_well():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).requires_grad_(False)
+    batch = Batch(inputs={"src": torch.randn(2, 3, 8)}, targets=torch.zeros(2), items=6)
+    task = SimpleNamespace(score=lambda model, batch: {"loss": model(**batch.inputs).sum()})
+    assert count_inference(task, layer, batch) == 6 * 2 * 8 * (3 * 8 + 8 + 2 * 16) + 2 * 2 * 2 * 3 * 3 * 8
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_plain_dropout_costs_no_product(tiny, learned):
     cost = cost_of(tiny(recipe=learned[1:]))
     assert (cost.gate_share, cost.regularizer) == (0.0, 0)
@@ -97,8 +116,10 @@ def test_flops_do_not_depend_on_the_batch_per_token():
     with torch.device("meta"):
         model = Decoder(VOCABULARY, DecoderConfig(width=8, heads=2, blocks=2, context=4))
     batches = [Language().batch(Windows(np.zeros(13), 4), range(size)).to(META) for size in (1, 3)]
-    (forward, both), (forward_3, both_3) = (count_flops(Language().loss, model, batch) for batch in batches)
-    assert (3 * forward, 3 * both) == (forward_3, both_3)
+    one, three = (count_flops(Language().loss, model, batch) for batch in batches)
+    assert 3 * one == three
+    one, three = (count_inference(Language(), model, batch) for batch in batches)
+    assert 3 * one == three
     assert count_parameters(model) == (VOCABULARY + 4) * 8 + 2 * (12 * 64 + 16) + 8
 
 

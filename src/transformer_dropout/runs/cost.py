@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import InputError
 from ..kernels.torch_internals import storage_identity
 from ..surgery.regularize import Regularization
+from .evaluate import evaluating
 from .held_out import HeldOut
 from .loop import build_model
 from .objective import Loss, Objective
 from .run_config import RunConfig
-from .task import Batch, Splits
+from .task import Batch, Splits, Task
 from .training_config import TrainingConfig
 
 META = torch.device("meta")
@@ -34,7 +35,7 @@ class Cost:
         trained: all that do; fine-tuning may train a few only.
         items: what is trained on over the whole run, in the task's items.
         training_flops_per_item: floating-point operations of matrix products, forward and backward.
-        inference_flops_per_item: of one forward.
+        inference_flops_per_item: of scoring it, in evaluation mode.
         gate_share: fraction of the training FLOPs spent in the recipe's layers.
         memory_bytes: estimate for weights, their average where there is one, gradients, Adam's moments and
             saved activations of one forward.
@@ -70,18 +71,18 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
     """
     task, training = config.find_task(), config.training
     model, objective, batch, regularization = build_for_counting(config, splits)
-    forward, both = count_flops(task.loss, model, batch)
+    both = count_flops(task.loss, model, batch)
     plain, plain_both = model, both
     if config.recipe:
         plain, _, its_batch, _ = build_for_counting(without_recipe(config), splits)
-        plain_both = count_flops(task.loss, plain, its_batch)[1]
+        plain_both = count_flops(task.loss, plain, its_batch)
     total = count_parameters(model)
     examples = min(2, training.batch)
     memory = needed_bytes(training, objective, model, batch)
-    training_flops = both if objective.is_the_tasks else count_flops(objective, model, batch)[1]
+    training_flops = both if objective.is_the_tasks else count_flops(objective, model, batch)
     held_out = HeldOut(training, model, regularization, config.seed)
     if held_out.gates is not None:
-        training_flops += count_flops(task.loss, model, batch, held_out.gates.gates)[1] / held_out.every
+        training_flops += count_flops(task.loss, model, batch, held_out.gates.gates) / held_out.every
     if held_out.tuned is not None:
         training_flops += (2 * training_flops + both) / (held_out.every * training.accumulation)
     forwards = training.steps * training.accumulation
@@ -98,7 +99,7 @@ def count_cost(config: RunConfig, splits: Splits) -> Cost:
         trained=count_trained(model),
         items=forwards * training.batch * batch.items // examples,
         training_flops_per_item=training_flops / batch.items,
-        inference_flops_per_item=forward / batch.items,
+        inference_flops_per_item=count_inference(task, model, batch) / batch.items,
         gate_share=1 - plain_both / both,
         memory_bytes=memory,
     )
@@ -123,6 +124,7 @@ def build_for_counting(
         model.train()
         objective = Objective(task, config.training, model, splits)
         objective(model, batch.to(META))
+        count_inference(task, model, batch.to(META))
     except (RuntimeError, NotImplementedError, InputError):
         # Its code looks at numbers, or its places show in a run only; such a model has neither.
         model, regularization = build_model(config, splits)
@@ -149,8 +151,8 @@ def count_trained(model: nn.Module) -> int:
 
 def count_flops(
     loss_of: Loss, model: nn.Module, batch: Batch, parameters: list[nn.Parameter] | None = None
-) -> tuple[int, int]:
-    """Return the FLOPs of one forward, and of one forward and backward; no gradient stays behind.
+) -> int:
+    """Return the FLOPs of one forward and backward; no gradient stays behind.
 
     Args:
         loss_of: the loss of the forward.
@@ -158,12 +160,23 @@ def count_flops(
         parameters: those that the backward is for; None for all.
     """
     # The plain attention path is made of products that the counter knows; the fused ones differ by device.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
-        loss = loss_of(model, batch)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
-        loss.backward(inputs=parameters)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        loss_of(model, batch).backward(inputs=parameters)
     model.zero_grad(set_to_none=True)
-    return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
+    return counted.get_total_flops()
+
+
+def count_inference(task: Task, model: nn.Module, batch: Batch) -> int:
+    """Return the FLOPs of scoring a batch, in evaluation mode."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    # PyTorch's own encoder layers are one operation in evaluation, in which the counter sees no product.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+            task.score(model, batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counted.get_total_flops()
 
 
 def saved_bytes(loss_of: Loss, model: nn.Module, batch: Batch) -> int:
