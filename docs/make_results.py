@@ -229,24 +229,20 @@ def tuned(folder: str, reference: str) -> str:
 def by_width() -> str:
     """Return the loss of each width at each rate, and what rate 0.3 costs over 0.1, also against width 48."""
     comparison = load_comparison(RECORDS / "claims" / "widths")
-    rates, losses = ("0", "0.1", "0.2", "0.3"), {}
-    for width in ("48", "96", "192"):
-        losses[width] = [comparison.values(f"width {width}, p {p}") for p in rates]
-    costs = {
-        width: {seed: found[3][seed] - found[1][seed] for seed in found[1].keys() & found[3].keys()}
-        for width, found in losses.items()
-    }
-    alone = differences_to(dict.fromkeys(costs["48"], 0.0), costs)
-    between = differences_to(costs["48"], {width: own for width, own in costs.items() if width != "48"})
-    heads = [f"p = {p}" for p in rates]
-    lines = [
-        f"| width | {' | '.join(heads)} | 0.3 against 0.1 | that, against width 48 |",
-        "|---:|" + "---:|" * (len(rates) + 2),
-    ]
-    for width, found in losses.items():
-        cells = [f"{mean(values.values()):.3f}" for values in found]
-        cells += [shown(comparison, one[width]) if width in one else "" for one in (alone, between)]
-        lines.append(f"| {width} | " + " | ".join(cells) + " |")
+    widths, rates = ("48", "96", "192"), ("0", "0.1", "0.2", "0.3")
+    heads = " | ".join(f"p = {p}" for p in rates)
+    lines = [f"| width | {heads} | 0.3 against 0.1 | that, against width 48 |", "|---|" + "---:|" * 6]
+    for kind, values in (("last step", comparison.values), ("best evaluation", comparison.best_values)):
+        losses = {width: [values(f"width {width}, p {p}") for p in rates] for width in widths}
+        costs = {
+            width: {seed: own[3][seed] - own[1][seed] for seed in own[1]} for width, own in losses.items()
+        }
+        alone = differences_to(dict.fromkeys(costs["48"], 0.0), costs)
+        between = differences_to(costs["48"], {width: costs[width] for width in widths[1:]})
+        for width, own in losses.items():
+            cells = [f"{mean(found.values()):.3f}" for found in own]
+            cells += [shown(comparison, found[width]) if width in found else "" for found in (alone, between)]
+            lines.append(f"| {width}, {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
