@@ -204,6 +204,7 @@ FRESH = {
     "digits_mlp": "## The perceptron",
     "digits_vit": "## The vision transformer",
     "docstrings": "## The decoder",
+    "shakespeare": "## The decoder on Shakespeare",
 }
 
 
