@@ -257,3 +257,11 @@ def test_the_intervals_told_of_a_claim_are_those_of_its_runs(claim):
     found = intervals(comparison, [None, comparison.best_values])
     tables = (EXPERIMENTS.parent / "docs" / "results.md").read_text(encoding="utf-8")
     assert told(text) and [each for each in told(text) if each not in found + tables] == []
+
+
+def test_the_intervals_told_of_the_longer_runs_are_theirs():
+    comparison, text = load_comparison(EXPERIMENTS / "longer"), words(EXPERIMENTS / "longer" / "README.md")
+    found = intervals(
+        comparison, [partial(comparison.values, key=f"{part}_loss") for part in ("test", "val")]
+    )
+    assert told(text) and [each for each in told(text) if each not in found] == []
