@@ -230,6 +230,10 @@ def intervals(comparison, measures):
     )
 
 
+def test_every_tuned_record_is_told_of():
+    assert {file.parent.name for file in TUNED.glob("*/comparison.json")} == set(FRESH)
+
+
 @pytest.mark.parametrize("setting", FRESH)
 def test_the_intervals_told_of_tuned_methods_are_those_of_their_fresh_runs(setting):
     comparison = load_comparison(TUNED / setting)
