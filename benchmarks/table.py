@@ -15,6 +15,7 @@ from . import (
     row_skipping,
     small_model,
     training_step,
+    tuned_steps,
 )
 from .row import Row
 
@@ -32,6 +33,7 @@ ROOMS = (
     block_mlp,
     native_loops,
     audit_cost,
+    tuned_steps,
     gpu,
 )
 
