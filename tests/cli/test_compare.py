@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from transformer_dropout.compare.report import LiveReport
 from transformer_dropout.runs.record import read_metrics, read_run
 from transformer_dropout.runs.run import run
 
@@ -68,6 +69,18 @@ def test_an_arm_that_crashes_is_reported_and_the_others_finish(command, tmp_path
     for name in ("none", "learned"):
         assert read_run(tmp_path / "out" / "runs" / name / "seed-0")["status"] == "finished"
     assert list((tmp_path / "out").glob("*.html"))
+
+
+@pytest.mark.slow
+def test_when_every_run_fails_the_page_ends_as_well(here, tmp_path, config_file, tiny, monkeypatch):
+    # As where each run ends too soon after the one before for the page to be written.
+    monkeypatch.setattr(LiveReport, "update", lambda report: None)
+    bad = config_file(tiny("diverges", lr=1e30), "bad.yaml")
+    result = here("compare", bad, "--seeds", "2", "--out", "out")
+    assert result.code == 1 and "failed: diverges, seed 1" in result.out and "Traceback" not in result.err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "http-equiv" not in page  # it does not reload itself
+    assert "The loss was not finite at step 2" in page
 
 
 @pytest.mark.slow
