@@ -104,7 +104,7 @@ SETTINGS = {
             "train_sentences": 200,
         },
         training={**FINE, "eval_windows": 200},
-        lr={"low": 1e-4, "high": 2e-3, "log": True},
+        lr={"low": 3e-5, "high": 1e-3, "log": True},
         methods=of_fine_tuning((*BLOCK, "classifier"), {"steps": 75, "eval_every": 25}, heads=12),
     ),
     "causal_lm": Setting(
