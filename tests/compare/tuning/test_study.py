@@ -11,7 +11,7 @@ from transformer_dropout.compare.engines import Resources, choose_engine
 from transformer_dropout.compare.tuning import study
 from transformer_dropout.compare.tuning.results import found_by_all
 from transformer_dropout.compare.tuning.space import Method, Range
-from transformer_dropout.compare.tuning.study import Budget, at_once, open_study, spread, tune
+from transformer_dropout.compare.tuning.study import Budget, MethodSearch, at_once, open_study, spread, tune
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.record import read_run
 from transformer_dropout.runs.run import STOP_FILE
@@ -83,6 +83,21 @@ def test_a_training_of_the_users_own_is_searched_and_the_search_goes_on(tmp_path
     assert [trial.number for trial in again] == [3, 4]
     assert {trial.state.name for trial in searched.get_trials()} == {"COMPLETE"}
     assert search(own, out, Budget(trials=5, prune=False)) == []
+
+
+def test_a_trial_that_is_taken_up_again_tells_what_the_study_does_not_know_yet(tmp_path, own):
+    left = open_study(tmp_path, "mine", Budget()).ask()
+    left.set_user_attr("process", {"host": socket.gethostname(), "pid": 2**22 - 1})
+    left.report(0.5, 0)
+    left.report(0.4, 10)
+    taken_up, fresh = MethodSearch(own, tmp_path, Budget(together=1)).next_trials()
+    assert (taken_up.told, fresh.told) == (10, -1)
+    (folder := taken_up.cells[0].folder).mkdir(parents=True)
+    rows = [{"step": step, "val_loss": 0.5} for step in (0, 10, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # A step that is told twice is a warning of Optuna's, and so an error here.
+    taken_up.look(taken_up.cells[0])
+    assert taken_up.told == 20
 
 
 @pytest.mark.slow

@@ -213,7 +213,9 @@ class MethodSearch:
         found = []
         for frozen in self.left:
             # A process that died left it; its runs go on from their checkpoints.
-            found.append(self.running(optuna.trial.Trial(self.study, frozen._trial_id), frozen.number))
+            trial = optuna.trial.Trial(self.study, frozen._trial_id)
+            told = -1 if frozen.last_step is None else frozen.last_step
+            found.append(self.running(trial, frozen.number, told))
         self.left = []
         with self.alone:
             begun = sum(trial.state.name != "WAITING" for trial in self.study.get_trials(deepcopy=False))
@@ -225,8 +227,8 @@ class MethodSearch:
                 found.append(self.running(trial, trial.number))
         return found
 
-    def running(self, trial: Any, number: int) -> Running:
-        """Return a trial with its runs."""
+    def running(self, trial: Any, number: int, told: int = -1) -> Running:
+        """Return a trial with its runs; the study knows its evaluations up to a step."""
         values = {key: suggest_value(trial, key, search) for key, search in self.method.settings.items()}
         arm = self.method.configured(values)
         folder = self.out / "trials" / self.method.arm.slug() / f"{number:04d}"
@@ -243,6 +245,7 @@ class MethodSearch:
             method=self.method,
             cells=cells,
             prune=self.budget.prune,
+            told=told,
             # Asked to end by a process that died before it said so.
             pruned=(cells[0].folder / STOP_FILE).exists(),
         )
