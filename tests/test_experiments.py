@@ -205,6 +205,7 @@ FRESH = {
     "digits_vit": "## The vision transformer",
     "docstrings": "## The decoder",
     "shakespeare": "## The decoder on Shakespeare",
+    "causal_lm": "## Causal fine-tuning",
 }
 
 

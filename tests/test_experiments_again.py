@@ -19,6 +19,8 @@ EXPERIMENTS = ROOT / "experiments"
 FOLDERS = sorted(str(file.parent.relative_to(EXPERIMENTS)) for file in EXPERIMENTS.rglob("comparison.json"))
 # They begin with a pre-trained encoder; tests/tasks/sentences/test_arms.py has a small one in its place.
 OF_SENTENCES = ["claims/bert_rates", "fine_tuning/all", "fine_tuning/few", "sentences"]
+# They begin with a pre-trained decoder, which a few steps stand for.
+OF_WINDOWS = ["causal_lm", "tuned/causal_lm"]
 
 
 def read_json(file):
@@ -43,13 +45,13 @@ def refuse_other_text(recorded, fresh):
 
 
 def test_every_record_is_trained_again_by_a_test():
-    assert set(FOLDERS) >= {*OF_SENTENCES, "causal_lm", "default"}
+    assert set(FOLDERS) >= {*OF_SENTENCES, *OF_WINDOWS, "default"}
     told = (ROOT / "tests" / "tasks" / "sentences" / "test_arms.py").read_text(encoding="utf-8")
     assert all(f'"{name}"' in told for name in OF_SENTENCES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in [*OF_SENTENCES, "causal_lm"]])
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in [*OF_SENTENCES, *OF_WINDOWS]])
 def test_as_far_as_the_first_evaluation_it_trains_as_it_did(name, tmp_path):
     folder = cheapest(name)
     config, rows = load_run_config(folder / "config.yaml"), read_metrics(folder / "metrics.jsonl")
@@ -70,8 +72,11 @@ def test_as_far_as_the_first_evaluation_it_trains_as_it_did(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_pre_trained_for_three_steps_is_fine_tuned_on_the_windows_of_the_record(tmp_path, capsys):
-    folder = cheapest("causal_lm")
+@pytest.mark.parametrize("name", OF_WINDOWS)
+def test_a_model_pre_trained_for_three_steps_is_fine_tuned_on_the_windows_of_the_record(
+    name, tmp_path, capsys
+):
+    folder = cheapest(name)
     runpy.run_path(str(EXPERIMENTS / "causal_lm" / "pretrain.py"))["main"](tmp_path / "small_gpt2", 3)
     config, recorded = load_run_config(folder / "config.yaml"), read_json(folder / "run.json")
     model = replace(config.model, source=str(tmp_path / "small_gpt2"))
