@@ -104,6 +104,38 @@ def gates() -> Iterator[dict[str, Any]]:
         yield decoder(name, [{"select": "mlp_output", **layer, **own}], weight_decay=0.1)
 
 
+def cosine() -> Iterator[dict[str, Any]]:
+    """Yield LearnedDropout as published, and gates of another form."""
+    own = {"select": "mlp_output", "heads": 4, "weight": 0.1, "shift": math.pi / 2}
+    layers = {
+        "LearnedDropout": {"layer": "LearnedDropout"},
+        "Fourier series of 3 terms": {"layer": "LearnedFourierDropout", "terms": 3},
+        "steep sigmoid": {"layer": "LearnedSigmoidDropout"},
+        "steep sigmoid, straight-through": {"layer": "LearnedSigmoidStraightThrough"},
+    }
+    for name, layer in layers.items():
+        yield decoder(name, [{**own, **layer}], weight_decay=0.1)
+
+
+def unseen() -> Iterator[dict[str, Any]]:
+    """Yield gates that learn from the training loss, and from what the weights do not see."""
+    place = {"select": "mlp_output"}
+    learned = {**place, "layer": "LearnedDropout", "heads": 4, "weight": 0.1, "shift": math.pi / 2}
+    anchored = {**place, "heads": 4, "anchor_p": 0.1, "weight": 1.0}
+    arms = {
+        "none": ([], {}),
+        "dropout 0.1": ([{**place, "layer": "Dropout", "p": 0.1}], {}),
+        "LearnedDropout": ([learned], {}),
+        "LearnedDropout, nine tenths of the text": ([learned], {"train_tokens": 9_000}),
+        "held-out gates": ([learned], {"held_out": 0.1}),
+        "held-out gates, every fourth step": ([learned], {"held_out": 0.1, "held_out_every": 4}),
+        "Anchored": ([{**anchored, "layer": "AnchoredDropout"}], {}),
+        "cross-fitted gates": ([{**anchored, "layer": "CrossFittedDropout"}], {"cross_fit": True}),
+    }
+    for name, (recipe, changed) in arms.items():
+        yield decoder(name, recipe, weight_decay=0.1, **changed)
+
+
 def views() -> Iterator[dict[str, Any]]:
     """Yield R-Drop with other second views, all on the same dropout and weight decay."""
     usual, consistency = dropout(0.1), {"rdrop": 3.0}
@@ -151,7 +183,10 @@ def bert_rates() -> Iterator[dict[str, Any]]:
             }
 
 
-CLAIMS = {claim.__name__: claim for claim in (importance, widths, shift, gates, views, relu, bert_rates)}
+CLAIMS = {
+    claim.__name__: claim
+    for claim in (importance, widths, shift, gates, cosine, unseen, views, relu, bert_rates)
+}
 
 
 def files(claim: str) -> dict[Path, str]:
