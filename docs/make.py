@@ -305,26 +305,30 @@ def filled(marker: re.Match) -> str:
 
 
 def sentences(record: Path, arms: list[str]) -> list[str]:
-    """Return what each arm did against no regularizer, seed by seed, and against the reference."""
+    """Return what each arm did against no regularizer, if that was recorded, and against the reference."""
     summary = json.loads((record / "summary.json").read_text(encoding="utf-8"))
     found = {arm["arm"]: arm for arm in summary["arms"]}
-    without, reference = found["none"]["val_loss_by_seed"], summary["reference"]["name"]
-    told = []
+    reference, told = summary["reference"]["name"], []
     for arm in arms:
         # What plain dropout did is told on its own page.
         if arm == "none" or (arm == reference and arm != arms[-1]):
             continue
-        losses = found[arm]["val_loss_by_seed"]
-        changes = [losses[seed] - without[seed] for seed in losses]
-        mean = sum(changes) / len(changes)
-        side = "above" if mean > 0 else "below"
-        seeds = sum(change * mean > 0 for change in changes)
-        words = (
-            f"* {arm}: validation ends {abs(mean):.3f} nats {side} no regularizer, {side} it at {seeds} of "
-        )
-        against = "" if arm == reference else f"; {found[arm]['text']}"
-        told.append(f"{words}{len(changes)} seeds{against}.")
+        words = [] if arm == reference else [found[arm]["text"]]
+        if "none" in found:
+            words.insert(0, against_none(found[arm]["val_loss_by_seed"], found["none"]["val_loss_by_seed"]))
+        told.append(f"* {arm}: {'; '.join(words)}.")
     return told
+
+
+def against_none(losses: dict[str, float], without: dict[str, float]) -> str:
+    """Return where losses end beside those of no regularizer, seed by seed."""
+    changes = [losses[seed] - without[seed] for seed in losses]
+    mean = sum(changes) / len(changes)
+    side, seeds = ("above" if mean > 0 else "below"), sum(change * mean > 0 for change in changes)
+    return (
+        f"validation ends {abs(mean):.3f} nats {side} no regularizer, {side} it at {seeds} of "
+        f"{len(changes)} seeds"
+    )
 
 
 if __name__ == "__main__":
