@@ -13,7 +13,7 @@ METHOD = """
 Every ratio is the median over rounds of the ratio within a round: both sides take turns in one process,
 {rounds} rounds, CPU time at one thread (CUDA events on a GPU), after a check that they compute the
 same{memory}.
-The reference is built the way the published code is built: its mask through a float16 round trip, a full
+The reference, where a row names no other, is built the way the published code is: its mask through a float16 round trip, a full
 noise tensor, statistics in every step, materialised logits, eager, default AdamW. "pure" is PyTorch
 alone, "native" with the extra of that name.
 """

@@ -1,5 +1,6 @@
 """Write tables and figure of ``results.md`` from the committed records: ``python docs/make_results.py``."""
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -246,6 +247,18 @@ def by_width() -> str:
     return "\n".join(lines)
 
 
+def tuned_steps() -> str:
+    """Return how long a step of tuned methods took, by one of dropout with weight decay."""
+    record = json.loads((DOCS.parent / "benchmarks" / "tuned" / "record.json").read_text(encoding="utf-8"))
+    lines = ["| a step of | takes | rounds | at most asked |", "|---|---:|---:|---:|"]
+    for row in record["rows"]:
+        name = row["name"].removeprefix("step of the tuned ").removesuffix(" / dropout + weight decay")
+        rounds = row["per_round"]
+        cells = (f"{row['value']:.2f}", f"{min(rounds):.2f} to {max(rounds):.2f}", f"{row['target']:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def gates() -> str:
     """Return what was measured of the gates of trained models."""
     return run_path(str(RECORDS / "claims" / "gates.py"))["table"]().strip()
@@ -296,6 +309,7 @@ def filled(words: str) -> str:
         **{f"tuned_{name}": partial(tuned, f"tuned/{name}", at) for name, at in references("tuned").items()},
         **{name: partial(against, f"claims/{name}", at) for name, at in references("claims").items()},
         "gates_measured": gates,
+        "tuned_steps": tuned_steps,
         "widths": by_width,
         "longer": partial(tuned, "longer", "weight decay"),
     }

@@ -209,6 +209,7 @@ FRESH = {
     "docstrings": "## The decoder",
     "shakespeare": "## The decoder on Shakespeare",
     "causal_lm": "## Causal fine-tuning",
+    "sentences": "## Sentences",
 }
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 FOLDERS = sorted(str(file.parent.relative_to(EXPERIMENTS)) for file in EXPERIMENTS.rglob("comparison.json"))
 # They begin with a pre-trained encoder; tests/tasks/sentences/test_arms.py has a small one in its place.
-OF_SENTENCES = ["claims/bert_rates", "fine_tuning/all", "fine_tuning/few", "sentences"]
+OF_SENTENCES = ["claims/bert_rates", "fine_tuning/all", "fine_tuning/few", "sentences", "tuned/sentences"]
 # They begin with a pre-trained decoder, which a few steps stand for.
 OF_WINDOWS = ["causal_lm", "tuned/causal_lm"]
 

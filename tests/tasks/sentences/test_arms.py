@@ -77,6 +77,7 @@ def test_the_cheapest_row_of_the_records_trains_again_on_a_small_model(changed, 
         assert config.recipe == recipe_of(record, "none")
     # Their encoder has no dropout of its own that a rule would have to silence.
     assert recipe_of("claims/bert_rates", "hidden-0-attention-0") == []
+    assert recipe_of("tuned/sentences", "none") == []
     run(config, tmp_path / "run")
     first, last = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert last["train_loss"] < 0.8 * first["train_loss"]
