@@ -13,9 +13,9 @@ METHOD = """
 Every ratio is the median over rounds of the ratio within a round: both sides take turns in one process,
 {rounds} rounds, CPU time at one thread (CUDA events on a GPU), after a check that they compute the
 same{memory}.
-The reference, where a row names no other, is built the way the published code is: its mask through a float16 round trip, a full
-noise tensor, statistics in every step, materialised logits, eager, default AdamW. "pure" is PyTorch
-alone, "native" with the extra of that name.
+The reference, where a row names no other, is built the way the published code is: its mask through a
+float16 round trip, a full noise tensor, statistics in every step, materialised logits, eager, default
+AdamW. "pure" is PyTorch alone, "native" with the extra of that name.
 """
 
 
