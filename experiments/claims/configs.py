@@ -126,7 +126,6 @@ def unseen() -> Iterator[dict[str, Any]]:
         "none": ([], {}),
         "dropout 0.1": ([{**place, "layer": "Dropout", "p": 0.1}], {}),
         "LearnedDropout": ([learned], {}),
-        "LearnedDropout, nine tenths of the text": ([learned], {"train_tokens": 9_000}),
         "held-out gates": ([learned], {"held_out": 0.1}),
         "held-out gates, every fourth step": ([learned], {"held_out": 0.1, "held_out_every": 4}),
         "Anchored": ([{**anchored, "layer": "AnchoredDropout"}], {}),

@@ -1,6 +1,7 @@
 """Arms and seeds in one folder: what is refused, what is added, what is run."""
 
 import json
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from transformer_dropout.compare.engines import Resources, choose_engine
 from transformer_dropout.errors import InputError
 from transformer_dropout.runs.run import run
 
+Data = namedtuple("Data", "manifest")
 ABOUT = {"command": "dropout compare a.yaml", "reference": None}
 
 
@@ -196,13 +198,21 @@ def test_a_comparison_keeps_its_id_and_its_age(tmp_path, arms):
 def test_data_are_made_ready_once_and_show_what_a_sketch_cannot(tiny, monkeypatch):
     asked, fitted = [], []
     monkeypatch.setattr(
-        comparison, "prepare", lambda config: asked.append(config) or f"data of {config.name}"
+        comparison, "prepare", lambda config: asked.append(config) or Data(manifest={"of": config.name})
     )
     monkeypatch.setattr(comparison, "check_fit", lambda *given: fitted.append(given))
     first, same = tiny("a"), tiny("b", lr=0.5)
     other = replace(tiny("c"), data=replace(first.data, validation_fraction=0.3))
     sketches = {"b": None, "c": "sizes"}
     monkeypatch.setattr(comparison, "sketch_of_splits", lambda config: sketches[config.name])
-    comparison.prepare_configs([first, same, other])
+    assert comparison.prepare_configs([first, same, other]) == {"b": {"of": "b"}, "c": {"of": "c"}}
     assert [config.name for config in asked] == ["b", "c"]
-    assert fitted == [(same, "data of b")]
+    assert fitted == [(same, Data(manifest={"of": "b"}))]
+
+
+def test_arms_of_different_data_are_refused_before_a_run_is_spent_on_them(tiny, tmp_path):
+    arms = [tiny("a"), tiny("b", lr=0.5)]
+    prepare_data(make_cells(arms, [0], tmp_path))
+    less = replace(tiny("less"), data=replace(arms[0].data, validation_fraction=0.3))
+    with pytest.raises(InputError, match=r"arms 'b' and 'less' have different data \(train_sha256\)"):
+        prepare_data(make_cells([*arms, less], [0], tmp_path))

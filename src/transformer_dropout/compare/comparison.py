@@ -2,12 +2,14 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -17,11 +19,13 @@ from ..json_file import read_object
 from ..runs.cost import sketch_of_splits
 from ..runs.files import clear_write_errors, write_json
 from ..runs.memory_limit import check_fit
+from ..runs.record import data_section
 from ..runs.run import check_config, prepare
 from ..runs.run_config import RunConfig
 from .cells import Cell, CellConfig, Outcome, config_as_text
 from .engines import Engine
 from .progress import FolderWatch
+from .records import SAME_DATA
 
 FORMAT = 1
 
@@ -56,22 +60,40 @@ def prepare_data(cells: Sequence[Cell]) -> None:
     """Make the data of unfinished runs ready once, not in every run.
 
     Raises:
-        InputError: when they are not to be had.
+        InputError: when they are not to be had, or are not the same for all arms.
     """
     unfinished = [cell.config for cell in cells if not cell.finished]
-    prepare_configs([config for config in unfinished if isinstance(config, RunConfig)])
+    refuse_other_data(prepare_configs([config for config in unfinished if isinstance(config, RunConfig)]))
 
 
-def prepare_configs(configs: list[RunConfig]) -> None:
+def prepare_configs(configs: list[RunConfig]) -> dict[str, dict[str, Any]]:
     """Make the data of runs ready, and refuse models that do not fit them.
+
+    Returns:
+        what records will say of each preparation of data, by the name of an arm that has it.
 
     Raises:
         InputError: when data are not to be had, or a model that only its data can show to be wrong.
     """
+    prepared = {}
     for config in different_data(configs):
         splits = prepare(config)
         if sketch_of_splits(config) is None:
             check_fit(config, splits)
+        prepared[config.name] = data_section(splits.manifest)
+    return prepared
+
+
+def refuse_other_data(prepared: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InputError where arms have different data, before a run is spent on what cannot be compared."""
+    for (name, data), (other, theirs) in pairwise(prepared.items()):
+        for key in SAME_DATA:
+            if None not in (data.get(key), theirs.get(key)) and data[key] != theirs[key]:
+                raise InputError(
+                    f"The arms {name!r} and {other!r} have different data ({key}), so that their losses "
+                    "would not compare; give both the same data: section, or compare each in a folder of its "
+                    "own."
+                )
 
 
 def different_data(configs: list[RunConfig]) -> list[RunConfig]:

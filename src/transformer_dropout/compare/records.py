@@ -16,7 +16,7 @@ from ..schedule_data import schedule_from_data
 from .record_files import ComparisonFile, RunFile, read_file, read_rows
 
 # Losses compare only over the same items of the same vocabulary.
-_SAME_DATA = ("train_sha256", "validation_sha256", "test_sha256", "vocabulary_size")
+SAME_DATA = ("train_sha256", "validation_sha256", "test_sha256", "vocabulary_size")
 _SAME_SETTINGS = ("model", "recipe", "training", "settings")
 
 
@@ -326,7 +326,7 @@ def _check_same_task(runs: list[Run]) -> None:
 
 
 def _check_same_data(runs: list[Run]) -> None:
-    for key in _SAME_DATA:
+    for key in SAME_DATA:
         known = [run for run in runs if run.section("data").get(key) is not None]
         for first, second in pairwise(known):
             if first.section("data")[key] != second.section("data")[key]:
