@@ -11,6 +11,7 @@ from . import (
     native_loops,
     peak_memory,
     plain_dropout,
+    precomputed_masks,
     product,
     row_skipping,
     small_model,
@@ -34,6 +35,7 @@ ROOMS = (
     native_loops,
     audit_cost,
     tuned_steps,
+    precomputed_masks,
     gpu,
 )
 
