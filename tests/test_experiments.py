@@ -257,6 +257,18 @@ def test_the_intervals_told_of_tuned_methods_are_those_of_their_fresh_runs(setti
     assert {row[0]: row[1] for row in rows if row[0] in best} == {k: f"{v:.3f}" for k, v in best.items()}
 
 
+def test_how_the_trials_of_sentences_ended_is_counted():
+    searched = json.loads((TUNED / "sentences" / "tuning.json").read_text(encoding="utf-8"))["methods"]
+    ends = [trial["value"] for each in searched for trial in each["trials"]]
+    below, above = (sum(end < 0.68 for end in ends), sum(end > 0.72 for end in ends))
+    chance = len(ends) - below - above
+    told = (
+        f"of the {len(ends)} trials that were not pruned {chance} stayed at chance, 0.68 to 0.72 nats, "
+        f"{above} learned the reviews by heart and ended above that, and {below} came below"
+    )
+    assert told in section(TUNED / "README.md", FRESH["sentences"])
+
+
 CLAIMS = EXPERIMENTS / "claims"
 
 

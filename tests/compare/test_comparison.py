@@ -197,22 +197,31 @@ def test_a_comparison_keeps_its_id_and_its_age(tmp_path, arms):
 
 def test_data_are_made_ready_once_and_show_what_a_sketch_cannot(tiny, monkeypatch):
     asked, fitted = [], []
-    monkeypatch.setattr(
-        comparison, "prepare", lambda config: asked.append(config) or Data(manifest={"of": config.name})
-    )
+    monkeypatch.setattr(comparison, "prepare", lambda config: asked.append(config) or Data(manifest={}))
     monkeypatch.setattr(comparison, "check_fit", lambda *given: fitted.append(given))
     first, same = tiny("a"), tiny("b", lr=0.5)
     other = replace(tiny("c"), data=replace(first.data, validation_fraction=0.3))
     sketches = {"b": None, "c": "sizes"}
     monkeypatch.setattr(comparison, "sketch_of_splits", lambda config: sketches[config.name])
-    assert comparison.prepare_configs([first, same, other]) == {"b": {"of": "b"}, "c": {"of": "c"}}
+    comparison.prepare_configs([first, same, other])
     assert [config.name for config in asked] == ["b", "c"]
-    assert fitted == [(same, Data(manifest={"of": "b"}))]
+    assert fitted == [(same, Data(manifest={}))]
 
 
 def test_arms_of_different_data_are_refused_before_a_run_is_spent_on_them(tiny, tmp_path):
     arms = [tiny("a"), tiny("b", lr=0.5)]
     prepare_data(make_cells(arms, [0], tmp_path))
     less = replace(tiny("less"), data=replace(arms[0].data, validation_fraction=0.3))
-    with pytest.raises(InputError, match=r"arms 'b' and 'less' have different data \(train_sha256\)"):
+    said = r"The data of the arm 'b' and of the arm 'less' differ \(train_sha256\)"
+    with pytest.raises(InputError, match=said):
         prepare_data(make_cells([*arms, less], [0], tmp_path))
+
+
+def test_an_arm_of_other_data_than_the_finished_runs_is_refused_too(tiny, tmp_path):
+    first = tiny("a")
+    (finished,) = make_cells([first], [0], tmp_path)
+    run(finished.config, finished.folder)
+    prepare_data([finished, *make_cells([tiny("b", lr=0.5)], [0], tmp_path)])
+    less = replace(tiny("less"), data=replace(first.data, validation_fraction=0.3))
+    with pytest.raises(InputError, match=r"The data of the run in .*seed-0 and of the arm 'less' differ"):
+        prepare_data(make_cells([first, less], [0], tmp_path))

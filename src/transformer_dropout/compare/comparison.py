@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,13 +18,13 @@ from ..json_file import read_object
 from ..runs.cost import sketch_of_splits
 from ..runs.files import clear_write_errors, write_json
 from ..runs.memory_limit import check_fit
-from ..runs.record import data_section
+from ..runs.record import data_section, read_run
 from ..runs.run import check_config, prepare
 from ..runs.run_config import RunConfig
 from .cells import Cell, CellConfig, Outcome, config_as_text
 from .engines import Engine
 from .progress import FolderWatch
-from .records import SAME_DATA
+from .same_data import other_data
 
 FORMAT = 1
 
@@ -60,40 +59,43 @@ def prepare_data(cells: Sequence[Cell]) -> None:
     """Make the data of unfinished runs ready once, not in every run.
 
     Raises:
-        InputError: when they are not to be had, or are not the same for all arms.
+        InputError: when they are not to be had, or are not those of all arms and of the runs finished before.
     """
-    unfinished = [cell.config for cell in cells if not cell.finished]
-    refuse_other_data(prepare_configs([config for config in unfinished if isinstance(config, RunConfig)]))
+    finished = [cell.finished for cell in cells]
+    recorded = {
+        f"the run in {cell.folder}": (read_run(cell.folder) or {}).get("data") or {}
+        for cell, done in zip(cells, finished, strict=True)
+        if done
+    }
+    unfinished = [cell.config for cell, done in zip(cells, finished, strict=True) if not done]
+    prepare_configs([config for config in unfinished if isinstance(config, RunConfig)], recorded)
 
 
-def prepare_configs(configs: list[RunConfig]) -> dict[str, dict[str, Any]]:
-    """Make the data of runs ready, and refuse models that do not fit them.
+def prepare_configs(
+    configs: list[RunConfig], recorded: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Make the data of runs ready, and refuse what a run would be spent on for nothing.
 
-    Returns:
-        what records will say of each preparation of data, by the name of an arm that has it.
+    Args:
+        configs: of runs that are to be compared with each other.
+        recorded: what records say of the data of further ones, by their names for people.
 
     Raises:
-        InputError: when data are not to be had, or a model that only its data can show to be wrong.
+        InputError: when data are not to be had, a model that only its data can show to be wrong, or runs
+            whose losses would not compare since their data differ.
     """
-    prepared = {}
+    data = dict(recorded or {})
     for config in different_data(configs):
         splits = prepare(config)
         if sketch_of_splits(config) is None:
             check_fit(config, splits)
-        prepared[config.name] = data_section(splits.manifest)
-    return prepared
-
-
-def refuse_other_data(prepared: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError where arms have different data, before a run is spent on what cannot be compared."""
-    for (name, data), (other, theirs) in pairwise(prepared.items()):
-        for key in SAME_DATA:
-            if None not in (data.get(key), theirs.get(key)) and data[key] != theirs[key]:
-                raise InputError(
-                    f"The arms {name!r} and {other!r} have different data ({key}), so that their losses "
-                    "would not compare; give both the same data: section, or compare each in a folder of its "
-                    "own."
-                )
+        data[f"the arm {config.name!r}"] = data_section(splits.manifest)
+    if other := other_data(data.items()):
+        first, second, key = other
+        raise InputError(
+            f"The data of {first} and of {second} differ ({key}), so that their losses would not compare; "
+            "give both the same 'data:' section, or compare each in a folder of its own."
+        )
 
 
 def different_data(configs: list[RunConfig]) -> list[RunConfig]:

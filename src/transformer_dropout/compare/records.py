@@ -14,9 +14,8 @@ from ..runs.task import ACCURACY, LOSS, Metric
 from ..runs.training_config import REGULARIZERS
 from ..schedule_data import schedule_from_data
 from .record_files import ComparisonFile, RunFile, read_file, read_rows
+from .same_data import other_data
 
-# Losses compare only over the same items of the same vocabulary.
-SAME_DATA = ("train_sha256", "validation_sha256", "test_sha256", "vocabulary_size")
 _SAME_SETTINGS = ("model", "recipe", "training", "settings")
 
 
@@ -326,14 +325,12 @@ def _check_same_task(runs: list[Run]) -> None:
 
 
 def _check_same_data(runs: list[Run]) -> None:
-    for key in SAME_DATA:
-        known = [run for run in runs if run.section("data").get(key) is not None]
-        for first, second in pairwise(known):
-            if first.section("data")[key] != second.section("data")[key]:
-                raise InputError(
-                    f"{first.folder} and {second.folder} saw different data ({key}), so their losses do not "
-                    "compare: run both again on one data set, or into two folders."
-                )
+    if other := other_data([(str(run.folder), run.section("data")) for run in runs]):
+        first, second, key = other
+        raise InputError(
+            f"{first} and {second} saw different data ({key}), so their losses do not compare: run both "
+            "again on one data set, or into two folders."
+        )
 
 
 def _check_same_settings(runs: list[Run]) -> None:
