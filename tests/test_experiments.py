@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from transformer_dropout.compare.records import load_comparison
-from transformer_dropout.compare.statistics import difference_text, differences_to
+from transformer_dropout.compare.statistics import difference_text, differences_to, mean_interval
 from transformer_dropout.compare.tuning.space import read_methods, refuse_values
 from transformer_dropout.compare.verdicts import differences
 from transformer_dropout.runs.record import read_metrics
@@ -255,6 +255,24 @@ def test_the_intervals_told_of_tuned_methods_are_those_of_their_fresh_runs(setti
     best = {each["name"]: min(trial["value"] for trial in each["trials"]) for each in searched}
     rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
     assert {row[0]: row[1] for row in rows if row[0] in best} == {k: f"{v:.3f}" for k, v in best.items()}
+
+
+@pytest.mark.parametrize(("setting", "seeds"), [("digits_mlp", 60), ("docstrings", 60), ("shakespeare", 40)])
+def test_the_widths_told_of_single_intervals_are_those_of_their_seeds(setting, seeds):
+    comparison = load_comparison(TUNED / setting)
+    losses = {arm: comparison.values(arm, "test_loss") for arm in comparison.arms}
+    rival = losses.pop("dropout + weight decay")
+    assert all(set(found) == set(range(seeds)) for found in (rival, *losses.values()))
+    widths = {
+        arm: mean_interval([found[seed] - rival[seed] for seed in found]).half_width
+        for arm, found in losses.items()
+    }
+    narrowest, *_, wide, widest = sorted(widths, key=widths.__getitem__)
+    told = (
+        f"The interval of one difference alone is {widths[narrowest]:.4f} to {widths[wide]:.4f} nats "
+        f"to each side, of {widest} {widths[widest]:.4f};"
+    )
+    assert told in section(TUNED / "README.md", FRESH[setting])
 
 
 def test_how_the_trials_of_sentences_ended_is_counted():
