@@ -180,10 +180,7 @@ def test_what_is_searched_is_what_the_methods_say(setting, monkeypatch):
     assert row.endswith(f"| {len(arms)} |")
 
 
-@pytest.mark.parametrize(
-    "claim",
-    ["importance", "widths", "shift", "gates", "cosine", "unseen", "views", "relu", "bert_rates"],
-)
+@pytest.mark.parametrize("claim", runpy.run_path(str(EXPERIMENTS / "claims" / "configs.py"))["CLAIMS"])
 def test_the_arms_of_a_claim_are_what_its_script_says(claim):
     written = runpy.run_path(str(EXPERIMENTS / "claims" / "configs.py"))["files"](claim)
     there = sorted((EXPERIMENTS / "claims" / claim / "configs").glob("*.yaml"))

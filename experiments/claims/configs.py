@@ -148,6 +148,45 @@ def views() -> Iterator[dict[str, Any]]:
         yield decoder(f"R-Drop, {name}", recipe, **consistency, rdrop_view=name)
 
 
+def cheap_gates() -> Iterator[dict[str, Any]]:
+    """Yield the best plain recipe, and learned masks of few FLOPs in the place of a part of it."""
+    usual = dropout(0.1)
+    own = {"rank": 8, "weight": 0.1, "shift": math.pi / 2}
+    arms = {
+        "dropout 0.1": {},
+        "attention of rank 8": {"mlp_output": "LearnedLowRankDropout"},
+        "token alone": {"mlp_output": "LearnedPositionwiseDropout"},
+        "block's own attention": {"attention_output": "LearnedPositionwiseDropout"},
+        "token alone and block's own attention": dict.fromkeys(
+            ("mlp_output", "attention_output"), "LearnedPositionwiseDropout"
+        ),
+    }
+    for name, layers in arms.items():
+        yield decoder(
+            name,
+            [
+                {"select": place, "layer": layers[place], **own}
+                if (place := rule["select"]) in layers
+                else rule
+                for rule in usual
+            ],
+        )
+
+
+def consistency() -> Iterator[dict[str, Any]]:
+    """Yield R-Drop with other weights, other rates, and dropout at fewer places."""
+    yield decoder("R-Drop", dropout(0.1), rdrop=3.0)
+    for weight in (1.0, 10.0):
+        yield decoder(f"weight {weight:g}", dropout(0.1), rdrop=weight)
+    for p in (0.05, 0.2):
+        yield decoder(f"p {p:g}", dropout(p), rdrop=3.0)
+    for rule in dropout(0.1):
+        others = [other for other in dropout(0.1) if other["select"] != rule["select"]]
+        place = rule["select"].replace("_", " ").replace("mlp", "MLP")
+        yield decoder(f"{place} alone", [rule], rdrop=3.0)
+        yield decoder(f"not at the {place}", others, rdrop=3.0)
+
+
 def relu() -> Iterator[dict[str, Any]]:
     """Yield ReLU in place of GELU without and with an L1 penalty, and both beside dropout."""
 
@@ -184,7 +223,19 @@ def bert_rates() -> Iterator[dict[str, Any]]:
 
 CLAIMS = {
     claim.__name__: claim
-    for claim in (importance, widths, shift, gates, cosine, unseen, views, relu, bert_rates)
+    for claim in (
+        importance,
+        widths,
+        shift,
+        gates,
+        cheap_gates,
+        cosine,
+        unseen,
+        views,
+        consistency,
+        relu,
+        bert_rates,
+    )
 }
 
 
