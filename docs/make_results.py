@@ -164,9 +164,9 @@ def speed_of_learning() -> str:
     return "\n".join(lines)
 
 
-def kept_over_time() -> str:
-    """Return what the learned masks of the default setting keep in training, by block and step."""
-    comparison = load_comparison(RECORDS / "default")
+def kept_over_time(folder: str) -> str:
+    """Return what the learned masks of a record keep in training, by block and step."""
+    comparison = load_comparison(RECORDS / folder)
     lines = []
     for arm in comparison.arms:
         runs = [run for run in comparison.usable(arm) if any(row.get("keep_by_site") for row in run.metrics)]
@@ -302,7 +302,9 @@ def filled(words: str) -> str:
     tables = {
         "settings": settings_table,
         "speed_of_learning": speed_of_learning,
-        "kept_over_time": kept_over_time,
+        "kept_over_time": partial(kept_over_time, "default"),
+        "kept_in_fine_tuning": partial(kept_over_time, "causal_lm"),
+        "kept_of_sentences": partial(kept_over_time, "sentences"),
         "depth": partial(against, "depth", "0.1 everywhere"),
         "redundancy": redundancy,
         "small_text": small_text,
