@@ -173,6 +173,17 @@ def cheap_gates() -> Iterator[dict[str, Any]]:
         )
 
 
+def anchored() -> Iterator[dict[str, Any]]:
+    """Yield dropout and gates that begin as it, behind the MLP, without and with R-Drop."""
+    usual, consistency = dropout(0.1), {"rdrop": 3.0}
+    gate = {"select": "mlp_output", "layer": "AnchoredDropout", "heads": 4, "anchor_p": 0.1, "weight": 1.0}
+    gated = [*usual[:-1], gate]
+    yield decoder("dropout 0.1", usual)
+    yield decoder("Anchored", gated)
+    yield decoder("R-Drop", usual, **consistency)
+    yield decoder("R-Drop, Anchored", gated, **consistency, rdrop_view="learned")
+
+
 def consistency() -> Iterator[dict[str, Any]]:
     """Yield R-Drop with other weights, other rates, and dropout at fewer places."""
     yield decoder("R-Drop", dropout(0.1), rdrop=3.0)
@@ -229,6 +240,7 @@ CLAIMS = {
         shift,
         gates,
         cheap_gates,
+        anchored,
         cosine,
         unseen,
         views,
