@@ -287,6 +287,49 @@ def test_how_the_trials_of_sentences_ended_is_counted():
 CLAIMS = EXPERIMENTS / "claims"
 
 
+def test_every_folder_of_a_claim_is_one_of_the_script():
+    claims = set(runpy.run_path(str(CLAIMS / "configs.py"))["CLAIMS"])
+    assert {folder.parent.name for folder in CLAIMS.glob("*/configs")} == claims
+    assert {file.parent.name for file in CLAIMS.glob("*/comparison.json")} == claims
+
+
+def means(claim, key):
+    """Return the mean over seeds of a figure of a claim's arms, where they have it."""
+    comparison = load_comparison(CLAIMS / claim)
+    found = {arm: [run.section("result")[key] for run in comparison.usable(arm)] for arm in comparison.arms}
+    return {arm: sum(row) / len(row) for arm, row in found.items() if None not in row}
+
+
+def test_what_cheap_gates_keep_and_learn_is_that_of_their_runs():
+    text, kept = section(CLAIMS / "README.md", "## `cheap_gates`"), means("cheap_gates", "keep")
+    assert f"keep {100 * min(kept.values()):.0f} to {100 * max(kept.values()):.0f} % in training" in text
+    train = means("cheap_gates", "train_loss")
+    plain = train.pop("dropout 0.1")
+    learned = f"{min(train.values()):.3f} to {max(train.values()):.3f} where dropout's ends at {plain:.3f}"
+    assert f"training loss ends at {learned}" in text
+    runs = [
+        run
+        for arm in ("attention of rank 8", "token alone", "token alone and block's own attention")
+        for run in load_comparison(CLAIMS / "cheap_gates").usable(arm)
+    ]
+    assert (
+        f"in {sum(bool(run.record['alarms']) for run in runs)} of the {len(runs)} runs with a gate behind"
+        in text
+    )
+
+
+def test_what_anchored_gates_keep_and_learn_is_that_of_their_runs():
+    text, kept = section(CLAIMS / "README.md", "## `anchored`"), means("anchored", "keep")
+    low, high = min(kept.values()), max(kept.values())
+    assert f"keep {100 * low:.0f} to {100 * high:.0f} % in training" in text
+    train = means("anchored", "train_loss")
+    gained = [
+        train[arm] - train[gated]
+        for arm, gated in (("dropout 0.1", "Anchored"), ("R-Drop", "R-Drop, Anchored"))
+    ]
+    assert f"training loss ends {gained[0]:.3f} and {gained[1]:.3f} nats lower" in text
+
+
 @pytest.mark.parametrize("claim", sorted(file.parent.name for file in CLAIMS.glob("*/comparison.json")))
 def test_the_intervals_told_of_a_claim_are_those_of_its_runs(claim):
     comparison, text = load_comparison(CLAIMS / claim), section(CLAIMS / "README.md", f"## `{claim}`")

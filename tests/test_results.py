@@ -51,3 +51,16 @@ def test_the_figures_in_words_stand_in_the_tables():
     assert len(named) >= 4
     for figure in named:
         assert figure.removesuffix(" steps") in tables or figure == "95 %", figure
+
+
+def test_what_is_told_of_fine_tuning_a_dense_model_is_the_last_column_of_its_tables(make_results):
+    decoder, encoder = (
+        [int(row.split("|")[-2].strip(" %")) for row in make_results.kept_over_time(folder).splitlines()[2:]]
+        for folder in ("causal_lm", "sentences")
+    )
+    *others, last = encoder
+    told = (
+        f"the decoder keeps {min(decoder)} to {max(decoder)} % and every layer of the encoder but its last "
+        f"{min(others)} to {max(others)} %; the last one closes to {last} %"
+    )
+    assert told in (DOCS / "results.md").read_text(encoding="utf-8")
